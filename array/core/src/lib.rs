@@ -1,1 +1,20 @@
+//! The pure core of Cairn's block array.
+//!
+//! Everything here decides or encodes; nothing here acts. There is no clock, no file, no socket and no
+//! source of randomness: time, keys and entropy are arguments, so each function can be tested by calling it.
+//!
+//! ```text
+//!   image ── manifest ── map pages ──► extents ──► segment ── frames ── blocks
+//!                                                     │
+//!                              stripe map ◄── stripes ┘ ◄── placement ◄── planner
+//! ```
 
+pub mod bytes;
+
+pub mod id;
+
+pub mod sign;
+
+pub mod units;
+
+pub mod stripe_map;

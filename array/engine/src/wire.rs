@@ -1,0 +1,342 @@
+//! What server, agents and targets say to each other: JSON over mutual TLS.
+//!
+//! | path on the server (`https://…:8440`) | who may call | request → answer |
+//! |---|---|---|
+//! | `POST /agent/v1/join` | holder of a join token (no certificate yet) | [`JoinRequest`] → [`JoinReply`] |
+//! | `POST /agent/v1/sync` | agent | [`SyncRequest`] → [`SyncReply`], held up to [`SYNC_HOLD`] while nothing is new |
+//! | `GET /agent/v1/directory` | agent, target | the signed directory, binary |
+//! | `GET /agent/v1/assignment` | approved agent | [`Assignment`] |
+//! | `POST /agent/v1/holdings` | approved agent | [`Holdings`] → 204 |
+//! | `GET /agent/v1/images` | approved agent | `Vec<`[`ImageLine`]`>` |
+//! | `POST /agent/v1/leave` | agent | nothing → 204 |
+//! | `POST /target/v1/hello` | anybody (no certificate) | [`TargetHello`] → [`HelloReply`] |
+//! | `GET /target/v1/ticket` | session bearer | [`TicketReply`], held up to [`SYNC_HOLD`] while waiting |
+//! | `GET /target/v1/manifest` | session bearer with a ticket | the signed manifest, binary |
+//! | `GET /target/v1/stripe-maps` | session bearer with a ticket | [`StripeMaps`] |
+//! | `POST /target/v1/progress` | session bearer with a ticket | [`InstallProgress`] → [`ProgressReply`] |
+//! | `POST /target/v1/bad-segment` | session bearer with a ticket | [`BadSegment`] → 204 |
+//! | `GET /peer/v1/segment/{id}` | agent or target certificate | the sealed bytes |
+//!
+//! An agent's peer service (`https://…:8442`) answers only the last line, to members of the same site.
+//! Every body has a limit ([`MAX_BODY_BYTES`]); a list has at most [`MAX_SEGMENTS`] entries.
+
+use std::{net::SocketAddr, time::Duration};
+
+use cairn_core::{
+    id::{AgentId, InstallId, MachineId, SegmentId, SiteId, VersionId},
+    sign::VerifyingKey,
+    units::{ByteCount, Generation},
+};
+use serde::{Deserialize, Serialize};
+
+/// How long the server holds a call that waits for news.
+pub const SYNC_HOLD: Duration = Duration::from_secs(20);
+/// The largest JSON body either side accepts.
+pub const MAX_BODY_BYTES: usize = 256 << 20;
+/// The most segments one message names (a 12 TiB DSF).
+pub const MAX_SEGMENTS: usize = 3 << 20;
+
+/// A client asks to become a member.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The secret part of the join token.
+    pub secret: String,
+    /// PKCS #10; only its public key counts, every name in the certificate is the server's choice.
+    pub csr_pem: String,
+    /// What the machine calls itself; shown, never trusted.
+    pub hostname: String,
+    pub lend: ByteCount,
+    /// Where this agent's peer service listens.
+    pub peer_port: u16,
+}
+
+/// The new member's papers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinReply {
+    pub agent: AgentId,
+    pub site: SiteId,
+    pub certificate_pem: String,
+    pub ca_pem: String,
+    pub signing_key: VerifyingKey,
+    pub state: MemberState,
+}
+
+/// Where a member stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemberState {
+    /// Joined, not yet approved: gets and serves nothing.
+    Pending,
+    Approved,
+    /// Its certificate is no longer accepted.
+    Revoked,
+    /// Went by its own wish.
+    Left,
+}
+
+/// A running agent tells how it is and what it knows already.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SyncRequest {
+    pub lend: ByteCount,
+    /// Bytes of the lent space that hold segments.
+    pub used: ByteCount,
+    pub peer_port: u16,
+    /// The directory this agent has.
+    pub directory: Generation,
+    /// The assignment this agent has applied or is applying.
+    pub assignment: Generation,
+}
+
+/// What is new for an agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SyncReply {
+    pub state: MemberState,
+    pub directory: Generation,
+    pub assignment: Generation,
+    /// The server has no full list of this agent's holdings and asks for one.
+    pub want_holdings: bool,
+}
+
+/// All that an agent is to hold. What is missing it fetches, what is not named it drops.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Assignment {
+    pub number: Generation,
+    pub segments: Vec<AssignedSegment>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AssignedSegment {
+    pub id: SegmentId,
+    pub bytes: u32,
+    pub class: SegmentClass,
+    /// Other members that hold it; the server is the last resort and is not named.
+    pub sources: Vec<AgentId>,
+}
+
+/// What a segment is worth when space gets short, least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SegmentClass {
+    Parity,
+    Data,
+}
+
+/// What changed in an agent's DSF.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Holdings {
+    /// `stored` is everything this agent holds, not an addition.
+    pub full: bool,
+    pub stored: Vec<SegmentId>,
+    pub dropped: Vec<SegmentId>,
+    pub bad: Vec<BadSegment>,
+    /// The assignment that these holdings fulfil, when they do.
+    pub fulfils: Option<Generation>,
+}
+
+/// A segment whose bytes did not match its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadSegment {
+    pub segment: SegmentId,
+    /// Who served or holds it; none for the server itself.
+    pub holder: Option<AgentId>,
+}
+
+/// An image version as an agent lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageLine {
+    pub name: String,
+    pub number: u32,
+    pub size: ByteCount,
+    pub stored: ByteCount,
+}
+
+/// A blank machine, or an agent on behalf of its operator, asks to be installed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TargetHello {
+    /// PKCS #10 of the key this target made for this run. The code is derived from it ([`code_of`]).
+    pub csr_pem: String,
+    pub identity: MachineIdentity,
+    pub disks: Vec<DiskLine>,
+    pub firmware: Firmware,
+    /// The firmware says that it verified what it booted.
+    pub secure_boot: bool,
+    /// The image asked for by name (`cairn-agent install NAME`); a PXE target asks for none.
+    pub image: Option<String>,
+}
+
+/// What a machine says it is. It selects, it never authorises.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineIdentity {
+    /// SMBIOS system UUID; absent when the firmware has none.
+    pub uuid: Option<String>,
+    pub serial: Option<String>,
+    pub vendor: Option<String>,
+    pub product: Option<String>,
+    /// Lower-case, colon-separated.
+    pub macs: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Firmware {
+    Bios,
+    Uefi,
+}
+
+/// A disk as the target sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLine {
+    /// `/dev/…`, or the path of a file.
+    pub path: String,
+    pub size: ByteCount,
+    pub model: Option<String>,
+    pub serial: Option<String>,
+    pub wwn: Option<String>,
+    pub read_only: bool,
+    pub removable: bool,
+    pub rotational: bool,
+    /// Mounted, swapped on or held by something else.
+    pub busy: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HelloReply {
+    /// Bearer of this run; proves that later calls come from whoever said hello.
+    pub session: String,
+    pub machine: MachineId,
+    /// The same code that the target computes and shows; the administrator compares the two.
+    pub code: String,
+}
+
+/// The answer to a waiting target.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum TicketReply {
+    /// Nobody has approved this target yet.
+    AwaitingApproval,
+    /// Approved; no deployment names this machine yet.
+    AwaitingDeployment,
+    Refused { reason: String },
+    Ready(Box<Ticket>),
+}
+
+/// Everything a target needs to install one image version, and nothing for any other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ticket {
+    pub install: InstallId,
+    pub image: String,
+    pub number: u32,
+    pub version: VersionId,
+    /// For the peers: names this target, expires within a day.
+    pub certificate_pem: String,
+    pub ca_pem: String,
+    pub signing_key: VerifyingKey,
+    /// Opens the secret part of this version's manifest.
+    #[serde(with = "hex::serde")]
+    pub content_key: [u8; 32],
+    pub disk: DiskSelector,
+    pub then: AfterInstall,
+}
+
+/// Which disk is installed to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", content = "value", rename_all = "kebab-case")]
+pub enum DiskSelector {
+    /// The only disk that is neither removable, read-only nor busy. Two such disks are an error.
+    #[default]
+    Only,
+    Serial(String),
+    Wwn(String),
+    /// Exactly this size.
+    Size(ByteCount),
+    /// A device or file named by the operator of `cairn-agent install --disk`.
+    Path(String),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AfterInstall {
+    #[default]
+    Reboot,
+    PowerOff,
+    /// Leave the installer, e.g. on a running system.
+    Exit,
+}
+
+/// The stripe maps of every image whose segments the version uses, each a signed binary document in base64.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StripeMaps {
+    pub maps: Vec<String>,
+}
+
+/// Where an install stands. Sent about once a second and at each change of phase.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstallProgress {
+    pub phase: InstallPhase,
+    /// Sealed bytes that this install needs to fetch.
+    pub total: ByteCount,
+    pub from_peers: ByteCount,
+    pub from_server: ByteCount,
+    /// Sealed bytes of segments that were rebuilt from parity instead of fetched.
+    pub rebuilt: ByteCount,
+    /// Plain bytes that were already right on the disk.
+    pub already: ByteCount,
+    /// Plain bytes written.
+    pub written: ByteCount,
+    pub milliseconds: u64,
+    /// Why it failed and what to do, when it did.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InstallPhase {
+    Planning,
+    Writing,
+    Verifying,
+    Finishing,
+    Done,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ProgressReply {
+    /// The administrator cancelled this install.
+    pub cancel: bool,
+}
+
+/// The code of a target: the first 40 bits of SHA-256 over its public key (SubjectPublicKeyInfo, DER), in
+/// Crockford's base 32, as `XXXX-XXXX`. Both sides compute it, so whoever sits between them cannot keep it.
+#[must_use]
+pub fn code_of(public_key_der: &[u8]) -> String {
+    const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    let hash = cairn_core::id::sha256(public_key_der);
+    let bits = hash[..5].iter().fold(0_u64, |bits, byte| (bits << 8) | u64::from(*byte));
+    let mut code = String::with_capacity(9);
+    for place in (0..8).rev() {
+        code.push(char::from(DIGITS[usize::try_from((bits >> (5 * place)) & 31).unwrap_or(0)]));
+        if place == 4 {
+            code.push('-');
+        }
+    }
+    code
+}
+
+/// Where to reach a member's peer service, as the signed directory has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddress {
+    pub agent: AgentId,
+    pub addr: SocketAddr,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_eight_digits_of_the_key() {
+        // SHA-256("abc") starts ba7816bf8f.
+        assert_eq!(code_of(b"abc"), "Q9W1-DFWF");
+        assert_ne!(code_of(b"abd"), code_of(b"abc"));
+    }
+}
