@@ -169,7 +169,8 @@ impl Stripe {
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let [k, data, parity] = reader.array()?;
-        let mut shards = |count: u8| (0..count).map(|_| Shard::read(reader)).collect();
+        let mut shards =
+            |count: u8| (0..count).map(|_| Shard::read(reader)).collect::<Result<Vec<_>, _>>();
         Ok(Self { k, data: shards(data)?, parity: shards(parity)? })
     }
 }
