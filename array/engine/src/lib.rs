@@ -1,1 +1,7 @@
+//! The engine on the pure core: what reads and writes disks and talks to peers.
+//!
+//! Shells around the decisions of `cairn-core`; used by the server and by the agent, which do not know each other.
 
+pub mod random;
+pub mod tls;
+pub mod wire;

@@ -216,7 +216,9 @@ pub enum TicketReply {
     AwaitingApproval,
     /// Approved; no deployment names this machine yet.
     AwaitingDeployment,
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
     Ready(Box<Ticket>),
 }
 

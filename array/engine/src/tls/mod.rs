@@ -1,0 +1,31 @@
+//! Mutual TLS under the site's own CA (DESIGN section 6).
+//!
+//! A certificate speaks for one [`Member`], named by its only DNS name, which the server chose. Addresses are not
+//! identity: a client connects to wherever [`NameTable`] says the member is, and checks the name.
+//!
+//! Invariants: no public CA is ever trusted; TLS 1.3 only; a name that is not of this site's form speaks for nobody.
+
+mod client;
+mod key;
+mod member;
+mod names;
+mod service;
+mod token;
+
+pub use client::{Trust, client, url};
+pub use key::{Fingerprint, KeyAndCsr, Papers, new_key_and_csr, public_key_of_csr};
+pub use member::Member;
+pub use names::NameTable;
+pub use service::{Peer, serve, server_tls};
+pub use token::{BadToken, Token, TokenKind};
+
+/// HTTP/2 flow control for segment-sized bodies: with the defaults a 4 MiB body waits for the window four times.
+pub(crate) mod window {
+    pub(crate) const STREAM_BYTES: u32 = 16 << 20;
+    pub(crate) const CONNECTION_BYTES: u32 = 64 << 20;
+    pub(crate) const FRAME_BYTES: u32 = 1 << 20;
+    pub(crate) const SEND_BYTES: usize = 4 << 20;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{Extension, Router, routing::get};
+use cairn_core::id::{AgentId, InstallId};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+/// A CA as the server makes one.
+struct Site {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    ca_pem: String,
+}
+
+impl Site {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+        let ca_pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: rcgen::Issuer::new(params, key), ca_pem }
+    }
+
+    fn papers(&self, name: &str) -> Papers {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate_pem = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Papers { certificate_pem, key_pem: key.serialize_pem(), ca_pem: self.ca_pem.clone() }
+    }
+}
+
+async fn who(Extension(peer): Extension<Peer>) -> String {
+    peer.member.map_or("nobody".to_owned(), |member| member.dns_name())
+}
+
+async fn start(papers: &Papers) -> (SocketAddr, CancellationToken) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(serve(
+        listener,
+        server_tls(papers).unwrap(),
+        Router::new().route("/who", get(who)),
+        stop.clone(),
+    ));
+    (addr, stop)
+}
+
+async fn ask(
+    trust: &Trust,
+    papers: Option<&Papers>,
+    addr: SocketAddr,
+) -> Result<String, reqwest::Error> {
+    let names = Arc::new(NameTable::default());
+    names.set(Member::Server, addr);
+    client(trust, papers, names)
+        .unwrap()
+        .get(url(&Member::Server, "/who"))
+        .send()
+        .await?
+        .text()
+        .await
+}
+
+#[tokio::test]
+async fn both_ends_know_each_other_by_names_the_site_gave() {
+    let site = Site::new();
+    let (addr, stop) = start(&site.papers(&Member::Server.dns_name())).await;
+    let agent = Member::Agent(AgentId([7; 16]));
+    let papers = site.papers(&agent.dns_name());
+    let trust = Trust::Ca(site.ca_pem.clone());
+    assert_eq!(ask(&trust, Some(&papers), addr).await.unwrap(), agent.dns_name());
+    assert_eq!(ask(&trust, None, addr).await.unwrap(), "nobody");
+    assert_eq!(ask(&trust, Some(&site.papers("evil.example")), addr).await.unwrap(), "nobody");
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_pinned_fingerprint_admits_the_site_and_no_other() {
+    let site = Site::new();
+    let (addr, stop) = start(&site.papers(&Member::Server.dns_name())).await;
+    let right = Trust::Pinned(Fingerprint::of_pem(&site.ca_pem).unwrap());
+    assert_eq!(ask(&right, None, addr).await.unwrap(), "nobody");
+    let wrong = Trust::Pinned(Fingerprint::of_pem(&Site::new().ca_pem).unwrap());
+    assert!(ask(&wrong, None, addr).await.unwrap_err().is_connect());
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn another_ca_and_another_members_name_are_refused() {
+    let site = Site::new();
+    let stranger = Site::new();
+    let (addr, stop) = start(&site.papers(&Member::Server.dns_name())).await;
+    let trust = Trust::Ca(site.ca_pem.clone());
+    let foreign = stranger.papers(&Member::Agent(AgentId([7; 16])).dns_name());
+    assert!(ask(&trust, Some(&foreign), addr).await.is_err());
+    assert!(ask(&Trust::Ca(stranger.ca_pem.clone()), None, addr).await.is_err());
+    stop.cancel();
+
+    let (impostor, stop) = start(&site.papers(&Member::Agent(AgentId([7; 16])).dns_name())).await;
+    assert!(ask(&trust, None, impostor).await.unwrap_err().is_connect());
+    stop.cancel();
+}
+
+#[test]
+fn member_names_round_trip_and_nothing_else_parses() {
+    for member in
+        [Member::Server, Member::Agent(AgentId([1; 16])), Member::Target(InstallId([2; 16]))]
+    {
+        assert_eq!(Member::parse(&member.dns_name()), Some(member));
+    }
+    for name in [
+        "",
+        "cairn.internal",
+        "agent.cairn.internal",
+        "x.agent.cairn.internal",
+        "server.cairn.internal.evil",
+    ] {
+        assert_eq!(Member::parse(name), None, "{name}");
+    }
+}
+
+#[test]
+fn tokens_round_trip_and_a_cut_one_is_refused() {
+    let token = Token::random(TokenKind::Join, Fingerprint([9; 32])).unwrap();
+    let text = token.to_string();
+    assert_eq!(text.parse(), Ok(token));
+    assert_eq!(text[..text.len() - 1].parse::<Token>(), Err(BadToken));
+    assert_eq!(text.replace("join", "root").parse::<Token>(), Err(BadToken));
+}
+
+#[test]
+fn a_request_signed_by_another_key_is_refused() {
+    let request = new_key_and_csr().unwrap();
+    assert_eq!(public_key_of_csr(&request.csr_pem).unwrap(), request.public_key_der);
+    assert!(public_key_of_csr(&"x".repeat(100_000)).is_err());
+    assert!(
+        public_key_of_csr(
+            "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----"
+        )
+        .is_err()
+    );
+}
