@@ -18,3 +18,12 @@ pub mod sign;
 pub mod units;
 
 pub mod stripe_map;
+
+pub mod erasure;
+
+pub mod directory;
+pub mod manifest;
+pub mod map;
+pub mod planner;
+pub mod seal;
+pub mod segment;
