@@ -1,0 +1,327 @@
+//! Chooses how an image is spread: the group of clients, k and m or copies; and says in words what may be lost.
+//!
+//! Pure arithmetic over what the clients lend and how often they are there. The rules:
+//!
+//! * 1 client gets a copy, 2 get a copy each, 3 get 2+1.
+//! * From 4 clients on, a stripe is as wide as the group, at most [`MAX_GROUP`]. Half of its places are data, or more as long as
+//!   *k* of them are reachable without the server with [`PROMISE`]; at least two are parity, so that one client may be lost while
+//!   another is being rebuilt.
+//! * Clients that lend unequal amounts: no client has two shards of a stripe, so a wide stripe fills the small ones first and
+//!   leaves room in the large ones unused. The widest stripe that wastes at most [`MAX_WASTE`] of it is taken.
+//! * All segments of an image are spread over one group: independent groups would multiply the risk.
+//!
+//! Invariants: a plan's promise can be kept with the room there is, or there is no plan; the same input gives the same plan;
+//! whoever holds the image already stays in the group.
+
+use std::collections::HashSet;
+
+use crate::id::AgentId;
+use crate::stripe_map::MAX_DATA;
+use crate::units::{ByteCount, SEGMENT_MAX_BYTES};
+
+/// The widest stripe, and the size of a group unless the image needs the room of more clients.
+pub const MAX_GROUP: usize = 58;
+/// How surely a stripe is readable without the server, when the number of clients allows it.
+pub const PROMISE: f64 = 0.999;
+/// How often a client is there when nothing was measured yet.
+pub const DEFAULT_AVAILABILITY: f64 = 0.8;
+/// The share of the room that a wider stripe may leave unused, of what the best width could use.
+pub const MAX_WASTE: f64 = 0.05;
+
+/// A client that may hold a part of the image. It is a failure domain of its own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    pub agent: AgentId,
+    /// What it lends and no other image uses; what this image uses already counts as room.
+    pub room: ByteCount,
+    /// The probability that it is there, 0 to 1, in the worst hours.
+    pub availability: f64,
+    /// It holds segments of this image already.
+    pub holds: bool,
+}
+
+impl Candidate {
+    /// Whole segments it has room for.
+    #[must_use]
+    pub const fn slots(&self) -> u64 {
+        self.room.0 / SEGMENT_MAX_BYTES as u64
+    }
+}
+
+/// What protects a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redundancy {
+    /// Each data segment is on this many clients, 1 or 2.
+    Copies { count: u8 },
+    /// k data segments and m parity segments on k + m clients.
+    Parity { k: u8, m: u8 },
+}
+
+impl Redundancy {
+    /// Clients that one stripe needs.
+    #[must_use]
+    pub const fn width(self) -> usize {
+        match self {
+            Self::Copies { count } => count as usize,
+            Self::Parity { k, m } => k as usize + m as usize,
+        }
+    }
+
+    /// Data places of a stripe.
+    #[must_use]
+    pub const fn k(self) -> u8 {
+        match self {
+            Self::Copies { .. } => 1,
+            Self::Parity { k, .. } => k,
+        }
+    }
+
+    /// Parity rows of a stripe.
+    #[must_use]
+    pub const fn m(self) -> u8 {
+        match self {
+            Self::Copies { .. } => 0,
+            Self::Parity { m, .. } => m,
+        }
+    }
+
+    /// Clients that may be lost together with the server.
+    #[must_use]
+    pub const fn losses(self) -> u8 {
+        match self {
+            Self::Copies { count } => count.saturating_sub(1),
+            Self::Parity { m, .. } => m,
+        }
+    }
+
+    /// Bytes stored on clients for each byte of the image.
+    #[must_use]
+    pub fn overhead(self) -> f64 {
+        match self {
+            Self::Copies { count } => f64::from(count),
+            Self::Parity { k, m } => f64::from(k.saturating_add(m)) / f64::from(k.max(1)),
+        }
+    }
+}
+
+impl std::fmt::Display for Redundancy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Copies { count: 1 } => f.write_str("1 copy"),
+            Self::Copies { count } => write!(f, "{count} copies"),
+            Self::Parity { k, m } => write!(f, "{k}+{m}"),
+        }
+    }
+}
+
+/// How an image is spread.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub redundancy: Redundancy,
+    /// The clients that hold it, ascending, at least as many as a stripe is wide.
+    pub group: Vec<AgentId>,
+    /// The probability that a given stripe is readable without the server.
+    pub alone: f64,
+}
+
+/// Why there is no plan; the text says what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("no approved client lends any space: join one with `cairn-agent join` and approve it")]
+    NoClients,
+    #[error(
+        "the image needs {} and the clients have room for {} of it: lend at least {} more, spread over the clients",
+        human(needed.0, true), human(fits.0, false), human(missing.0, true)
+    )]
+    TooLittleRoom {
+        /// Sealed bytes of the image.
+        needed: ByteCount,
+        /// How many of them would fit.
+        fits: ByteCount,
+        /// Lent space that is missing, parity or copies included.
+        missing: ByteCount,
+    },
+}
+
+impl Plan {
+    /// Says what may be lost, for people.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let clients = self.group.len();
+        match (self.redundancy, self.redundancy.losses()) {
+            (Redundancy::Copies { .. }, 0) if clients == 1 => {
+                "Either the server or the one client may be lost, not both.".to_owned()
+            }
+            (Redundancy::Copies { .. }, 0) => {
+                format!("Either the server or any of the {clients} clients may be lost, not both.")
+            }
+            (_, 1) => format!(
+                "The server and any 1 of the {clients} clients may be lost; all of the clients, while the server lives."
+            ),
+            (_, losses) => format!(
+                "The server and any {losses} of the {clients} clients may be lost; all of the clients, while the server lives."
+            ),
+        }
+    }
+}
+
+/// Plans an image of `needed` sealed bytes. Fewer bytes than a segment count as one; one short stripe is allowed for.
+///
+/// # Errors
+/// [`Refusal`], which says what to do.
+pub fn plan(candidates: &[Candidate], needed: ByteCount) -> Result<Plan, Refusal> {
+    let ranked = rank(candidates);
+    if ranked.is_empty() {
+        return Err(Refusal::NoClients);
+    }
+    let needed_slots = needed.0.div_ceil(SEGMENT_MAX_BYTES as u64).max(1);
+    let bounded = ranked.get(..MAX_GROUP).unwrap_or(&ranked);
+    [bounded, &ranked]
+        .into_iter()
+        .find_map(|group| choose(group, needed_slots))
+        .ok_or_else(|| refuse(&ranked, needed))
+}
+
+/// The stripes of `width` different clients each that fit into the clients' room.
+///
+/// By Gale and Ryser, `s` stripes fit exactly when `Σ min(room, s) ≥ width · s`; the left side grows ever slower with `s`, so
+/// the largest such `s` is found by bisection.
+#[must_use]
+pub fn stripes_that_fit(rooms: &[u64], width: usize) -> u64 {
+    let width = width as u128;
+    if width == 0 {
+        return 0;
+    }
+    let fits = |stripes: u64| {
+        let room: u128 = rooms.iter().map(|room| u128::from(*room.min(&stripes))).sum();
+        room >= width * u128::from(stripes)
+    };
+    let all: u128 = rooms.iter().map(|room| u128::from(*room)).sum();
+    let (mut low, mut high) = (0, u64::try_from(all / width).unwrap_or(u64::MAX));
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    low
+}
+
+/// The probability that at least `k` of these clients are there, each independently of the others.
+#[must_use]
+pub fn at_least(k: usize, availabilities: &[f64]) -> f64 {
+    // `exactly[n]`: the probability that n of those seen so far are there.
+    let mut exactly = vec![0.0; availabilities.len() + 1];
+    exactly[0] = 1.0;
+    for (seen, there) in availabilities.iter().enumerate() {
+        let there = if there.is_nan() { 0.0 } else { there.clamp(0.0, 1.0) };
+        for n in (0..=seen).rev() {
+            exactly[n + 1] += exactly[n] * there;
+            exactly[n] *= 1.0 - there;
+        }
+    }
+    exactly.iter().skip(k).sum()
+}
+
+/// Clients with room for a segment, the best members of a group first: holders, then by room, then by id.
+fn rank(candidates: &[Candidate]) -> Vec<Candidate> {
+    let mut seen = HashSet::new();
+    let mut ranked: Vec<_> =
+        candidates.iter().filter(|c| c.slots() > 0 && seen.insert(c.agent)).copied().collect();
+    ranked.sort_by_key(|c| (!c.holds, std::cmp::Reverse(c.slots()), c.agent));
+    ranked
+}
+
+/// Widths that a group may be given, the widest first. Down to 3 for the sake of unequal lenders; only fewer clients get copies.
+fn widths(clients: usize) -> impl Iterator<Item = usize> + Clone {
+    let narrowest = clients.saturating_sub(1).clamp(1, 3);
+    (narrowest..=clients.min(MAX_GROUP)).rev()
+}
+
+fn choose(group: &[Candidate], needed_slots: u64) -> Option<Plan> {
+    let rooms: Vec<_> = group.iter().map(Candidate::slots).collect();
+    let fits = |width: usize| {
+        let stripes = stripes_that_fit(&rooms, width);
+        needed_slots.div_ceil(redundancy(group, width).k().into()) <= stripes
+    };
+    let used = |width: usize| stripes_that_fit(&rooms, width).saturating_mul(width as u64);
+    let widths = widths(group.len());
+    let best = widths.clone().map(used).max().unwrap_or(0);
+    let wasteful = |width: usize| ratio(used(width), best) < 1.0 - MAX_WASTE;
+    let thrifty = widths.clone().find(|width| !wasteful(*width) && fits(*width));
+    let width = thrifty.or_else(|| widths.clone().find(|width| fits(*width)))?;
+    let redundancy = redundancy(group, width);
+    let mut members: Vec<_> = group.iter().map(|c| c.agent).collect();
+    members.sort_unstable();
+    let alone = at_least(redundancy.k().into(), &rarest(group, width));
+    Some(Plan { redundancy, group: members, alone })
+}
+
+/// What a stripe over `width` clients of the group is made of.
+fn redundancy(group: &[Candidate], width: usize) -> Redundancy {
+    let count = u8::try_from(width).unwrap_or(u8::MAX);
+    match width {
+        0..=2 => Redundancy::Copies { count },
+        3 => Redundancy::Parity { k: 2, m: 1 },
+        _ => {
+            let rarest = rarest(group, width);
+            let half = width.div_ceil(2);
+            let k = (half..=width - 2)
+                .rev()
+                .find(|k| at_least(*k, &rarest) >= PROMISE)
+                .unwrap_or(half)
+                .min(MAX_DATA);
+            let k = u8::try_from(k).unwrap_or(u8::MAX);
+            Redundancy::Parity { k, m: count.saturating_sub(k) }
+        }
+    }
+}
+
+/// The availabilities of the `width` members that are there least often: no stripe has a worse set.
+fn rarest(group: &[Candidate], width: usize) -> Vec<f64> {
+    let mut all: Vec<_> = group.iter().map(|c| c.availability).collect();
+    all.sort_by(f64::total_cmp);
+    all.truncate(width);
+    all
+}
+
+fn refuse(ranked: &[Candidate], needed: ByteCount) -> Refusal {
+    let rooms: Vec<_> = ranked.iter().map(Candidate::slots).collect();
+    let segment = SEGMENT_MAX_BYTES as u64;
+    let (fits, redundancy) = widths(ranked.len())
+        .map(|width| (redundancy(ranked, width), stripes_that_fit(&rooms, width)))
+        .map(|(redundancy, stripes)| (stripes.saturating_mul(redundancy.k().into()), redundancy))
+        .max_by_key(|(slots, redundancy)| (*slots, redundancy.width()))
+        .unwrap_or((0, Redundancy::Copies { count: 1 }));
+    let missing = needed.0.div_ceil(segment).max(1).saturating_sub(fits);
+    let stripes = missing.div_ceil(redundancy.k().into());
+    Refusal::TooLittleRoom {
+        needed,
+        fits: ByteCount(fits.saturating_mul(segment)),
+        missing: ByteCount(
+            stripes.saturating_mul(redundancy.width() as u64).saturating_mul(segment),
+        ),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio of sizes, compared with a percentage")]
+fn ratio(part: u64, whole: u64) -> f64 {
+    part as f64 / whole.max(1) as f64
+}
+
+/// A size for people, in tenths: rounded up when it is needed, down when it is there.
+fn human(bytes: u64, up: bool) -> String {
+    let (unit, name) = match bytes {
+        0x4000_0000.. => (1_u128 << 30, "GiB"),
+        0x10_0000.. => (1 << 20, "MiB"),
+        _ => (1 << 10, "KiB"),
+    };
+    let tenfold = u128::from(bytes) * 10;
+    let tenths = if up { tenfold.div_ceil(unit) } else { tenfold / unit };
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests;
