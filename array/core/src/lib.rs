@@ -27,3 +27,5 @@ pub mod map;
 pub mod planner;
 pub mod seal;
 pub mod segment;
+
+pub mod placement;
