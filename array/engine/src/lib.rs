@@ -2,6 +2,15 @@
 //!
 //! Shells around the decisions of `cairn-core`; used by the server and by the agent, which do not know each other.
 
+pub mod dsf;
 pub mod random;
 pub mod tls;
 pub mod wire;
+pub mod frame;
+pub mod map_reader;
+pub mod register;
+pub mod peer;
+pub mod wrap;
+
+#[cfg(test)]
+mod test_disk;

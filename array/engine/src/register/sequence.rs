@@ -1,0 +1,178 @@
+//! The sequencer: decides, in the order of the image, which blocks are new and which frame each goes into.
+
+use std::sync::{
+    Arc,
+    mpsc::{Receiver, SyncSender},
+};
+
+use bytes::Bytes;
+use cairn_core::{
+    id::BlockHash,
+    manifest::SegmentEntry,
+    map::{Origin, PAGE_BLOCKS},
+    seal::SealKey,
+    segment::CompressedFrame,
+    units::{BLOCK_BYTES, BlockIndex, FRAME_BLOCKS, FRAME_MAX_BYTES},
+};
+
+use super::{Counters, Place, StageGone, index::BlockIndexCache, workers::Workers};
+use crate::map_reader::PriorVersion;
+
+/// What the reader hands on, ascending.
+pub(super) enum Piece {
+    Data { first: BlockIndex, bytes: Bytes, hashes: Receiver<Vec<BlockHash>> },
+    Free { first: BlockIndex, blocks: u64 },
+}
+
+/// What the packer is to do, in this order.
+pub(super) enum Step {
+    Frame(Receiver<std::io::Result<CompressedFrame>>),
+    /// All frames that the page refers to went before it.
+    Page(DraftPage),
+}
+
+/// A page whose places are not yet known by segment.
+pub(super) struct DraftPage {
+    /// The page's first block.
+    pub(super) first: BlockIndex,
+    /// Ascending, each at most once.
+    pub(super) blocks: Vec<DraftBlock>,
+    /// Runs of free blocks, ascending: first block, count.
+    pub(super) free: Vec<(BlockIndex, u16)>,
+}
+
+pub(super) struct DraftBlock {
+    pub(super) block: BlockIndex,
+    pub(super) hash: BlockHash,
+    pub(super) place: Place,
+}
+
+/// Enters the blocks of an earlier version, and returns the segments that their places count by.
+pub(super) fn preload(
+    known: &mut BlockIndexCache,
+    prior: PriorVersion<'_>,
+) -> anyhow::Result<Vec<(SegmentEntry, SealKey)>> {
+    prior.for_each_page(|page| {
+        for (extent, hashes) in page.data() {
+            let Origin::Segment { segment, frame, block } = extent.origin else { continue };
+            for (hash, block) in hashes.iter().zip(block..) {
+                if known.get(hash).is_none() {
+                    let block = u8::try_from(block)?;
+                    known.insert(hash, Place::Prior { segment: segment.0, frame: frame.0, block });
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(prior.public.data.iter().copied().zip(prior.secret.data_keys.iter().cloned()).collect())
+}
+
+/// Runs until the reader ends.
+pub(super) fn run(
+    known: BlockIndexCache,
+    pieces: &Receiver<Piece>,
+    workers: &Workers,
+    steps: &SyncSender<Step>,
+    counters: &Arc<Counters>,
+) -> anyhow::Result<()> {
+    let mut sequencer = Sequencer { known, workers, steps, frame: Vec::new(), frames: 0, page: None };
+    while let Ok(piece) = pieces.recv() {
+        match piece {
+            Piece::Data { first, bytes, hashes } => {
+                let hashes = hashes.recv().map_err(|_| super::workers::WorkerGone)?;
+                let blocks = bytes.chunks_exact(BLOCK_BYTES).zip(hashes);
+                for (number, (block, hash)) in (first.0..).zip(blocks) {
+                    let shared = sequencer.block(BlockIndex(number), block, hash)?;
+                    Counters::add(&counters.deduplicated, if shared { BLOCK_BYTES } else { 0 });
+                }
+            }
+            Piece::Free { first, blocks } => sequencer.free(first, blocks)?,
+        }
+    }
+    sequencer.end_page()
+}
+
+struct Sequencer<'a> {
+    known: BlockIndexCache,
+    workers: &'a Workers,
+    steps: &'a SyncSender<Step>,
+    /// Plain bytes of the open frame.
+    frame: Vec<u8>,
+    /// Frames closed; the number of the open one.
+    frames: u32,
+    page: Option<DraftPage>,
+}
+
+impl Sequencer<'_> {
+    /// Places one block. Whether it was known before.
+    fn block(&mut self, block: BlockIndex, bytes: &[u8], hash: BlockHash) -> anyhow::Result<bool> {
+        self.turn_to(block)?;
+        let known = self.known.get(&hash);
+        let place = match known {
+            Some(place) => place,
+            None => {
+                let number = u8::try_from(self.frame.len() / BLOCK_BYTES)?;
+                let place = Place::New { frame: self.frames, block: number };
+                self.frame.extend_from_slice(bytes);
+                self.known.insert(&hash, place);
+                place
+            }
+        };
+        self.page(block).blocks.push(DraftBlock { block, hash, place });
+        if self.frame.len() == FRAME_BLOCKS * BLOCK_BYTES {
+            self.end_frame()?;
+        }
+        Ok(known.is_some())
+    }
+
+    fn free(&mut self, first: BlockIndex, blocks: u64) -> anyhow::Result<()> {
+        let end = first.0 + blocks;
+        let mut start = first.0;
+        while start < end {
+            let stop = end.min((start / PAGE_BLOCKS + 1) * PAGE_BLOCKS);
+            let count = u16::try_from(stop - start)?;
+            self.turn_to(BlockIndex(start))?;
+            let page = self.page(BlockIndex(start));
+            match page.free.last_mut() {
+                Some((last, run)) if last.0 + u64::from(*run) == start => *run += count,
+                _ => page.free.push((BlockIndex(start), count)),
+            }
+            start = stop;
+        }
+        Ok(())
+    }
+
+    fn page(&mut self, block: BlockIndex) -> &mut DraftPage {
+        self.page.get_or_insert_with(|| DraftPage {
+            first: BlockIndex(block.0 / PAGE_BLOCKS * PAGE_BLOCKS),
+            blocks: Vec::new(),
+            free: Vec::new(),
+        })
+    }
+
+    /// Ends the open page when `block` lies behind it.
+    fn turn_to(&mut self, block: BlockIndex) -> anyhow::Result<()> {
+        match &self.page {
+            Some(page) if block.0 >= page.first.0 + PAGE_BLOCKS => self.end_page(),
+            _ => Ok(()),
+        }
+    }
+
+    /// A frame ends with its page, so that a page never waits for a frame that is still open.
+    fn end_page(&mut self) -> anyhow::Result<()> {
+        self.end_frame()?;
+        match self.page.take() {
+            Some(page) => self.steps.send(Step::Page(page)).map_err(|_| StageGone.into()),
+            None => Ok(()),
+        }
+    }
+
+    fn end_frame(&mut self) -> anyhow::Result<()> {
+        if self.frame.is_empty() {
+            return Ok(());
+        }
+        let plain = std::mem::replace(&mut self.frame, Vec::with_capacity(FRAME_MAX_BYTES));
+        self.frames += 1;
+        self.steps.send(Step::Frame(self.workers.compress(plain)?)).map_err(|_| StageGone.into())
+    }
+}

@@ -1,0 +1,117 @@
+//! Wrapping content keys in the age format (age-encryption.org/v1) to the server's key and the site's recovery key.
+//!
+//! An age file of 32 bytes to two X25519 recipients: an administrator can open it with the age program and the
+//! recovery key alone, without Cairn.
+
+use std::str::FromStr as _;
+
+use age::x25519;
+use anyhow::Context as _;
+use cairn_core::seal::SealKey;
+
+/// A public key that something is wrapped to: `age1…`.
+#[derive(Clone)]
+pub struct Recipient(x25519::Recipient);
+
+impl std::fmt::Debug for Recipient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Recipient({})", self.0)
+    }
+}
+
+impl std::fmt::Display for Recipient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::str::FromStr for Recipient {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        x25519::Recipient::from_str(text.trim()).map(Self).map_err(|reason| anyhow::anyhow!("read age recipient: {reason}"))
+    }
+}
+
+/// A private key that opens what is wrapped to its recipient: `AGE-SECRET-KEY-1…`.
+#[derive(Clone)]
+pub struct Identity(x25519::Identity);
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity(..)")
+    }
+}
+
+impl std::str::FromStr for Identity {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        x25519::Identity::from_str(text.trim()).map(Self).map_err(|reason| anyhow::anyhow!("read age identity: {reason}"))
+    }
+}
+
+impl Identity {
+    /// A new key.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(x25519::Identity::generate())
+    }
+
+    /// The key's text, for the one file it is kept in.
+    #[must_use]
+    pub fn to_secret_text(&self) -> String {
+        use age::secrecy::ExposeSecret as _;
+        self.0.to_string().expose_secret().to_owned()
+    }
+
+    /// The public half.
+    #[must_use]
+    pub fn recipient(&self) -> Recipient {
+        Recipient(self.0.to_public())
+    }
+
+    /// Opens a wrapped content key.
+    ///
+    /// # Errors
+    /// When it is not wrapped to this key, or is no content key.
+    pub fn unwrap_key(&self, wrapped: &[u8]) -> anyhow::Result<SealKey> {
+        let plain = age::decrypt(&self.0, wrapped).context("open the wrapped content key")?;
+        let key = plain.as_slice().try_into().context("a content key is 32 bytes")?;
+        Ok(SealKey(key))
+    }
+}
+
+/// Wraps a content key so that each of `recipients` alone can open it.
+///
+/// # Errors
+/// When there is no recipient.
+pub fn wrap_key(key: &SealKey, recipients: &[Recipient]) -> anyhow::Result<Vec<u8>> {
+    let recipients = recipients.iter().map(|recipient| &recipient.0 as &dyn age::Recipient);
+    let encryptor = age::Encryptor::with_recipients(recipients).context("wrap the content key")?;
+    let mut wrapped = Vec::new();
+    let mut writer = encryptor.wrap_output(&mut wrapped).context("wrap the content key")?;
+    std::io::Write::write_all(&mut writer, &key.0).context("wrap the content key")?;
+    writer.finish().context("wrap the content key")?;
+    Ok(wrapped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_recipient_opens_alone_and_a_stranger_does_not() {
+        let (server, recovery) = (Identity::generate(), Identity::generate());
+        let key = SealKey([42; 32]);
+        let wrapped = wrap_key(&key, &[server.recipient(), recovery.recipient()]).unwrap();
+        assert!(wrapped.starts_with(b"age-encryption.org/v1\n"));
+        for identity in [&server, &recovery] {
+            let again: Identity = identity.to_secret_text().parse().unwrap();
+            assert_eq!(again.unwrap_key(&wrapped).unwrap().0, key.0);
+        }
+        assert!(Identity::generate().unwrap_key(&wrapped).is_err());
+        let recipient: Recipient = server.recipient().to_string().parse().unwrap();
+        assert_eq!(recipient.to_string(), server.recipient().to_string());
+    }
+}
