@@ -1,0 +1,6 @@
+//! The end-to-end tests: one binary, a module a subject. Needs root (namespaces) and
+//! `cargo xtask setup`; each test has a lab of its own and leaves nothing behind.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod lab;

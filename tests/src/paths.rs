@@ -1,0 +1,39 @@
+//! Where things lie: all of it below the workspace's target folder, so that one `rm -r target`
+//! leaves nothing behind.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The workspace this crate was built from.
+pub fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+/// The target folder: `CARGO_TARGET_DIR`, or `target` in the workspace.
+pub fn target() -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => workspace().join(dir),
+        None => workspace().join("target"),
+    }
+}
+
+/// The folder of Cairn's programs: `CAIRN_BIN_DIR`, or the release build.
+pub fn binaries() -> PathBuf {
+    match env::var_os("CAIRN_BIN_DIR") {
+        Some(dir) => workspace().join(dir),
+        None => target().join("release"),
+    }
+}
+
+/// What is expensive to make and stays valid between runs: bootable images.
+pub fn cache() -> PathBuf {
+    target().join("cairn-cache")
+}
+
+/// The working folders of labs, one each.
+pub fn labs() -> PathBuf {
+    target().join("cairn-lab")
+}
