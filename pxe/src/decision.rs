@@ -1,0 +1,44 @@
+//! The question this crate asks its caller: what is this machine to do?
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::identity::{MacAddr, MachineUuid};
+
+/// What a machine says about itself through iPXE. All of it is a claim: it selects and never authorises.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineHint {
+    /// Of the interface it boots from.
+    pub mac: MacAddr,
+    /// `None` when it has none, or an all-zero one.
+    pub uuid: Option<MachineUuid>,
+    pub serial: Option<String>,
+    pub manufacturer: Option<String>,
+    pub product: Option<String>,
+    /// iPXE's build architecture: `i386`, `x86_64`.
+    pub arch: Option<String>,
+    pub platform: Platform,
+}
+
+/// The firmware iPXE runs on; how a machine is sent to its local disk depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platform {
+    Bios,
+    Uefi,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BootDecision {
+    /// Boot the payload, whose init is the agent, with this kernel command line.
+    Agent { cmdline: String },
+    /// Go on to the machine's own disk.
+    LocalDisk,
+    /// Ask again in so many seconds; for instance until an administrator approved the machine.
+    Wait { seconds: u32 },
+}
+
+pub type DecisionFuture<'a> = Pin<Box<dyn Future<Output = BootDecision> + Send + 'a>>;
+
+pub trait BootDecider: Send + Sync {
+    fn decide(&self, hint: MachineHint) -> DecisionFuture<'_>;
+}
