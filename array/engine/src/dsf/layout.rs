@@ -15,7 +15,10 @@ pub(super) const SUPERBLOCK_COPY_AT: u64 = 64 << 10;
 pub(super) const FIRST_GROUP_AT: u64 = 1 << 20;
 
 const HEADER: u64 = SLOT_HEADER_BYTES as u64;
-const PAYLOAD: u64 = SEGMENT_MAX_BYTES as u64;
+/// Bytes of the file that a slot's payload may take.
+pub(super) const PAYLOAD_BYTES: u64 = SEGMENT_MAX_BYTES as u64;
+
+const PAYLOAD: u64 = PAYLOAD_BYTES;
 const GROUP_HEADERS: u64 = SLOTS_PER_GROUP as u64 * HEADER;
 const GROUP: u64 = GROUP_HEADERS + SLOTS_PER_GROUP as u64 * PAYLOAD;
 
@@ -76,11 +79,6 @@ impl SlotCount {
             None => ByteCount(FIRST_GROUP_AT),
             Some(last) => ByteCount(SlotIndex(last).payload_at() + PAYLOAD),
         }
-    }
-
-    /// All slots of a DSF with this capacity.
-    pub(super) fn indices(self) -> impl Iterator<Item = SlotIndex> {
-        (0..self.0).map(SlotIndex)
     }
 }
 

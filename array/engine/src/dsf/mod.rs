@@ -51,7 +51,7 @@ pub use reader::{BadSlot, DsfReader, GetError, PayloadFault, Scrubbed, SlotFault
 pub use resize::Resized;
 pub use slot::{SegmentClass, SlotHeader};
 pub use superblock::{DsfId, Superblock};
-pub use table::{Held, ShrinkPlan, SlotTable, Stats};
+pub use table::{Held, Stats};
 
 #[cfg(test)]
 mod tests;
