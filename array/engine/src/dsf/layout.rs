@@ -43,7 +43,9 @@ impl std::fmt::Display for SlotCount {
 }
 
 impl SlotIndex {
-    pub(super) const fn header_at(self) -> u64 {
+    /// The offset of this slot's header in the file.
+    #[must_use]
+    pub const fn header_at(self) -> u64 {
         self.group_at() + (self.0 % SLOTS_PER_GROUP) as u64 * HEADER
     }
 
