@@ -1,0 +1,72 @@
+//! Builds what the lab runs: the programs and the boot payload.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::SystemTime,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::step;
+
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+pub(crate) fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
+}
+
+/// Kernel and initramfs for blank machines.
+fn payload() -> PathBuf {
+    target().join("cairn-cache/boot")
+}
+
+/// Tells the lab where the programs and the payload are.
+pub(crate) fn with_programs(command: &mut Command) -> &mut Command {
+    command.env("CAIRN_BIN_DIR", target().join("release")).env("CAIRN_BOOT_DIR", payload())
+}
+
+/// Server, agent, and the payload made of the static agent.
+pub(crate) fn all() -> Result<()> {
+    step::cargo("build", &["build", "--release", "-p", "cairn-server", "-p", "cairn-agent"])?;
+    let mut agent = step::command("cargo");
+    agent
+        .args(["build", "--profile", "initramfs", "-p", "cairn-agent", "--target", TRIPLE])
+        // It runs as init of a system without a loader. `--target` keeps the flag away from build
+        // scripts and gives it a folder of its own.
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    step::run("build the static agent", &mut agent)?;
+    let agent = target().join(TRIPLE).join("initramfs/cairn-agent");
+    if is_current(&payload().join("boot.json"), &[&agent, &server()]) {
+        return Ok(());
+    }
+    let mut build = step::command(server());
+    build
+        .args(["boot", "build", "--out"])
+        .arg(payload())
+        .arg("--cache")
+        .arg(target().join("cairn-cache/kernel"))
+        .arg("--agent")
+        .arg(&agent);
+    step::run("build the boot payload", &mut build)
+}
+
+fn server() -> PathBuf {
+    target().join("release/cairn-server")
+}
+
+/// Whether `made` is newer than everything that it is made of.
+fn is_current(made: &Path, sources: &[&Path]) -> bool {
+    let modified = |path: &Path| -> Result<SystemTime> {
+        fs::metadata(path).and_then(|metadata| metadata.modified()).context("look at a file")
+    };
+    let Ok(made) = modified(made) else { return false };
+    sources.iter().all(|source| modified(source).is_ok_and(|source| source < made))
+}

