@@ -29,3 +29,4 @@ pub mod seal;
 pub mod segment;
 
 pub mod placement;
+pub mod layout;

@@ -1,0 +1,320 @@
+//! The layout an image shall have next, from the one it has: which segments form stripes, which parity stays, who holds what.
+//!
+//! Data segments are whole, so a new layout rewrites parity only:
+//!
+//! | what changed | what happens |
+//! |---|---|
+//! | k | all data segments form new stripes; those on different holders are grouped so that they can stay where they are |
+//! | m grew or shrank | new rows are computed, surplus ones dropped; the rows that stay are not touched |
+//! | segments were added | they form new stripes, together with those of the last, short stripe |
+//! | segments are dead | their stripes are dissolved and what lives in them forms new stripes |
+//! | clients joined or left | shards move by quota, see [`crate::placement`] |
+//!
+//! Invariants: every wanted data segment has exactly one place; a parity row is kept only with the very k and data segments it was
+//! computed from; at most one stripe is short; the same input gives the same layout; a layout that fits is not changed.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use crate::id::{AgentId, ImageId, SegmentId};
+use crate::placement::{PlaceError, Row, place};
+use crate::planner::Redundancy;
+use crate::stripe_map::{HolderIndex, Shard, Stripe, StripeIndex, StripeMap};
+use crate::units::Generation;
+
+/// A data segment of the image, in any of its versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataSegment {
+    pub id: SegmentId,
+    /// Sealed bytes.
+    pub bytes: u32,
+}
+
+/// A client of the plan's group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub agent: AgentId,
+    /// How many segments of this image it has room for, those it holds included.
+    pub room: u64,
+}
+
+/// A parity row of a planned stripe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlannedParity {
+    /// It exists already; its holders may be new.
+    Keep(Shard),
+    /// It must be computed from the stripe's data segments.
+    Compute { bytes: u32, holders: Vec<HolderIndex> },
+}
+
+/// A stripe as it shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedStripe {
+    pub k: u8,
+    pub data: Vec<Shard>,
+    /// By row.
+    pub parity: Vec<PlannedParity>,
+}
+
+/// Where everything shall be. Holder positions are those in `holders`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub holders: Vec<AgentId>,
+    pub stripes: Vec<PlannedStripe>,
+}
+
+/// A segment that an agent shall hold and does not yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Transfer {
+    pub segment: SegmentId,
+    pub bytes: u32,
+    pub to: AgentId,
+}
+
+/// Decides the layout of the data segments, given in the order of the image.
+///
+/// # Errors
+/// [`PlaceError`] when the members have too little room for it: the plan was made for others.
+pub fn converge(
+    now: Option<&StripeMap>,
+    data: &[DataSegment],
+    redundancy: Redundancy,
+    members: &[Member],
+) -> Result<Layout, PlaceError> {
+    let mut members = members.to_vec();
+    members.sort_unstable_by_key(|member| member.agent);
+    members.dedup_by_key(|member| member.agent);
+    if members.len() > crate::stripe_map::MAX_HOLDERS {
+        return Err(PlaceError::TooManyHolders { count: members.len() });
+    }
+    let holders: Vec<_> = members.iter().map(|member| member.agent).collect();
+    let stripes = regroup(now, data, redundancy, &holders);
+    let rows: Vec<_> = stripes.iter().map(|stripe| row(stripe, redundancy)).collect();
+    let rooms: Vec<_> = members.iter().map(|member| member.room).collect();
+    let table = place(&rows, &rooms)?;
+    let stripes = stripes.into_iter().zip(table).map(|(mut stripe, row)| {
+        settle(&mut stripe, row, redundancy);
+        stripe
+    });
+    Ok(Layout { stripes: stripes.collect(), holders })
+}
+
+impl Layout {
+    /// The parity that must be computed: stripe, row, bytes.
+    pub fn to_compute(&self) -> impl Iterator<Item = (StripeIndex, u8, u32)> {
+        (0..).map(StripeIndex).zip(&self.stripes).flat_map(|(index, stripe)| {
+            (0..).zip(&stripe.parity).filter_map(move |(row, parity)| match parity {
+                PlannedParity::Keep(_) => None,
+                PlannedParity::Compute { bytes, .. } => Some((index, row, *bytes)),
+            })
+        })
+    }
+
+    /// The stripe map of this layout; `None` while the id of a computed row is not known.
+    #[must_use]
+    pub fn map(
+        &self,
+        image: ImageId,
+        number: Generation,
+        computed: &HashMap<(StripeIndex, u8), SegmentId>,
+    ) -> Option<StripeMap> {
+        let parity = |index, row, planned: &PlannedParity| match planned {
+            PlannedParity::Keep(shard) => Some(shard.clone()),
+            PlannedParity::Compute { bytes, holders } => {
+                let id = *computed.get(&(index, row))?;
+                Some(Shard { id, bytes: *bytes, holders: holders.clone() })
+            }
+        };
+        let stripes = (0..).map(StripeIndex).zip(&self.stripes).map(|(index, stripe)| {
+            let rows = (0..).zip(&stripe.parity);
+            Some(Stripe {
+                k: stripe.k,
+                data: stripe.data.clone(),
+                parity: rows
+                    .map(|(row, planned)| parity(index, row, planned))
+                    .collect::<Option<_>>()?,
+            })
+        });
+        let stripes = stripes.collect::<Option<_>>()?;
+        Some(StripeMap { image, number, holders: self.holders.clone(), stripes })
+    }
+}
+
+/// What the holders of a map shall hold and do not by an older map of the same image.
+#[must_use]
+pub fn transfers(now: Option<&StripeMap>, next: &StripeMap) -> Vec<Transfer> {
+    let held: HashSet<(SegmentId, AgentId)> = now
+        .into_iter()
+        .flat_map(|map| {
+            let shards = map.stripes.iter().flat_map(Stripe::shards);
+            shards.flat_map(move |(_, shard)| map.agents(shard).map(|agent| (shard.id, agent)))
+        })
+        .collect();
+    let shards = next.stripes.iter().flat_map(Stripe::shards);
+    let wanted = shards.flat_map(|(_, shard)| {
+        next.agents(shard).map(|to| Transfer { segment: shard.id, bytes: shard.bytes, to })
+    });
+    wanted.filter(|transfer| !held.contains(&(transfer.segment, transfer.to))).collect()
+}
+
+/// The stripes with the holders that their shards have now, in positions of the new holder table.
+fn regroup(
+    now: Option<&StripeMap>,
+    data: &[DataSegment],
+    redundancy: Redundancy,
+    holders: &[AgentId],
+) -> Vec<PlannedStripe> {
+    let translate = |map: &StripeMap, shard: &Shard| {
+        let positions = map.agents(shard).filter_map(|agent| holders.binary_search(&agent).ok());
+        let mut positions: Vec<_> =
+            positions.filter_map(|at| u16::try_from(at).ok().map(HolderIndex)).collect();
+        positions.sort_unstable();
+        Shard { holders: positions, ..shard.clone() }
+    };
+    let wanted: HashSet<_> = data.iter().map(|segment| segment.id).collect();
+    let mut kept = Vec::new();
+    let mut short = Vec::new();
+    let mut where_now = HashMap::new();
+    for (map, stripe) in now.iter().flat_map(|map| map.stripes.iter().map(move |s| (*map, s))) {
+        let shards: Vec<_> = stripe.data.iter().map(|shard| translate(map, shard)).collect();
+        where_now.extend(shards.iter().map(|shard| (shard.id, shard.holders.clone())));
+        let alive = shards.iter().all(|shard| wanted.contains(&shard.id));
+        if stripe.k == redundancy.k() && alive {
+            let parity =
+                stripe.parity.iter().map(|shard| PlannedParity::Keep(translate(map, shard)));
+            let kept_stripe = PlannedStripe { k: stripe.k, parity: parity.collect(), data: shards };
+            let full = stripe.data.len() == usize::from(stripe.k);
+            if full { &mut kept } else { &mut short }.push(kept_stripe);
+        }
+    }
+    let id_of = |stripe: &PlannedStripe| stripe.data.iter().map(|s| s.id).collect::<Vec<_>>();
+    let mut placed: HashSet<_> = kept.iter().chain(&short).flat_map(id_of).collect();
+    let new = data.iter().filter(|segment| !placed.contains(&segment.id)).count();
+    if new > 0 || short.len() > 1 {
+        let dissolved: HashSet<_> = short.iter().flat_map(id_of).collect();
+        placed.retain(|id| !dissolved.contains(id));
+    } else {
+        kept.append(&mut short);
+    }
+    let mut pool = Vec::new();
+    for segment in data {
+        if placed.insert(segment.id) {
+            let holders = where_now.remove(&segment.id).unwrap_or_default();
+            pool.push(Shard { id: segment.id, bytes: segment.bytes, holders });
+        }
+    }
+    kept.extend(group(pool, redundancy.k()).into_iter().map(|data| PlannedStripe {
+        k: redundancy.k(),
+        data,
+        parity: Vec::new(),
+    }));
+    for stripe in &mut kept {
+        complete(stripe, redundancy.m());
+    }
+    kept
+}
+
+/// Cuts surplus parity rows and adds missing ones.
+fn complete(stripe: &mut PlannedStripe, m: u8) {
+    let bytes = stripe.data.iter().map(|shard| shard.bytes).max().unwrap_or(0);
+    stripe.parity.resize(m.into(), PlannedParity::Compute { bytes, holders: Vec::new() });
+}
+
+/// Forms stripes of k segments so that as many as possible have different holders and stay with them.
+///
+/// Each stripe takes one segment from each of the longest queues: the order that leaves the fewest segments of one holder
+/// for the end. Segments that nobody holds fill up.
+fn group(pool: Vec<Shard>, k: u8) -> Vec<Vec<Shard>> {
+    if k == 1 {
+        return pool.into_iter().map(|shard| vec![shard]).collect();
+    }
+    let mut free = VecDeque::new();
+    let mut queues: BTreeMap<HolderIndex, VecDeque<(usize, Shard)>> = BTreeMap::new();
+    let count = pool.len();
+    for (order, mut shard) in pool.into_iter().enumerate() {
+        let length = |holder: &HolderIndex| queues.get(holder).map_or(0, VecDeque::len);
+        match shard.holders.iter().min_by_key(|holder| length(holder)).copied() {
+            None => free.push_back((order, shard)),
+            Some(holder) => {
+                shard.holders = vec![holder];
+                queues.entry(holder).or_default().push_back((order, shard));
+            }
+        }
+    }
+    let mut stripes = Vec::with_capacity(count.div_ceil(k.into()));
+    let mut left = count;
+    while left > 0 {
+        let size = left.min(k.into());
+        let mut stripe = Vec::with_capacity(size);
+        let mut longest: Vec<_> = queues.iter().map(|(h, queue)| (queue.len(), *h)).collect();
+        longest.sort_by_key(|(length, holder)| (std::cmp::Reverse(*length), *holder));
+        for (_, holder) in longest.iter().take(size) {
+            stripe.extend(pop(&mut queues, *holder));
+        }
+        while stripe.len() < size {
+            let more = free.pop_front().or_else(|| {
+                // Too many on one holder: one of them will move.
+                let holder = *queues.iter().max_by_key(|(_, queue)| queue.len())?.0;
+                let (order, shard) = pop(&mut queues, holder)?;
+                Some((order, Shard { holders: Vec::new(), ..shard }))
+            });
+            stripe.extend(more);
+        }
+        left -= size;
+        stripe.sort_by_key(|(order, _)| *order);
+        stripes.push(stripe);
+    }
+    // In the order of the image, the short one last.
+    stripes
+        .sort_by_key(|stripe| (stripe.len() < k.into(), stripe.first().map(|(order, _)| *order)));
+    stripes.into_iter().map(|stripe| stripe.into_iter().map(|(_, shard)| shard).collect()).collect()
+}
+
+fn pop(
+    queues: &mut BTreeMap<HolderIndex, VecDeque<(usize, Shard)>>,
+    holder: HolderIndex,
+) -> Option<(usize, Shard)> {
+    let queue = queues.get_mut(&holder)?;
+    let shard = queue.pop_front();
+    if queue.is_empty() {
+        queues.remove(&holder);
+    }
+    shard
+}
+
+/// The places of a stripe as placement sees them: its copies, or its data and parity shards.
+fn row(stripe: &PlannedStripe, redundancy: Redundancy) -> Row {
+    let parity = stripe.parity.iter().map(|parity| match parity {
+        PlannedParity::Keep(shard) => &shard.holders,
+        PlannedParity::Compute { holders, .. } => holders,
+    });
+    match redundancy {
+        Redundancy::Copies { count } => {
+            let now = stripe.data.iter().flat_map(|shard| &shard.holders).copied().map(Some);
+            now.chain(std::iter::repeat(None)).take(count.into()).collect()
+        }
+        Redundancy::Parity { .. } => {
+            let data = stripe.data.iter().map(|shard| &shard.holders);
+            data.chain(parity).map(|holders| holders.first().copied()).collect()
+        }
+    }
+}
+
+/// Writes the holders that placement chose into the stripe.
+fn settle(stripe: &mut PlannedStripe, mut row: Vec<HolderIndex>, redundancy: Redundancy) {
+    if let (Redundancy::Copies { .. }, Some(shard)) = (redundancy, stripe.data.first_mut()) {
+        row.sort_unstable();
+        shard.holders = row;
+        return;
+    }
+    let data = stripe.data.iter_mut().map(|shard| &mut shard.holders);
+    let parity = stripe.parity.iter_mut().map(|parity| match parity {
+        PlannedParity::Keep(shard) => &mut shard.holders,
+        PlannedParity::Compute { holders, .. } => holders,
+    });
+    for (holders, holder) in data.chain(parity).zip(row) {
+        *holders = vec![holder];
+    }
+}
+
+#[cfg(test)]
+mod tests;
