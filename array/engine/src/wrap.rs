@@ -3,7 +3,6 @@
 //! An age file of 32 bytes to two X25519 recipients: an administrator can open it with the age program and the
 //! recovery key alone, without Cairn.
 
-use std::str::FromStr as _;
 
 use age::x25519;
 use anyhow::Context as _;

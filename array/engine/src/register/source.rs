@@ -9,7 +9,6 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use cairn_core::units::{BLOCK_BYTES, BlockIndex, ByteCount};
 use tokio_util::sync::CancellationToken;
 
