@@ -72,6 +72,9 @@ pub struct Hardware {
     pub name: String,
     pub firmware: Firmware,
     pub nic: Nic,
+    /// Whether the card brings QEMU's boot ROM, which is iPXE. Without it UEFI boots by its own PXE
+    /// stack (virtio only), as machines do whose firmware has a driver for the card.
+    pub nic_rom: bool,
     pub bus: DiskBus,
     pub memory_mib: u32,
     pub disk: PathBuf,
@@ -87,6 +90,7 @@ impl Hardware {
             name: name.to_owned(),
             firmware: Firmware::Bios,
             nic: Nic::Virtio,
+            nic_rom: true,
             bus: DiskBus::Virtio,
             memory_mib: 1024,
             disk: disk.to_owned(),
@@ -159,7 +163,8 @@ impl Hardware {
             Nic::Virtio => "virtio-net-pci",
             Nic::E1000 => "e1000",
         };
-        let device = format!("{device},netdev=net0,mac={},bootindex=1", self.mac());
+        let rom = if self.nic_rom { "" } else { ",romfile=" };
+        let device = format!("{device},netdev=net0,mac={},bootindex=1{rom}", self.mac());
         vec!["-netdev".into(), netdev, "-device".into(), device]
     }
 
