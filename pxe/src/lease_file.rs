@@ -38,7 +38,7 @@ pub(crate) enum InvalidLeaseFile {
 }
 
 pub(crate) fn path_in(state_dir: &Path) -> PathBuf {
-    state_dir.join("leases")
+    state_dir.join("dhcp-leases")
 }
 
 pub(crate) fn encode(leases: &Leases) -> String {

@@ -1,1 +1,370 @@
-fn main() {}
+//! Real clients against the real sockets, on a switched net of namespaces: dnsmasq as the neighbour, udhcpc, curl,
+//! busybox's tftp, and the firmware of QEMU's machines up to the point where they run the kernel we served.
+//!
+//! Needs root, and the packages of `cargo xtask setup`.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cairn_pxe::{
+    BootDecider, BootDecision, Counters, DecisionFuture, DhcpMode, FullDhcp, MachineHint,
+    PayloadFiles, Platform, PxeConfig, Snapshot,
+};
+use cairn_tests::dhcpd::Dhcpd;
+use cairn_tests::netns::{Host, Lab};
+use cairn_tests::qemu::{Firmware, Hardware, Nic, OnReboot, blank_disk};
+use tokio_util::sync::CancellationToken;
+
+const IPXE_DIR: &str = "/usr/lib/ipxe";
+const HTTP_PORT: u16 = 8441;
+const FIRMWARE_TIMEOUT: Duration = Duration::from_secs(120);
+/// The kernel command line: iPXE's own bzImage, served as the kernel, runs it as a script.
+const CMDLINE: &str = "echo the served kernel runs";
+
+/// Answers every machine alike and remembers what it was asked.
+struct Decider {
+    decision: BootDecision,
+    hints: Mutex<Vec<MachineHint>>,
+}
+
+impl BootDecider for Decider {
+    fn decide(&self, hint: MachineHint) -> DecisionFuture<'_> {
+        self.hints.lock().unwrap().push(hint);
+        Box::pin(async { self.decision.clone() })
+    }
+}
+
+/// A server on a host of the lab, stopped on drop.
+struct Server {
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+    counters: Arc<Counters>,
+    decider: Arc<Decider>,
+}
+
+impl Server {
+    fn start(lab: &Lab, host: &Host, dhcp: DhcpMode) -> anyhow::Result<Self> {
+        Self::start_with(lab, host, dhcp, BootDecision::Agent { cmdline: CMDLINE.to_owned() })
+    }
+
+    /// Returns once machines are answered.
+    fn start_with(
+        lab: &Lab,
+        host: &Host,
+        dhcp: DhcpMode,
+        decision: BootDecision,
+    ) -> anyhow::Result<Self> {
+        let state_dir = lab.dir().join("state");
+        std::fs::create_dir_all(&state_dir)?;
+        let config = PxeConfig {
+            interface: Some("eth0".to_owned()),
+            server_addr: host.address(),
+            http_addr: (Ipv4Addr::UNSPECIFIED, HTTP_PORT).into(),
+            dhcp,
+            ipxe_dir: IPXE_DIR.into(),
+            files: PayloadFiles {
+                kernel: lab.dir().join("vmlinuz"),
+                initrd: lab.dir().join("initrd"),
+            },
+            state_dir,
+        };
+        let stop = CancellationToken::new();
+        let counters = Arc::new(Counters::default());
+        let decider = Arc::new(Decider { decision, hints: Mutex::default() });
+        let (ready, is_ready) = mpsc::channel();
+        let (token, shared, asked, host) =
+            (stop.clone(), Arc::clone(&counters), Arc::clone(&decider), host.clone());
+        let run = move || {
+            // One thread: its sockets belong to the namespace the thread is in.
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                match cairn_pxe::bind(config, asked, shared).await {
+                    Ok(bound) => {
+                        ready.send(Ok(())).unwrap();
+                        bound.run(token).await.unwrap();
+                    }
+                    Err(error) => ready.send(Err(error)).unwrap(),
+                }
+            });
+        };
+        let thread = std::thread::spawn(move || host.enter(run).unwrap());
+        let server = Self { stop, thread: Some(thread), counters, decider };
+        is_ready.recv().unwrap()?;
+        Ok(server)
+    }
+
+    fn counts(&self) -> Snapshot {
+        self.counters.snapshot()
+    }
+
+    fn stop(mut self) {
+        self.stop.cancel();
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+fn full() -> DhcpMode {
+    let at = |last| Ipv4Addr::new(10, 77, 0, last);
+    DhcpMode::Full(FullDhcp {
+        pool_start: at(50),
+        pool_end: at(59),
+        mask: Ipv4Addr::new(255, 255, 255, 0),
+        router: Some(at(2)),
+        dns: vec![at(3)],
+        lease_seconds: 600,
+    })
+}
+
+fn run_on(host: &Host, program: &str, args: &[&str]) -> Output {
+    Command::new("ip")
+        .args(["netns", "exec", host.namespace(), program])
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What udhcpc got: address, mask, router and DNS, in the order of the script below.
+fn udhcpc(lab: &Lab, host: &Host) -> String {
+    let script = lab.dir().join("udhcpc.sh");
+    std::fs::write(
+        &script,
+        "#!/bin/sh\n[ \"$1\" = bound ] && echo \"$ip $subnet $router $dns $lease\"\nexit 0\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let args =
+        ["udhcpc", "-f", "-n", "-q", "-i", "eth0", "-t", "5", "-s", script.to_str().unwrap()];
+    stdout(&run_on(host, "busybox", &args)).trim().to_owned()
+}
+
+#[test]
+fn ordinary_clients_get_addresses_that_outlive_a_restart() {
+    let mut lab = Lab::new("pxe-udhcpc").unwrap();
+    let host = lab.host("server", 2).unwrap();
+    let [first, second, third] =
+        ["one", "two", "three"].map(|name| lab.host_without_address(name).unwrap());
+    let server = Server::start(&lab, &host, full()).unwrap();
+    assert_eq!(udhcpc(&lab, &first), "10.77.0.50 255.255.255.0 10.77.0.2 10.77.0.3 600");
+    assert!(udhcpc(&lab, &second).starts_with("10.77.0.51 "));
+    assert!(udhcpc(&lab, &first).starts_with("10.77.0.50 "), "it keeps its address");
+    let counts = server.counts();
+    assert_eq!((counts.dhcp_offers, counts.dhcp_acks, counts.dhcp_naks), (3, 3, 0));
+    server.stop();
+
+    let kept = std::fs::read_to_string(lab.dir().join("state/dhcp-leases")).unwrap();
+    assert_eq!(kept.lines().count(), 3, "{kept}");
+    let server = Server::start(&lab, &host, full()).unwrap();
+    assert!(
+        udhcpc(&lab, &third).starts_with("10.77.0.52 "),
+        "addresses given before the restart stay given"
+    );
+    assert!(udhcpc(&lab, &second).starts_with("10.77.0.51 "));
+    server.stop();
+}
+
+#[test]
+fn curl_and_busybox_read_boot_files() {
+    let mut lab = Lab::new("pxe-files").unwrap();
+    let host = lab.host("server", 2).unwrap();
+    let client = lab.host("client", 9).unwrap();
+    let server = Server::start(&lab, &host, DhcpMode::Off).unwrap();
+    let kernel: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(lab.dir().join("vmlinuz"), &kernel).unwrap();
+    let loader = std::fs::read(Path::new(IPXE_DIR).join("ipxe.efi")).unwrap();
+    let target = lab.dir().join("got");
+    let curl = |args: &[&str]| {
+        run_on(&client, "curl", &[&["-sS", "-o", target.to_str().unwrap()], args].concat())
+    };
+    let got = || std::fs::read(&target).unwrap();
+
+    for arguments in [
+        &["tftp://10.77.0.2/ipxe.efi"][..],
+        &["--tftp-blksize", "1468", "tftp://10.77.0.2//boot/ipxe.efi"],
+        &["--tftp-no-options", "tftp://10.77.0.2/ipxe.efi"],
+        &["http://10.77.0.2:8441/boot/ipxe.efi"],
+        &["http://10.77.0.2:8441//ipxe.efi"],
+    ] {
+        stdout(&curl(arguments));
+        assert!(got() == loader, "{arguments:?}");
+    }
+    let args =
+        ["tftp", "-g", "-b", "1432", "-r", "vmlinuz", "-l", target.to_str().unwrap(), "10.77.0.2"];
+    stdout(&run_on(&client, "busybox", &args));
+    assert!(got() == kernel, "12 MB by TFTP");
+    assert_eq!(
+        curl(&["tftp://10.77.0.2/../leases"]).status.code(),
+        Some(68),
+        "TFTP: file not found"
+    );
+    assert_eq!(
+        curl(&["-T", "/etc/hostname", "tftp://10.77.0.2/ipxe.efi"]).status.code(),
+        Some(69),
+        "TFTP: no writing"
+    );
+
+    stdout(&curl(&["-r", "4000-4999", "http://10.77.0.2:8441/boot/vmlinuz"]));
+    assert!(got() == kernel[4000..5000]);
+    let head = run_on(&client, "curl", &["-sS", "-I", "http://10.77.0.2:8441/boot/vmlinuz"]);
+    assert!(stdout(&head).to_ascii_lowercase().contains("content-length: 12000000\r\n"));
+    // Two requests, one connection.
+    let urls = ["http://10.77.0.2:8441/boot/start.ipxe", "http://10.77.0.2:8441/boot/start.ipxe"];
+    let reused = run_on(&client, "curl", &[&["-sS", "-w", "%{num_connects} "], &urls[..]].concat());
+    assert!(stdout(&reused).ends_with("0 "), "{reused:?}");
+    assert_eq!(curl(&["-f", "http://10.77.0.2:8441/etc/passwd"]).status.code(), Some(22));
+    // Not HTTP at all.
+    let garbage = "printf 'GARBAGE\\r\\n\\r\\n' | busybox nc -w 5 10.77.0.2 8441";
+    assert!(stdout(&run_on(&client, "sh", &["-c", garbage])).starts_with("HTTP/1.1 400"));
+
+    let counts = server.counts();
+    assert_eq!((counts.tftp_transfers, counts.tftp_not_found, counts.tftp_refused), (4, 1, 1));
+    assert_eq!((counts.tftp_failures, counts.http_not_found), (0, 1));
+    server.stop();
+}
+
+#[test]
+fn a_second_dhcp_server_on_this_machine_is_noticed() {
+    let mut lab = Lab::new("pxe-neighbour").unwrap();
+    let host = lab.host("server", 2).unwrap();
+    let client = lab.host_without_address("client").unwrap();
+    let _neighbour = Dhcpd::start(&lab, &host).unwrap();
+    let refused =
+        Server::start(&lab, &host, full()).err().map(|error| format!("{error:#}")).unwrap();
+    assert!(refused.contains("another DHCP server has UDP port 67"), "{refused}");
+    // A proxy shares the port, hears the broadcasts, and takes nothing away from the neighbour.
+    let server = Server::start(&lab, &host, DhcpMode::Proxy).unwrap();
+    assert!(udhcpc(&lab, &client).starts_with("10.77.0.1"));
+    assert!(server.counts().dhcp_ignored["not_a_boot_client"] >= 2);
+    server.stop();
+}
+
+#[test]
+fn an_interface_or_address_that_is_not_there_is_named() {
+    let mut lab = Lab::new("pxe-interface").unwrap();
+    let host = lab.host("server", 2).unwrap();
+    let found = host.enter(|| {
+        (cairn_pxe::address_of_interface("eth0"), cairn_pxe::address_of_interface("eth7"))
+    });
+    let (address, none) = found.unwrap();
+    assert_eq!(address.unwrap(), host.address());
+    assert!(format!("{:#}", none.unwrap_err()).contains("eth7"));
+    let unnumbered = lab.host_without_address("unnumbered").unwrap();
+    let none = unnumbered.enter(|| cairn_pxe::address_of_interface("eth0")).unwrap();
+    assert!(none.is_err());
+    let error = Server::start(&lab, &unnumbered, DhcpMode::Proxy).err();
+    assert!(error.is_some(), "0.0.0.0 is no address to send machines to");
+}
+
+/// A machine and the net it boots from.
+struct Room {
+    firmware: Firmware,
+    nic: Nic,
+    nic_rom: bool,
+    dhcp: DhcpMode,
+}
+
+impl Room {
+    /// Boots a blank machine until the kernel we served runs.
+    fn boots_the_payload(self, name: &str) {
+        let mut lab = Lab::new(name).unwrap();
+        let host = lab.host("server", 2).unwrap();
+        let _site = matches!(self.dhcp, DhcpMode::Proxy).then(|| {
+            let host = lab.host("site", 1).unwrap();
+            Dhcpd::start(&lab, &host).unwrap()
+        });
+        // iPXE again, as a Linux kernel for BIOS and as an EFI program, as a kernel is one.
+        let (kernel, proof) = match self.firmware {
+            Firmware::Bios => ("ipxe.lkrn", "^the served kernel runs"),
+            // An EFI iPXE of this age does not read its command line; it says hello a second time.
+            Firmware::Uefi => ("ipxe.efi", "(?s)boot/initrd.* ok.*iPXE initialising devices"),
+        };
+        std::fs::copy(Path::new(IPXE_DIR).join(kernel), lab.dir().join("vmlinuz")).unwrap();
+        std::fs::write(lab.dir().join("initrd"), "an initramfs").unwrap();
+        let disk = lab.dir().join("disk");
+        blank_disk(&disk, 64 << 20).unwrap();
+        let mut hardware = Hardware::new("machine", 7, &disk);
+        hardware.firmware = self.firmware;
+        hardware.nic = self.nic;
+        hardware.nic_rom = self.nic_rom;
+        hardware.memory_mib = 512;
+        hardware.tap = Some(lab.tap().unwrap());
+
+        let server = Server::start(&lab, &host, self.dhcp).unwrap();
+        let mut machine = hardware.start(&lab, OnReboot::Exit).unwrap();
+        for stage in
+            ["Cairn: loading the installer", "boot/vmlinuz.* ok", "boot/initrd.* ok", proof]
+        {
+            machine.process().wait_for_line(stage, FIRMWARE_TIMEOUT).unwrap();
+        }
+
+        let counts = server.counts();
+        assert!(counts.kernels_sent >= 1 && counts.initrds_sent >= 1, "{counts:?}");
+        assert_eq!(
+            counts.dhcp_ignored["malformed"] + counts.tftp_malformed + counts.tftp_failures,
+            0,
+            "{counts:?}"
+        );
+        if !self.nic_rom {
+            assert!(counts.tftp_transfers >= 1 && counts.tftp_probes >= 1, "{counts:?}");
+        }
+        let hint = server.decider.hints.lock().unwrap()[0].clone();
+        assert_eq!(hint.mac.to_string(), hardware.mac());
+        assert_eq!(hint.uuid.unwrap().to_string(), hardware.uuid());
+        assert_eq!(hint.manufacturer.as_deref(), Some("QEMU"));
+        let platform =
+            if self.firmware == Firmware::Bios { Platform::Bios } else { Platform::Uefi };
+        assert_eq!(hint.platform, platform);
+        machine.cut_power().unwrap();
+        server.stop();
+    }
+}
+
+#[test]
+fn bios_boots_beside_the_sites_dhcp_server() {
+    let room =
+        Room { firmware: Firmware::Bios, nic: Nic::Virtio, nic_rom: true, dhcp: DhcpMode::Proxy };
+    room.boots_the_payload("pxe-bios-proxy");
+}
+
+#[test]
+fn bios_boots_from_our_dhcp_server() {
+    let room = Room { firmware: Firmware::Bios, nic: Nic::E1000, nic_rom: true, dhcp: full() };
+    room.boots_the_payload("pxe-bios-full");
+}
+
+#[test]
+fn uefi_boots_beside_the_sites_dhcp_server() {
+    let room =
+        Room { firmware: Firmware::Uefi, nic: Nic::Virtio, nic_rom: false, dhcp: DhcpMode::Proxy };
+    room.boots_the_payload("pxe-uefi-proxy");
+}
+
+#[test]
+fn uefi_boots_from_our_dhcp_server() {
+    let room = Room { firmware: Firmware::Uefi, nic: Nic::Virtio, nic_rom: false, dhcp: full() };
+    room.boots_the_payload("pxe-uefi-full");
+}
+
+#[test]
+fn uefi_with_ipxe_in_its_card_boots_from_our_dhcp_server() {
+    let room = Room { firmware: Firmware::Uefi, nic: Nic::E1000, nic_rom: true, dhcp: full() };
+    room.boots_the_payload("pxe-uefi-rom");
+}
