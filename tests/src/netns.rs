@@ -197,8 +197,11 @@ impl Lab {
         format!("{kind}{}", self.ports)
     }
 
-    /// Keeps the logs of a failed test where they can be read, without its disks.
-    fn rescue_logs(&self) -> Result<PathBuf> {
+    /// Moves the logs to where they stay, without the disks, and returns where that is.
+    ///
+    /// # Errors
+    /// They cannot be moved.
+    pub fn rescue_logs(&self) -> Result<PathBuf> {
         let name = self.dir.file_name().context("name the folder")?.to_string_lossy();
         let name = name.strip_prefix(&self.tag).unwrap_or(&name).to_owned();
         let rescued = paths::labs().join(format!("failed-{name}"));

@@ -1,0 +1,157 @@
+//! The frame of the benches: named measurements with what is wanted of them, printed as a table
+//! together with how busy the machine was, and appended to `docs/BENCHMARKS.md` when asked.
+//!
+//! A figure without the load of the machine it was measured on says little, so both always go together.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::Write as _,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::paths;
+
+mod link;
+
+/// A bench: add it here.
+pub const BENCHES: [Bench; 1] = [Bench {
+    name: "lab-link",
+    about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
+    run: link::measure,
+}];
+
+#[derive(Debug, Clone, Copy)]
+pub struct Bench {
+    pub name: &'static str,
+    pub about: &'static str,
+    run: fn() -> Result<Vec<Figure>>,
+}
+
+/// What is wanted of a figure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Wanted {
+    AtLeast(f64),
+    AtMost(f64),
+    /// Good to know.
+    Nothing,
+}
+
+/// One measured number.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Figure {
+    pub what: String,
+    pub value: f64,
+    pub unit: &'static str,
+    pub wanted: Wanted,
+}
+
+/// The load averages of the last 1, 5 and 15 minutes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load(String);
+
+impl Load {
+    fn now() -> Result<Self> {
+        let text = fs::read_to_string("/proc/loadavg").context("read the load average")?;
+        Ok(Self(text.split(' ').take(3).collect::<Vec<_>>().join(" ")))
+    }
+}
+
+impl Figure {
+    pub fn new(what: &str, value: f64, unit: &'static str, wanted: Wanted) -> Self {
+        Self { what: what.to_owned(), value, unit, wanted }
+    }
+
+    pub fn is_reached(&self) -> bool {
+        match self.wanted {
+            Wanted::AtLeast(wanted) => self.value >= wanted,
+            Wanted::AtMost(wanted) => self.value <= wanted,
+            Wanted::Nothing => true,
+        }
+    }
+
+    /// As a row of the table: what, measured, wanted, their ratio, verdict.
+    fn row(&self) -> String {
+        let Self { what, value, unit, wanted } = self;
+        let (sign, wanted) = match wanted {
+            Wanted::AtLeast(wanted) => ("≥", *wanted),
+            Wanted::AtMost(wanted) => ("≤", *wanted),
+            Wanted::Nothing => return format!("| {what} | {value:.3} {unit} | | | |\n"),
+        };
+        let verdict = if self.is_reached() { "reached" } else { "**missed**" };
+        let ratio = value / wanted;
+        format!(
+            "| {what} | {value:.3} {unit} | {sign} {wanted} {unit} | {ratio:.2} | {verdict} |\n"
+        )
+    }
+}
+
+/// Runs the benches with these names, prints their tables through `print`, and appends them to
+/// `docs/BENCHMARKS.md` if `record`. Returns whether every figure was reached.
+///
+/// # Errors
+/// There is no such bench, or it cannot measure.
+pub fn run(names: &[String], record: bool, mut print: impl FnMut(&str)) -> Result<bool> {
+    let chosen = names.iter().map(|name| find(name)).collect::<Result<Vec<_>>>()?;
+    let mut all_reached = true;
+    for bench in chosen {
+        print(&format!("{}: {}", bench.name, bench.about));
+        let before = Load::now()?;
+        let figures = (bench.run)().with_context(|| format!("measure {}", bench.name))?;
+        let table = table(bench, &figures, &before, &Load::now()?);
+        print(&table);
+        if record {
+            append(&table)?;
+        }
+        all_reached &= figures.iter().all(Figure::is_reached);
+    }
+    Ok(all_reached)
+}
+
+fn find(name: &str) -> Result<Bench> {
+    let bench = BENCHES.into_iter().find(|bench| bench.name == name);
+    bench.with_context(|| format!("there is no bench {name}; without a name all are listed"))
+}
+
+fn table(bench: Bench, figures: &[Figure], before: &Load, after: &Load) -> String {
+    let mut table = format!("\n### {}\n\n", bench.name);
+    let (before, after) = (&before.0, &after.0);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    // Writing to a String cannot fail.
+    write!(table, "{cores} cores, load before {before}, after {after}\n\n").ok();
+    table.push_str("| what | measured | wanted | ratio | |\n|---|---|---|---|---|\n");
+    table.extend(figures.iter().map(Figure::row));
+    table
+}
+
+fn append(table: &str) -> Result<()> {
+    let path = paths::workspace().join("docs/BENCHMARKS.md");
+    let file = File::options().append(true).open(&path);
+    let mut file = file.with_context(|| format!("open {}", path.display()))?;
+    ensure!(table.ends_with('\n'), "the table ends within a line");
+    file.write_all(table.as_bytes()).with_context(|| format!("append to {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_says_how_much_was_reached() {
+        let fast = Figure::new("register", 0.5, "GB/s", Wanted::AtLeast(0.4));
+        assert_eq!(fast.row(), "| register | 0.500 GB/s | ≥ 0.4 GB/s | 1.25 | reached |\n");
+        let large = Figure::new("idle agent", 96.0, "MiB", Wanted::AtMost(64.0));
+        assert!(!large.is_reached());
+        assert_eq!(large.row(), "| idle agent | 96.000 MiB | ≤ 64 MiB | 1.50 | **missed** |\n");
+    }
+
+    #[test]
+    fn an_unknown_bench_is_refused_before_anything_is_measured() {
+        let names = ["lab-link".to_owned(), "no-such".to_owned()];
+        let mut printed = String::new();
+        let error = run(&names, false, |text| printed.push_str(text)).unwrap_err();
+        assert!(error.to_string().contains("no-such"), "{error}");
+        assert_eq!(printed, "");
+    }
+}

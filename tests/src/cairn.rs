@@ -1,0 +1,328 @@
+//! Cairn's own programs, as an administrator uses them: `cairn-server serve`, its command line with
+//! `--json`, and agents. Only the contract of the command line is known here, nothing of the inside.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    netns::{Host, Lab},
+    paths,
+    process::{Process, Program},
+    tool,
+};
+
+/// The port of dashboard, API and agents.
+pub const PORT: u16 = 8440;
+const START: Duration = Duration::from_secs(30);
+/// Between two looks at something that only the command line can tell.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// What the first start prints, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstStart {
+    pub dashboard: String,
+    pub password: String,
+    pub join_url: String,
+    pub join_token: String,
+}
+
+/// A running `cairn-server serve`.
+#[derive(Debug)]
+pub struct Server {
+    process: Process,
+    host: Host,
+    data_dir: PathBuf,
+    first_start: FirstStart,
+}
+
+/// An agent of `agent list --json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AgentLine {
+    pub id: String,
+    pub name: String,
+    pub state: String,
+}
+
+/// A machine of `machine list --json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct MachineLine {
+    pub id: String,
+    /// Of the target that waits on it now.
+    pub code: Option<String>,
+    pub state: String,
+    pub macs: Vec<String>,
+}
+
+/// An image of `image show NAME --json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ImageDetail {
+    pub name: String,
+    /// Length of the raw image.
+    pub size: u64,
+    /// Sealed bytes of its segments.
+    pub stored: u64,
+    /// What may be lost, in words.
+    pub promise: Option<String>,
+    /// Whether every data and parity segment is where the placement wants it.
+    pub scattered: bool,
+}
+
+/// An install of `status --json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct InstallLine {
+    pub machine: String,
+    pub state: String,
+    pub error: Option<String>,
+    pub progress: Option<InstallProgress>,
+}
+
+/// Where an install stands; bytes are sealed unless said otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct InstallProgress {
+    pub phase: String,
+    pub total: u64,
+    pub from_peers: u64,
+    pub from_server: u64,
+    pub rebuilt: u64,
+    /// Plain bytes written to the disk.
+    pub written: u64,
+    pub milliseconds: u64,
+}
+
+/// What `status --json` says, as far as it is needed here.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    pub installs: Vec<InstallLine>,
+}
+
+#[derive(Debug, Deserialize)]
+struct CreatedToken {
+    token: String,
+}
+
+/// One of Cairn's programs.
+///
+/// # Errors
+/// It is not built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let path = paths::binaries().join(name);
+    ensure!(
+        path.is_file(),
+        "{} is not built: `cargo xtask build`, or name its folder in CAIRN_BIN_DIR",
+        path.display()
+    );
+    Ok(path)
+}
+
+impl Server {
+    /// Starts it on `host` with an empty `data_dir` and waits until it serves. `options` are further
+    /// ones of `serve`, such as `--boot-interface eth0`.
+    ///
+    /// # Errors
+    /// It ends, or does not print what a first start prints.
+    pub fn first_start(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Self> {
+        let process = serve(lab, host, data_dir, options)?;
+        let find = |pattern: &str| {
+            process
+                .wait_for_line(pattern, START)
+                .map(|found| found.groups)
+                .context("start the server")
+        };
+        let join = find(r"cairn-agent join (https://\S+) (\S+)")?;
+        let first_start = FirstStart {
+            dashboard: find(r"(?i)dashboard\W+(https://\S+)")?[1].clone(),
+            password: find(r"(?i)password\W+(\S+)")?[1].clone(),
+            join_url: join[1].clone(),
+            join_token: join[2].clone(),
+        };
+        Ok(Self { process, host: host.clone(), data_dir: data_dir.to_owned(), first_start })
+    }
+
+    /// Starts it again on the same data, after it was killed or ended.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn restart(&mut self, lab: &Lab, options: &[&str]) -> Result<()> {
+        self.process = serve(lab, &self.host, &self.data_dir, options)?;
+        self.process.wait_for_line(r"(?i)dashboard\W+https://", START).map(drop)
+    }
+
+    pub fn first(&self) -> &FirstStart {
+        &self.first_start
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Runs a subcommand against the running server and returns what it prints.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn run(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", self.host.namespace()])
+            .arg(binary("cairn-server")?)
+            .args(args)
+            .env("CAIRN_DATA_DIR", &self.data_dir);
+        tool::finish(&mut command)
+    }
+
+    /// As [`Self::run`] with `--json`, parsed.
+    ///
+    /// # Errors
+    /// It fails or prints something else.
+    pub fn json<T: DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
+        let text = self.run(&[args, &["--json"]].concat())?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("read what cairn-server {} printed: {text}", args.join(" ")))
+    }
+
+    /// A join token; each is good for one agent.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub fn join_token(&self) -> Result<String> {
+        Ok(self.json::<CreatedToken>(&["token", "create"])?.token)
+    }
+
+    /// # Errors
+    /// The server refuses.
+    pub fn agents(&self) -> Result<Vec<AgentLine>> {
+        self.json(&["agent", "list"])
+    }
+
+    /// # Errors
+    /// The server refuses.
+    pub fn machines(&self) -> Result<Vec<MachineLine>> {
+        self.json(&["machine", "list"])
+    }
+
+    /// # Errors
+    /// The server refuses.
+    pub fn image(&self, name: &str) -> Result<ImageDetail> {
+        self.json(&["image", "show", name])
+    }
+
+    /// # Errors
+    /// The server refuses.
+    pub fn status(&self) -> Result<Status> {
+        self.json(&["status"])
+    }
+
+    /// Waits until all agents whose state is pending are approved and `count` are members.
+    ///
+    /// # Errors
+    /// They are not within `timeout`.
+    pub fn approve_agents(&self, count: usize, timeout: Duration) -> Result<()> {
+        eventually(&format!("{count} approved agents"), timeout, || {
+            let agents = self.agents()?;
+            for agent in agents.iter().filter(|agent| agent.state == "pending") {
+                self.run(&["agent", "approve", &agent.id])?;
+            }
+            let members = agents.iter().filter(|agent| agent.state == "approved").count();
+            Ok((members >= count).then_some(()))
+        })
+    }
+}
+
+/// A client: an agent with its state in a folder of the lab.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    host: Host,
+    state_dir: PathBuf,
+}
+
+impl Agent {
+    /// Joins `server` and runs.
+    ///
+    /// # Errors
+    /// The server refuses, or the agent ends.
+    pub fn join(lab: &Lab, host: &Host, server: &Server, token: &str, lend: &str) -> Result<Self> {
+        let name = host.namespace().rsplit('-').next().unwrap_or_default().to_owned();
+        let state_dir = lab.dir().join(&name);
+        let mut join = Command::new("ip");
+        join.args(["netns", "exec", host.namespace()])
+            .arg(binary("cairn-agent")?)
+            .args(["join", &server.first_start.join_url, token, "--lend", lend, "--state-dir"])
+            .arg(&state_dir);
+        tool::finish(&mut join).with_context(|| format!("join {name}"))?;
+        Self::run(lab, host, &state_dir)
+    }
+
+    /// Runs an agent that has joined already.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run(lab: &Lab, host: &Host, state_dir: &Path) -> Result<Self> {
+        let name = state_dir.file_name().context("name the agent")?.to_string_lossy();
+        let process = Program::new(&name, binary("cairn-agent")?)
+            .args(["run", "--state-dir"])
+            .args([state_dir])
+            .on(host)
+            .log(lab.dir().join(format!("{name}.log")))
+            .start()?;
+        Ok(Self { process, host: host.clone(), state_dir: state_dir.to_owned() })
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+}
+
+fn serve(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Process> {
+    let mut program = Program::new("cairn-server", binary("cairn-server")?)
+        .args(["serve", "--data-dir"])
+        .args([data_dir])
+        .args(options);
+    if let Some(payload) = std::env::var_os("CAIRN_BOOT_DIR") {
+        program = program.args(["--boot-dir".into(), payload]);
+    }
+    program.on(host).log(lab.dir().join("cairn-server.log")).start()
+}
+
+/// Looks again and again until `look` finds something. For what can only be asked and not waited for.
+///
+/// # Errors
+/// `look` fails, or finds nothing within `timeout`.
+pub fn eventually<T>(
+    what: &str,
+    timeout: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(found) = look().with_context(|| format!("wait for {what}"))? {
+            return Ok(found);
+        }
+        if Instant::now() > deadline {
+            bail!("wait for {what}: not within {} s", timeout.as_secs());
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}

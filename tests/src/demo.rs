@@ -1,0 +1,272 @@
+//! The whole journey on one machine: a real system from a file, over the disks of four clients, onto
+//! a blank machine that boots from the network and comes up running it.
+//!
+//! It fails unless the newcomer's promise holds: the disk is bit for bit the image before the system
+//! first starts, most bytes come from peers, parity is used (one client is switched off), and the
+//! login appears.
+
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    cairn::{self, Agent, InstallProgress, Server, eventually},
+    dhcpd::Dhcpd,
+    image::{Image, LOGIN_PROMPT, Variant, first_difference},
+    netns::Lab,
+    portal::Portal,
+    process::describe,
+    qemu::{Firmware, Hardware, OnReboot, blank_disk},
+};
+
+mod report;
+
+use report::Report;
+pub use report::say;
+
+const CLIENTS: u8 = 4;
+const LEND: &str = "4GiB";
+const NAME: &str = "demo";
+const JOIN: Duration = Duration::from_secs(60);
+const SCATTER: Duration = Duration::from_secs(600);
+const NETWORK_BOOT: Duration = Duration::from_secs(240);
+const INSTALL: Duration = Duration::from_secs(1200);
+const LOGIN: Duration = Duration::from_secs(300);
+/// What the installer shows for the administrator to compare.
+const CODE: &str = r"\b([0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4})\b";
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Another image than the small Debian that is made for it.
+    pub image: Option<PathBuf>,
+    pub firmware: Firmware,
+    /// How many blank machines are installed at once.
+    pub targets: u8,
+    /// Leave all of it running until a key is pressed.
+    pub keep: bool,
+}
+
+/// What was learned of one machine.
+#[derive(Debug)]
+struct Installed {
+    to_installer: Duration,
+    install: Duration,
+    to_login: Duration,
+    progress: InstallProgress,
+}
+
+/// Runs the demo and prints what happens.
+///
+/// # Errors
+/// Any step fails, with what was to be done and what came instead.
+pub fn run(options: &Options) -> Result<()> {
+    let mut report = Report::default();
+    // Noticed now and not after a minute of preparation.
+    cairn::binary("cairn-server")?;
+    cairn::binary("cairn-agent")?;
+    let image = report.phase("image", || match &options.image {
+        Some(path) => Ok(Image { path: path.clone(), root_offset: 0 }),
+        None => Variant::Small.image(),
+    })?;
+    let mut lab = Lab::new("demo")?;
+    let outcome = run_in(&mut lab, options, &image, &mut report);
+    if outcome.is_err() {
+        say(&format!("the logs are in {}", lab.rescue_logs()?.display()));
+    }
+    outcome
+}
+
+fn run_in(lab: &mut Lab, options: &Options, image: &Image, report: &mut Report) -> Result<()> {
+    let (mut server, _dhcpd) = report.phase("server", || start(lab))?;
+    let portal = Portal::open(server.host(), cairn::PORT)?;
+    let dashboard = format!("https://{}/", portal.address());
+    say(&format!("dashboard: {dashboard} (password {})", server.first().password));
+    let mut clients = report.phase("clients join", || join(lab, &server))?;
+    report.phase("register", || {
+        let path = image.path.to_str().context("the image's path is not UTF-8")?;
+        server.run(&["image", "add", path, "--name", NAME]).map(drop)
+    })?;
+    let detail = report.phase("scatter", || {
+        eventually("the image to be scattered", SCATTER, || {
+            let detail = server.image(NAME)?;
+            Ok(detail.scattered.then_some(detail))
+        })
+    })?;
+    if let Some(promise) = &detail.promise {
+        say(&format!("promise: {promise}"));
+    }
+    let stopped = clients.first_mut().context("find a client")?;
+    stopped.process().kill().context("switch a client off")?;
+    say("one client is switched off");
+    let machines = hardware(lab, options, image)?;
+    let installed = all_at_once(lab, &server, &machines, image)?;
+    for (machine, installed) in machines.iter().zip(&installed) {
+        report.machine(&machine.name, installed);
+    }
+    report.print(&detail, &dashboard);
+    for installed in &installed {
+        judge(&installed.progress)?;
+    }
+    if options.keep {
+        say(&format!("still running: {dashboard} (password {})", server.first().password));
+        say(&format!("its network: ip netns exec {} sh", server.host().namespace()));
+        say("Ctrl-C ends it and cleans up");
+        loop {
+            thread::park();
+        }
+    }
+    server.process().terminate().map(drop)
+}
+
+fn all_at_once(
+    lab: &Lab,
+    server: &Server,
+    machines: &[Hardware],
+    image: &Image,
+) -> Result<Vec<Installed>> {
+    thread::scope(|scope| {
+        let journeys: Vec<_> = machines
+            .iter()
+            .map(|machine| scope.spawn(|| journey(lab, server, machine, image)))
+            .collect();
+        journeys
+            .into_iter()
+            .map(|journey| journey.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}
+
+fn start(lab: &mut Lab) -> Result<(Server, Dhcpd)> {
+    let site = lab.host("dhcp", 2)?;
+    let dhcpd = Dhcpd::start(lab, &site)?;
+    let host = lab.host("server", 1)?;
+    let data_dir = lab.dir().join("server");
+    let server = Server::first_start(lab, &host, &data_dir, &["--boot-interface", "eth0"])?;
+    Ok((server, dhcpd))
+}
+
+fn join(lab: &mut Lab, server: &Server) -> Result<Vec<Agent>> {
+    let mut agents = Vec::new();
+    for number in 1..=CLIENTS {
+        let host = lab.host(&format!("client{number}"), 10 + number)?;
+        // The first start prints one token; the others are made as an administrator makes them.
+        let token = match number {
+            1 => server.first().join_token.clone(),
+            _ => server.join_token()?,
+        };
+        agents.push(Agent::join(lab, &host, server, &token, LEND)?);
+    }
+    server.approve_agents(agents.len(), JOIN)?;
+    Ok(agents)
+}
+
+fn hardware(lab: &mut Lab, options: &Options, image: &Image) -> Result<Vec<Hardware>> {
+    let size = image.size()?;
+    (1..=options.targets)
+        .map(|number| {
+            let disk = lab.dir().join(format!("machine{number}.raw"));
+            blank_disk(&disk, size)?;
+            let mut hardware = Hardware::new(&format!("machine{number}"), number, &disk);
+            hardware.firmware = options.firmware;
+            hardware.tap = Some(lab.tap()?);
+            Ok(hardware)
+        })
+        .collect()
+}
+
+/// A blank machine is switched on, approved, installed, compared, and started from its disk.
+fn journey(lab: &Lab, server: &Server, hardware: &Hardware, image: &Image) -> Result<Installed> {
+    let name = &hardware.name;
+    let started = Instant::now();
+    let mut machine = hardware.start(lab, OnReboot::Exit)?;
+    say(&format!("{name}: boots from the network"));
+    let shown = machine.wait_for(&[CODE], &[], NETWORK_BOOT)?;
+    let code = shown.first().and_then(|found| found.groups.get(1)).context("read the code")?;
+    let to_installer = started.elapsed();
+    say(&format!("{name}: shows code {code} after {:.1} s", to_installer.as_secs_f64()));
+    let id = approve(server, hardware, code)?;
+    server.run(&["deploy", NAME, "--machine", &id])?;
+
+    let started = Instant::now();
+    let progress = follow(server, name, &id)?;
+    let status = machine.wait_off(INSTALL).context("wait for the reboot")?;
+    ensure!(status.success(), "{name}: QEMU ended with {}", describe(status));
+    let install = started.elapsed();
+    say(&format!("{name}: installed in {:.1} s, reboots", install.as_secs_f64()));
+    compare(&image.path, &hardware.disk)?;
+    say(&format!("{name}: the disk is bit for bit the image"));
+
+    let started = Instant::now();
+    let mut machine = hardware.start(lab, OnReboot::Reboot)?;
+    machine.wait_for(&[r"login: *$"], &[], LOGIN)?;
+    let to_login = started.elapsed();
+    let prompt = machine.process().transcript().text(0).contains(LOGIN_PROMPT);
+    let whose = if prompt { LOGIN_PROMPT } else { "login:" };
+    say(&format!("{name}: `{whose}` after {:.1} s", to_login.as_secs_f64()));
+    machine.switch_off()?;
+    Ok(Installed { to_installer, install, to_login, progress })
+}
+
+/// Finds the machine that shows `code`, and approves it.
+fn approve(server: &Server, hardware: &Hardware, code: &str) -> Result<String> {
+    let mac = hardware.mac();
+    let machine = eventually("the machine to be listed", JOIN, || {
+        let machines = server.machines()?;
+        Ok(machines.into_iter().find(|machine| machine.code.as_deref() == Some(code)))
+    })?;
+    ensure!(
+        machine.macs.contains(&mac),
+        "the machine with code {code} should have the address {mac}, not {}",
+        machine.macs.join(", ")
+    );
+    server.run(&["machine", "approve", &machine.id])?;
+    Ok(machine.id)
+}
+
+/// Shows the progress until the install is done.
+fn follow(server: &Server, name: &str, machine: &str) -> Result<InstallProgress> {
+    let mut shown = Instant::now();
+    eventually("the install", INSTALL, || {
+        let status = server.status()?;
+        let Some(install) = status.installs.iter().find(|install| install.machine == machine)
+        else {
+            return Ok(None);
+        };
+        let progress = install.progress.clone().unwrap_or_default();
+        match install.state.as_str() {
+            "done" => return Ok(Some(progress)),
+            "failed" | "cancelled" => {
+                bail!("{name}: {}: {}", install.state, install.error.as_deref().unwrap_or_default())
+            }
+            _ => {}
+        }
+        if shown.elapsed() >= Duration::from_secs(2) {
+            shown = Instant::now();
+            say(&report::progress(name, &progress));
+        }
+        Ok(None)
+    })
+}
+
+fn compare(image: &Path, disk: &Path) -> Result<()> {
+    match first_difference(image, disk)? {
+        None => Ok(()),
+        Some(difference) => bail!("the installed disk is not the image: {difference:?}"),
+    }
+}
+
+/// Whether the install was what Cairn is for.
+fn judge(progress: &InstallProgress) -> Result<()> {
+    ensure!(
+        progress.from_peers > progress.from_server,
+        "most bytes should come from peers: {} from peers, {} from the server",
+        progress.from_peers,
+        progress.from_server
+    );
+    ensure!(progress.rebuilt > 0, "a client was switched off and yet parity was not used");
+    Ok(())
+}

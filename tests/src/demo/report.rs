@@ -1,0 +1,82 @@
+//! What the demo prints: progress as it happens, and a summary.
+
+use std::{
+    io::{self, Write as _},
+    sync::{LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use super::Installed;
+use crate::cairn::{ImageDetail, InstallProgress};
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Prints a line with the seconds since the start in front.
+pub fn say(text: &str) {
+    static LINE: Mutex<()> = Mutex::new(());
+    let _line = LINE.lock().unwrap_or_else(PoisonError::into_inner);
+    // A closed pipe is no reason to stop.
+    writeln!(io::stdout().lock(), "[{:6.1} s] {text}", START.elapsed().as_secs_f64()).ok();
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    rows: Vec<(String, Duration)>,
+    sources: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn phase<T>(&mut self, name: &str, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        say(name);
+        let started = Instant::now();
+        let result = action()?;
+        self.rows.push((name.to_owned(), started.elapsed()));
+        Ok(result)
+    }
+
+    pub(super) fn machine(&mut self, name: &str, installed: &Installed) {
+        let phases = [
+            ("network boot", installed.to_installer),
+            ("install", installed.install),
+            ("first boot to login", installed.to_login),
+        ];
+        for (phase, took) in phases {
+            self.rows.push((format!("{name}: {phase}"), took));
+        }
+        self.sources.push(format!("{name}: {}", sources(&installed.progress)));
+    }
+
+    pub(super) fn print(&self, image: &ImageDetail, dashboard: &str) {
+        say("summary");
+        for (phase, took) in &self.rows {
+            say(&format!("  {phase:<32} {:>7.1} s", took.as_secs_f64()));
+        }
+        say(&format!("  image: {} raw, {} sealed", megabytes(image.size), megabytes(image.stored)));
+        for line in &self.sources {
+            say(&format!("  {line}"));
+        }
+        say(&format!("  dashboard: {dashboard}"));
+    }
+}
+
+/// One line while an install runs.
+pub(super) fn progress(name: &str, progress: &InstallProgress) -> String {
+    let here = progress.from_peers + progress.from_server + progress.rebuilt;
+    let percent = (here * 100).checked_div(progress.total).unwrap_or_default();
+    format!("{name}: {} {percent} %, {}", progress.phase, sources(progress))
+}
+
+fn sources(progress: &InstallProgress) -> String {
+    format!(
+        "{} from peers, {} rebuilt from parity, {} from the server",
+        megabytes(progress.from_peers),
+        megabytes(progress.rebuilt),
+        megabytes(progress.from_server)
+    )
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
+}
