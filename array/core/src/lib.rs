@@ -30,3 +30,4 @@ pub mod segment;
 
 pub mod placement;
 pub mod layout;
+pub mod fetch;

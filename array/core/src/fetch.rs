@@ -1,0 +1,609 @@
+//! Which segment to fetch next, and from whom: the scheduler of an install.
+//!
+//! A state machine without clock, socket or thread. Its driver asks [`Fetcher::next`] what to do until it says to wait, does it,
+//! and reports the outcome by ticket. The rules:
+//!
+//! * Rarest first; ties in an order that the seed decides, so that targets which install together start at different ends.
+//! * From the least busy peer that holds it, at most [`Limits::per_peer`] at a time, [`Limits::in_flight`] over all.
+//! * A data segment that no reachable peer holds is rebuilt, when enough other shards of its stripe are reachable. The whole
+//!   stripe then becomes one *job*: the wanted segments in it are fetched and kept until the missing ones are computed.
+//! * The server is asked only for what peers can deliver in neither way.
+//!
+//! ```text
+//!            holder up            picked            delivered
+//!   ┌──► ready ─────────────────► in flight ───────────────────► done
+//!   │      │ last holder down        │ failed                     ▲
+//!   │      ▼                         ▼                            │
+//!   └── route again ◄────────────────┘                            │
+//!          ├── stripe can be rebuilt ──► parked ── job ── rebuilt ┤
+//!          ├── server may have it ─────► at the server ───────────┘
+//!          └── nobody ─────────────────► stranded      (until somebody comes back)
+//! ```
+//!
+//! Invariants: a source that proved bad for a segment is never asked for it again; a peer that does not answer costs one request per
+//! back-off, not one per segment; memory kept for jobs is bounded; in flight, done and waiting segments are disjoint.
+
+mod hosts;
+mod jobs;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use hosts::Host;
+pub use hosts::Source;
+use jobs::{Job, StripeState};
+pub use jobs::{JobId, RebuildPlan};
+
+use crate::id::{AgentId, SegmentId, sha256};
+use crate::stripe_map::{ShardPlace, StripeMap};
+
+/// A segment that the image needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub id: SegmentId,
+    /// Sealed bytes.
+    pub bytes: u32,
+}
+
+/// How much at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Fetches under way, over all sources.
+    pub in_flight: usize,
+    /// Fetches under way from one peer.
+    pub per_peer: usize,
+    /// Bytes kept for stripes that are being rebuilt. One stripe is always allowed.
+    pub rebuild_bytes: u64,
+}
+
+impl Limits {
+    /// Limits that keep a link busy with this many peers.
+    #[must_use]
+    pub fn for_peers(count: usize) -> Self {
+        let in_flight = 8;
+        Self { in_flight, per_peer: (in_flight / count.max(1)).max(2), rebuild_bytes: 160 << 20 }
+    }
+}
+
+/// Names an action until its outcome is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(u64);
+
+/// What the driver shall do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Fetch a segment and check its hash. `install`: the image needs it. `keep`: hold its sealed bytes for this job until
+    /// [`Action::Rebuild`] or [`Action::Forget`].
+    Fetch {
+        ticket: Ticket,
+        segment: SegmentId,
+        bytes: u32,
+        from: Source,
+        install: bool,
+        keep: Option<JobId>,
+    },
+    /// Compute missing segments from the kept ones, check their hashes, install them, and drop what was kept.
+    Rebuild { ticket: Ticket, plan: RebuildPlan },
+    /// Drop what was kept for a job: it came to nothing. There is no outcome to report.
+    Forget { job: JobId },
+}
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    Act(Action),
+    /// Nothing to do before an outcome is reported or this time comes, whichever is first.
+    Wait {
+        until_ms: Option<u64>,
+    },
+    /// Every wanted segment was installed.
+    Done,
+    /// Nothing is under way and nobody is left who could deliver these.
+    Stuck(Stuck),
+}
+
+/// Why an action failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The source did not answer in time.
+    Timeout,
+    /// The source could not be reached or would not serve.
+    Refused,
+    /// The source answers, and has not got the segment.
+    Missing,
+    /// The bytes were not the segment's. The source is reported.
+    Bad,
+}
+
+/// A source delivered bytes that are not the segment's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BadSource {
+    pub source: Source,
+    pub segment: SegmentId,
+}
+
+/// Why an install cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} segments have no source left, the first is {}; {} sources did not answer, {} delivered damaged segments",
+    segments.len(),
+    segments.first().map_or_else(String::new, ToString::to_string),
+    silent.len(),
+    damaged.len()
+)]
+pub struct Stuck {
+    /// The segments without a source, in the order of the image.
+    pub segments: Vec<SegmentId>,
+    /// Sources that were given up because they did not answer.
+    pub silent: Vec<Source>,
+    /// Sources that delivered something wrong.
+    pub damaged: Vec<Source>,
+}
+
+/// How far an install is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub wanted_segments: usize,
+    pub done_segments: usize,
+    pub wanted_bytes: u64,
+    pub done_bytes: u64,
+    /// Received from peers, parity and second fetches included.
+    pub from_peers: u64,
+    pub from_server: u64,
+    /// Computed from others.
+    pub rebuilt: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    /// Not wanted for itself.
+    Spare,
+    /// In the queue of each peer that is up and holds it.
+    Ready,
+    /// Its stripe is, or will be, a job.
+    Parked,
+    AtServer,
+    Stranded,
+    InFlight,
+    Done,
+}
+
+/// Rarity, then chance, then index.
+type Rank = (usize, u64, usize);
+
+#[derive(Debug)]
+struct ShardState {
+    id: SegmentId,
+    bytes: u32,
+    holders: Vec<usize>,
+    stripe: Option<(usize, ShardPlace)>,
+    status: Status,
+    rank: Rank,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Flight {
+    Fetch { shard: usize, host: usize, install: bool, job: Option<JobId> },
+    Rebuild { job: JobId },
+}
+
+/// The scheduler of one install.
+#[derive(Debug)]
+pub struct Fetcher {
+    limits: Limits,
+    seed: u64,
+    /// The peers, then the server if there is one.
+    hosts: Vec<Host>,
+    server: Option<usize>,
+    shards: Vec<ShardState>,
+    /// Shards by the peer that holds them.
+    held: Vec<Vec<usize>>,
+    stripes: Vec<StripeState>,
+    wanted: Vec<usize>,
+    queues: Vec<BTreeSet<Rank>>,
+    at_server: BTreeSet<Rank>,
+    stranded: BTreeSet<usize>,
+    /// Stripes that shall become jobs, in an order by chance.
+    waiting: BTreeSet<(u64, usize)>,
+    jobs: HashMap<JobId, Job>,
+    refused: HashSet<(usize, usize)>,
+    flights: HashMap<Ticket, Flight>,
+    fetching: usize,
+    next_number: u64,
+    damaged: Vec<BadSource>,
+    reported: usize,
+    progress: Progress,
+}
+
+impl Fetcher {
+    /// A scheduler for `wanted`, in the order of the image, from the members that the maps name as holders and, when `server`, from
+    /// the server. `seed` decides the order of equals.
+    #[must_use]
+    pub fn new(
+        wanted: &[Wanted],
+        maps: &[StripeMap],
+        members: &[AgentId],
+        server: bool,
+        limits: Limits,
+        seed: u64,
+    ) -> Self {
+        let mut fetcher = Self {
+            limits,
+            seed,
+            hosts: Vec::new(),
+            server: None,
+            shards: Vec::new(),
+            held: Vec::new(),
+            stripes: Vec::new(),
+            wanted: Vec::new(),
+            queues: Vec::new(),
+            at_server: BTreeSet::new(),
+            stranded: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            jobs: HashMap::new(),
+            refused: HashSet::new(),
+            flights: HashMap::new(),
+            fetching: 0,
+            next_number: 0,
+            damaged: Vec::new(),
+            reported: 0,
+            progress: Progress::default(),
+        };
+        fetcher.load(wanted, maps, members);
+        if server {
+            fetcher.server = Some(fetcher.hosts.len());
+            fetcher.hosts.push(Host::new(Source::Server));
+        }
+        for shard in fetcher.wanted.clone() {
+            fetcher.route(shard);
+        }
+        fetcher
+    }
+
+    /// What to do now. To be asked again until it says to wait.
+    pub fn next(&mut self, now_ms: u64) -> Next {
+        for host in 0..self.hosts.len() {
+            if self.hosts[host].wake(now_ms) {
+                self.host_is_up(host);
+            }
+        }
+        let action = self
+            .next_of_jobs()
+            .or_else(|| self.next_from_peers())
+            .or_else(|| self.next_from_server());
+        if let Some(action) = action {
+            return Next::Act(action);
+        }
+        if self.progress.done_segments == self.progress.wanted_segments && self.flights.is_empty() {
+            return Next::Done;
+        }
+        let until_ms = self.hosts.iter().filter_map(Host::aside_until).min();
+        if self.flights.is_empty() && until_ms.is_none() {
+            return Next::Stuck(self.stuck());
+        }
+        Next::Wait { until_ms }
+    }
+
+    /// The action succeeded: the segments were checked and installed.
+    pub fn on_done(&mut self, ticket: Ticket) {
+        match self.flights.remove(&ticket) {
+            Some(Flight::Fetch { shard, host, install, job }) => {
+                self.fetching -= 1;
+                self.hosts[host].in_flight -= 1;
+                let bytes = self.shards[shard].bytes;
+                self.hosts[host].succeeded(bytes);
+                let counter = match self.hosts[host].source {
+                    Source::Peer(_) => &mut self.progress.from_peers,
+                    Source::Server => &mut self.progress.from_server,
+                };
+                *counter += u64::from(bytes);
+                if install {
+                    self.installed(shard);
+                }
+                if let Some(job) = job {
+                    self.shard_kept(job, shard);
+                }
+            }
+            Some(Flight::Rebuild { job }) => self.rebuilt(job),
+            None => {}
+        }
+    }
+
+    /// The action failed. [`Failure::Bad`] of a rebuild says that good shards gave wrong bytes: that stripe's parity is not
+    /// used again.
+    pub fn on_failed(&mut self, ticket: Ticket, failure: Failure, now_ms: u64) {
+        match self.flights.remove(&ticket) {
+            Some(Flight::Fetch { shard, host, install, job }) => {
+                self.fetching -= 1;
+                self.hosts[host].in_flight -= 1;
+                self.blame(host, shard, failure);
+                if let Some(job) = job {
+                    self.shard_lost(job, shard);
+                }
+                if install {
+                    self.route(shard);
+                }
+                let silent = matches!(failure, Failure::Timeout | Failure::Refused);
+                if silent && self.hosts[host].failed(now_ms) {
+                    self.host_is_down(host);
+                }
+            }
+            Some(Flight::Rebuild { job }) => self.rebuild_failed(job),
+            None => {}
+        }
+    }
+
+    /// A peer, or the server, showed that it is there: it is tried again at once.
+    pub fn on_heard(&mut self, source: Source) {
+        let host = self.hosts.iter().position(|host| host.source == source);
+        if let Some(host) = host
+            && self.hosts[host].revive()
+        {
+            self.host_is_up(host);
+        }
+    }
+
+    /// Sources that delivered damaged segments since the last call.
+    pub fn take_reports(&mut self) -> Vec<BadSource> {
+        let new = self.damaged[self.reported..].to_vec();
+        self.reported = self.damaged.len();
+        new
+    }
+
+    #[must_use]
+    pub const fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    fn load(&mut self, wanted: &[Wanted], maps: &[StripeMap], members: &[AgentId]) {
+        let members: HashSet<_> = members.iter().copied().collect();
+        let mut ids: HashMap<SegmentId, usize> = HashMap::new();
+        let needed: HashSet<_> = wanted.iter().map(|segment| segment.id).collect();
+        let mut hosts: HashMap<AgentId, usize> = HashMap::new();
+        for (map, stripe) in maps.iter().flat_map(|map| map.stripes.iter().map(move |s| (map, s))) {
+            if !stripe.data.iter().any(|shard| needed.contains(&shard.id)) {
+                continue;
+            }
+            let index = self.stripes.len();
+            let mut places = Vec::new();
+            for (place, shard) in stripe.shards() {
+                let holders: Vec<_> = map
+                    .agents(shard)
+                    .filter(|agent| members.contains(agent))
+                    .map(|agent| *hosts.entry(agent).or_insert_with(|| self.add_peer(agent)))
+                    .collect();
+                // A segment that two maps name belongs to the first; both say who holds it.
+                let at = *ids
+                    .entry(shard.id)
+                    .or_insert_with(|| self.add_shard(shard.id, shard.bytes, Some((index, place))));
+                for holder in holders {
+                    if !self.shards[at].holders.contains(&holder) {
+                        self.shards[at].holders.push(holder);
+                        self.held[holder].push(at);
+                    }
+                }
+                places.push((place, at));
+            }
+            self.stripes.push(StripeState::new(stripe, places));
+        }
+        for segment in wanted {
+            let at = *ids
+                .entry(segment.id)
+                .or_insert_with(|| self.add_shard(segment.id, segment.bytes, None));
+            if self.shards[at].status == Status::Spare {
+                self.shards[at].status = Status::Stranded;
+                self.shards[at].bytes = segment.bytes;
+                self.wanted.push(at);
+                self.progress.wanted_segments += 1;
+                self.progress.wanted_bytes += u64::from(segment.bytes);
+            }
+        }
+    }
+
+    fn add_peer(&mut self, agent: AgentId) -> usize {
+        self.hosts.push(Host::new(Source::Peer(agent)));
+        self.held.push(Vec::new());
+        self.queues.push(BTreeSet::new());
+        self.hosts.len() - 1
+    }
+
+    fn add_shard(
+        &mut self,
+        id: SegmentId,
+        bytes: u32,
+        stripe: Option<(usize, ShardPlace)>,
+    ) -> usize {
+        let at = self.shards.len();
+        let chance = self.chance(&id.0);
+        self.shards.push(ShardState {
+            id,
+            bytes,
+            holders: Vec::new(),
+            stripe,
+            status: Status::Spare,
+            rank: (0, chance, at),
+        });
+        at
+    }
+
+    /// A number that looks random and depends on the seed.
+    fn chance(&self, name: &[u8]) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = sha256(&[&self.seed.to_le_bytes(), name].concat());
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// The peers that are up and may have the shard.
+    fn sources(&self, shard: usize) -> impl Iterator<Item = usize> {
+        let holders = self.shards[shard].holders.iter().copied();
+        holders.filter(move |host| {
+            self.hosts[*host].is_up() && !self.refused.contains(&(*host, shard))
+        })
+    }
+
+    /// Takes a shard out of wherever it waits.
+    fn unqueue(&mut self, shard: usize) {
+        let rank = self.shards[shard].rank;
+        for holder in &self.shards[shard].holders {
+            self.queues[*holder].remove(&rank);
+        }
+        self.at_server.remove(&rank);
+        self.stranded.remove(&shard);
+    }
+
+    /// Decides where a wanted shard that is neither done nor in flight waits.
+    fn route(&mut self, shard: usize) {
+        self.unqueue(shard);
+        self.shards[shard].status = Status::Stranded;
+        let stripe = self.shards[shard].stripe.map(|(stripe, _)| stripe);
+        if stripe.is_some_and(|stripe| self.stripes[stripe].is_taken()) {
+            self.shards[shard].status = Status::Parked;
+            return;
+        }
+        let sources: Vec<_> = self.sources(shard).collect();
+        self.shards[shard].rank.0 = sources.len();
+        let rank = self.shards[shard].rank;
+        if !sources.is_empty() {
+            self.shards[shard].status = Status::Ready;
+            for host in sources {
+                self.queues[host].insert(rank);
+            }
+        } else if let Some(stripe) = stripe.filter(|stripe| self.can_rebuild(*stripe)) {
+            self.park(stripe);
+        } else if self.server.is_some_and(|server| self.may_ask(server, shard)) {
+            self.shards[shard].status = Status::AtServer;
+            self.at_server.insert(rank);
+        } else {
+            self.stranded.insert(shard);
+        }
+    }
+
+    fn may_ask(&self, host: usize, shard: usize) -> bool {
+        !self.hosts[host].is_gone() && !self.refused.contains(&(host, shard))
+    }
+
+    fn host_is_down(&mut self, host: usize) {
+        if Some(host) == self.server {
+            if self.hosts[host].is_gone() {
+                self.route_all(&self.at_server.iter().map(|rank| rank.2).collect::<Vec<_>>());
+            }
+            return;
+        }
+        self.route_all(&self.queues[host].iter().map(|rank| rank.2).collect::<Vec<_>>());
+    }
+
+    /// Gives a source that came back what it may deliver, and routes again what its return makes possible.
+    fn host_is_up(&mut self, host: usize) {
+        let mut again: BTreeSet<usize> = BTreeSet::new();
+        if Some(host) == self.server {
+            again.extend(&self.stranded);
+        } else {
+            for shard in &self.held[host] {
+                again.insert(*shard);
+                let stripe = self.shards[*shard].stripe.map(|(stripe, _)| &self.stripes[stripe]);
+                again.extend(stripe.into_iter().flat_map(StripeState::shards));
+            }
+        }
+        self.route_all(&again.into_iter().collect::<Vec<_>>());
+    }
+
+    /// Routes those of the shards again that wait.
+    fn route_all(&mut self, shards: &[usize]) {
+        for shard in shards {
+            let status = self.shards[*shard].status;
+            if matches!(status, Status::Ready | Status::AtServer | Status::Stranded) {
+                self.route(*shard);
+            }
+        }
+    }
+
+    fn blame(&mut self, host: usize, shard: usize, failure: Failure) {
+        match failure {
+            Failure::Timeout | Failure::Refused => {}
+            Failure::Missing => {
+                self.refused.insert((host, shard));
+            }
+            Failure::Bad => {
+                self.refused.insert((host, shard));
+                self.hosts[host].bad += 1;
+                let source = self.hosts[host].source;
+                self.damaged.push(BadSource { source, segment: self.shards[shard].id });
+            }
+        }
+    }
+
+    fn next_from_peers(&mut self) -> Option<Action> {
+        if self.fetching >= self.limits.in_flight {
+            return None;
+        }
+        let peers = 0..self.queues.len();
+        let host = peers
+            .filter(|host| {
+                !self.queues[*host].is_empty() && self.hosts[*host].is_free(self.limits.per_peer)
+            })
+            .min_by_key(|host| {
+                let rarest = self.queues[*host].first().copied();
+                (self.hosts[*host].preference(), rarest)
+            })?;
+        let (.., shard) = self.queues[host].first().copied()?;
+        Some(self.fetch(shard, host, None))
+    }
+
+    fn next_from_server(&mut self) -> Option<Action> {
+        let server = self.server?;
+        if self.fetching >= self.limits.in_flight
+            || !self.hosts[server].is_free(self.limits.in_flight)
+        {
+            return None;
+        }
+        let (.., shard) = self.at_server.first().copied()?;
+        Some(self.fetch(shard, server, None))
+    }
+
+    /// Starts a fetch. A shard that is wanted and waits is installed on the way.
+    fn fetch(&mut self, shard: usize, host: usize, job: Option<JobId>) -> Action {
+        let waits = [Status::Ready, Status::Parked, Status::AtServer, Status::Stranded];
+        let install = waits.contains(&self.shards[shard].status);
+        if install {
+            self.unqueue(shard);
+            self.shards[shard].status = Status::InFlight;
+        }
+        self.fetching += 1;
+        self.hosts[host].in_flight += 1;
+        let ticket = self.ticket(Flight::Fetch { shard, host, install, job });
+        let ShardState { id, bytes, .. } = self.shards[shard];
+        let from = self.hosts[host].source;
+        Action::Fetch { ticket, segment: id, bytes, from, install, keep: job }
+    }
+
+    fn ticket(&mut self, flight: Flight) -> Ticket {
+        let ticket = Ticket(self.number());
+        self.flights.insert(ticket, flight);
+        ticket
+    }
+
+    const fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    fn installed(&mut self, shard: usize) {
+        self.shards[shard].status = Status::Done;
+        self.progress.done_segments += 1;
+        self.progress.done_bytes += u64::from(self.shards[shard].bytes);
+    }
+
+    fn stuck(&self) -> Stuck {
+        let left = self.wanted.iter().filter(|shard| self.shards[**shard].status != Status::Done);
+        let silent = self.hosts.iter().filter(|host| host.is_gone());
+        let mut damaged: Vec<_> = self.damaged.iter().map(|bad| bad.source).collect();
+        damaged.sort_unstable();
+        damaged.dedup();
+        Stuck {
+            segments: left.map(|shard| self.shards[*shard].id).collect(),
+            silent: silent.map(|host| host.source).collect(),
+            damaged,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

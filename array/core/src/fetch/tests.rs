@@ -1,0 +1,460 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::id::ImageId;
+use crate::layout::{DataSegment, Member, converge};
+use crate::planner::Redundancy;
+use crate::units::Generation;
+
+/// How a simulated source behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nature {
+    Good,
+    /// Refuses connections.
+    Dead,
+    /// Accepts and never answers.
+    Silent,
+    /// Delivers damaged bytes for about this share of its segments, in percent.
+    Lying(u8),
+    /// Has lost about this share of its segments.
+    Forgetful(u8),
+}
+
+/// Whether a source of this nature delivers the segment.
+fn outcome(nature: Nature, source: Source, segment: SegmentId) -> Result<u64, Failure> {
+    let salt = match source {
+        Source::Peer(agent) => agent.0[0],
+        Source::Server => 255,
+    };
+    let dice = sha256(&[&segment.0[..], &[salt]].concat());
+    let percent = dice[0] % 100;
+    let latency = 20 + u64::from(dice[1] % 64);
+    match nature {
+        Nature::Good => Ok(latency),
+        Nature::Dead => Err(Failure::Refused),
+        Nature::Silent => Err(Failure::Timeout),
+        Nature::Lying(share) if percent < share => Err(Failure::Bad),
+        Nature::Forgetful(share) if percent < share => Err(Failure::Missing),
+        Nature::Lying(_) | Nature::Forgetful(_) => Ok(latency),
+    }
+}
+
+/// A fleet, an image on it, and a log of what the scheduler did.
+struct Fleet {
+    peers: BTreeMap<AgentId, Nature>,
+    server: Option<Nature>,
+    map: StripeMap,
+    wanted: Vec<Wanted>,
+    limits: Limits,
+}
+
+#[derive(Default)]
+struct Log {
+    asked: HashMap<(Source, SegmentId), usize>,
+    from_server: HashSet<SegmentId>,
+    rebuilds: usize,
+    silent_requests: usize,
+    reports: Vec<BadSource>,
+}
+
+fn agent(n: u8) -> AgentId {
+    AgentId([n; 16])
+}
+
+fn fleet(
+    natures: &[Nature],
+    server: Option<Nature>,
+    redundancy: Redundancy,
+    segments: u32,
+) -> Fleet {
+    let data: Vec<_> = (0..segments)
+        .map(|n| DataSegment { id: SegmentId::of(&n.to_le_bytes()), bytes: 4_000_000 - n })
+        .collect();
+    let peers: BTreeMap<_, _> = (0..).map(agent).zip(natures.iter().copied()).collect();
+    let members: Vec<_> =
+        peers.keys().map(|agent| Member { agent: *agent, room: 10_000 }).collect();
+    let layout = converge(None, &data, redundancy, &members).unwrap();
+    let computed = layout
+        .to_compute()
+        .map(|(index, row, _)| {
+            ((index, row), SegmentId::of(&[&index.0.to_le_bytes()[..], &[row]].concat()))
+        })
+        .collect();
+    let map = layout.map(ImageId([0; 16]), Generation(1), &computed).unwrap();
+    let wanted = data.iter().map(|s| Wanted { id: s.id, bytes: s.bytes }).collect();
+    Fleet { limits: Limits::for_peers(peers.len()), peers, server, map, wanted }
+}
+
+impl Fleet {
+    fn fetcher(&self, seed: u64) -> Fetcher {
+        let members: Vec<_> = self.peers.keys().copied().collect();
+        let maps = std::slice::from_ref(&self.map);
+        Fetcher::new(&self.wanted, maps, &members, self.server.is_some(), self.limits, seed)
+    }
+
+    fn nature(&self, source: Source) -> Nature {
+        match source {
+            Source::Peer(agent) => self.peers[&agent],
+            Source::Server => self.server.unwrap(),
+        }
+    }
+
+    fn delivers(&self, segment: SegmentId, holders: impl IntoIterator<Item = AgentId>) -> bool {
+        holders
+            .into_iter()
+            .any(|agent| outcome(self.peers[&agent], Source::Peer(agent), segment).is_ok())
+    }
+
+    /// Whether peers alone can bring a segment: directly, or through its stripe.
+    fn peers_can(&self, segment: SegmentId) -> bool {
+        let (stripe, place) = self.map.places().get(&segment).unwrap();
+        let stripe = self.map.stripe(stripe).unwrap();
+        let good =
+            |shard: &crate::stripe_map::Shard| self.delivers(shard.id, self.map.agents(shard));
+        good(stripe.shard(place).unwrap())
+            || stripe.shards().filter(|(_, shard)| good(shard)).count() >= stripe.data.len()
+    }
+
+    fn server_can(&self, segment: SegmentId) -> bool {
+        self.server.is_some_and(|nature| outcome(nature, Source::Server, segment).is_ok())
+    }
+
+    /// Drives the scheduler to its end in simulated time.
+    fn run(&self, seed: u64) -> (Next, Log, Fetcher) {
+        let mut run = Run {
+            fleet: self,
+            now: 0,
+            turn: 0,
+            pending: BTreeMap::new(),
+            kept: HashMap::new(),
+            log: Log::default(),
+        };
+        let mut fetcher = self.fetcher(seed);
+        loop {
+            match fetcher.next(run.now) {
+                Next::Act(action) => run.start(action),
+                Next::Wait { until_ms } => run.pass_time(until_ms, &mut fetcher),
+                end @ (Next::Done | Next::Stuck(_)) => {
+                    assert!(run.pending.is_empty());
+                    return (end, run.log, fetcher);
+                }
+            }
+        }
+    }
+}
+
+/// An action under way.
+struct Pending {
+    ticket: Ticket,
+    result: Result<(), Failure>,
+    from: Option<Source>,
+    keeps: Option<(JobId, SegmentId)>,
+}
+
+struct Run<'a> {
+    fleet: &'a Fleet,
+    now: u64,
+    turn: u64,
+    pending: BTreeMap<(u64, u64), Pending>,
+    kept: HashMap<JobId, HashSet<SegmentId>>,
+    log: Log,
+}
+
+impl Run<'_> {
+    fn start(&mut self, action: Action) {
+        self.turn += 1;
+        assert!(self.turn < 200_000, "no end in sight");
+        match action {
+            Action::Fetch { ticket, segment, from, keep, .. } => {
+                *self.log.asked.entry((from, segment)).or_default() += 1;
+                if from == Source::Server {
+                    self.log.from_server.insert(segment);
+                }
+                let (latency, result) = match outcome(self.fleet.nature(from), from, segment) {
+                    Ok(latency) => (latency, Ok(())),
+                    Err(Failure::Timeout) => (5000, Err(Failure::Timeout)),
+                    Err(failure) => (15, Err(failure)),
+                };
+                let silent = matches!(result, Err(Failure::Timeout | Failure::Refused));
+                self.log.silent_requests += usize::from(silent);
+                let keeps = keep.map(|job| (job, segment));
+                let pending = Pending { ticket, result, from: Some(from), keeps };
+                self.pending.insert((self.now + latency, self.turn), pending);
+                self.check_limits(from);
+            }
+            Action::Rebuild { ticket, plan } => {
+                let have = &self.kept[&plan.job];
+                assert!(plan.sources.iter().all(|(_, segment)| have.contains(segment)));
+                assert_eq!(plan.sources.len(), usize::from(plan.data));
+                assert!(!plan.wanted.is_empty());
+                self.log.rebuilds += 1;
+                let pending = Pending { ticket, result: Ok(()), from: None, keeps: None };
+                self.pending.insert((self.now + 30, self.turn), pending);
+            }
+            Action::Forget { job } => drop(self.kept.remove(&job)),
+        }
+    }
+
+    fn check_limits(&self, from: Source) {
+        let limits = self.fleet.limits;
+        let fetches = || self.pending.values().filter_map(|pending| pending.from);
+        assert!(fetches().count() <= limits.in_flight);
+        let busy = fetches().filter(|source| *source == from).count();
+        assert!(from == Source::Server || busy <= limits.per_peer);
+    }
+
+    fn pass_time(&mut self, until_ms: Option<u64>, fetcher: &mut Fetcher) {
+        let event = self.pending.keys().next().copied();
+        self.now = event
+            .map(|(at, _)| at)
+            .into_iter()
+            .chain(until_ms)
+            .min()
+            .expect("something to wait for");
+        let Some(key) = event.filter(|(at, _)| *at <= self.now) else { return };
+        let Pending { ticket, result, keeps, .. } = self.pending.remove(&key).unwrap();
+        match result {
+            Ok(()) => {
+                if let Some((job, segment)) = keeps {
+                    self.kept.entry(job).or_default().insert(segment);
+                }
+                fetcher.on_done(ticket);
+            }
+            Err(failure) => fetcher.on_failed(ticket, failure, self.now),
+        }
+        self.log.reports.extend(fetcher.take_reports());
+    }
+}
+
+const PARITY: Redundancy = Redundancy::Parity { k: 3, m: 2 };
+
+#[test]
+fn a_healthy_fleet_serves_every_segment_once_and_the_server_nothing() {
+    let fleet = fleet(&[Nature::Good; 7], Some(Nature::Good), PARITY, 300);
+    let (end, log, fetcher) = fleet.run(1);
+    assert_eq!(end, Next::Done);
+    assert_eq!(log.asked.len(), 300);
+    assert!(log.asked.values().all(|times| *times == 1));
+    let progress = fetcher.progress();
+    assert_eq!((progress.from_server, progress.rebuilt, log.rebuilds), (0, 0, 0));
+    assert_eq!(progress.done_bytes, progress.wanted_bytes);
+    let mut by_peer: BTreeMap<Source, usize> = BTreeMap::new();
+    log.asked.keys().for_each(|(source, _)| *by_peer.entry(*source).or_default() += 1);
+    assert_eq!(by_peer.len(), 7, "everybody takes part: {by_peer:?}");
+}
+
+#[test]
+fn a_silent_peer_costs_a_few_requests_and_its_segments_are_rebuilt_from_parity() {
+    let mut natures = [Nature::Good; 7];
+    natures[3] = Nature::Silent;
+    let fleet = fleet(&natures, Some(Nature::Good), PARITY, 300);
+    let (end, log, fetcher) = fleet.run(2);
+    assert_eq!(end, Next::Done);
+    assert!(log.rebuilds > 0 && fetcher.progress().rebuilt > 0);
+    assert_eq!(log.from_server, HashSet::new());
+    assert!(log.silent_requests <= 9, "{} requests to a silent peer", log.silent_requests);
+}
+
+#[test]
+fn what_a_rebuild_needs_is_installed_on_the_way() {
+    let mut natures = [Nature::Good; 7];
+    natures[3] = Nature::Dead;
+    let fleet = fleet(&natures, Some(Nature::Good), PARITY, 300);
+    let (end, log, fetcher) = fleet.run(2);
+    assert_eq!(end, Next::Done);
+    assert!(log.rebuilds > 10, "{} rebuilds", log.rebuilds);
+    // Stripes become jobs before their other segments were fetched, so hardly anything is fetched twice.
+    let progress = fetcher.progress();
+    assert!(progress.from_peers * 100 <= progress.wanted_bytes * 103, "{progress:?}");
+}
+
+#[test]
+fn without_enough_peers_the_server_brings_what_is_missing_and_no_more() {
+    let natures =
+        [Nature::Good, Nature::Dead, Nature::Dead, Nature::Dead, Nature::Good, Nature::Good];
+    let fleet = fleet(&natures, Some(Nature::Good), PARITY, 100);
+    let (end, log, _) = fleet.run(3);
+    assert_eq!(end, Next::Done);
+    let expected: HashSet<_> =
+        fleet.wanted.iter().map(|w| w.id).filter(|id| !fleet.peers_can(*id)).collect();
+    assert!(!expected.is_empty());
+    assert_eq!(log.from_server, expected);
+}
+
+#[test]
+fn with_no_peers_at_all_the_server_is_asked_for_many_at_once() {
+    let mut fleet = fleet(&[Nature::Good], Some(Nature::Good), Redundancy::Copies { count: 1 }, 20);
+    fleet.peers.clear();
+    let mut fetcher = fleet.fetcher(4);
+    for _ in 0..8 {
+        assert!(matches!(fetcher.next(0), Next::Act(Action::Fetch { from: Source::Server, .. })));
+    }
+    assert_eq!(fetcher.next(0), Next::Wait { until_ms: None });
+    assert_eq!(fleet.run(4).0, Next::Done);
+}
+
+#[test]
+fn nobody_left_is_said_with_the_segments_and_the_reasons() {
+    let fleet =
+        fleet(&[Nature::Dead, Nature::Lying(100)], None, Redundancy::Copies { count: 1 }, 6);
+    let (end, log, _) = fleet.run(5);
+    let Next::Stuck(stuck) = end else { panic!("{end:?}") };
+    assert_eq!(stuck.segments, fleet.wanted.iter().map(|w| w.id).collect::<Vec<_>>());
+    assert_eq!(stuck.silent, [Source::Peer(agent(0))]);
+    assert_eq!(stuck.damaged, [Source::Peer(agent(1))]);
+    assert_eq!(log.reports.len(), 3);
+    assert!(stuck.to_string().starts_with("6 segments have no source left, the first is "));
+}
+
+#[test]
+fn a_peer_that_is_heard_of_is_asked_at_once() {
+    let fleet = fleet(&[Nature::Good], None, Redundancy::Copies { count: 1 }, 1);
+    let mut fetcher = fleet.fetcher(6);
+    let Next::Act(Action::Fetch { ticket, .. }) = fetcher.next(0) else { panic!() };
+    fetcher.on_failed(ticket, Failure::Timeout, 5000);
+    assert_eq!(fetcher.next(5000), Next::Wait { until_ms: Some(7000) });
+    fetcher.on_heard(Source::Peer(agent(0)));
+    assert!(matches!(fetcher.next(5000), Next::Act(Action::Fetch { .. })));
+}
+
+#[test]
+fn a_rebuild_that_gives_wrong_bytes_is_not_tried_again() {
+    let natures = [Nature::Dead, Nature::Good, Nature::Good];
+    let fleet = fleet(&natures, Some(Nature::Good), Redundancy::Parity { k: 2, m: 1 }, 2);
+    let mut fetcher = fleet.fetcher(7);
+    let mut asked_server = 0;
+    let mut now = 0;
+    loop {
+        match fetcher.next(now) {
+            Next::Act(Action::Fetch { ticket, from, segment, .. }) => {
+                asked_server += usize::from(from == Source::Server);
+                match outcome(fleet.nature(from), from, segment) {
+                    Ok(_) => fetcher.on_done(ticket),
+                    Err(failure) => fetcher.on_failed(ticket, failure, now),
+                }
+            }
+            Next::Act(Action::Rebuild { ticket, .. }) => {
+                fetcher.on_failed(ticket, Failure::Bad, now)
+            }
+            Next::Act(Action::Forget { .. }) => {}
+            Next::Wait { until_ms } => now = until_ms.unwrap(),
+            end => {
+                assert_eq!(end, Next::Done);
+                break;
+            }
+        }
+    }
+    let lost = fleet.wanted.iter().filter(|w| {
+        let (stripe, place) = fleet.map.places().get(&w.id).unwrap();
+        let shard = fleet.map.stripe(stripe).unwrap().shard(place).unwrap();
+        fleet.map.agents(shard).eq([agent(0)])
+    });
+    assert_eq!(asked_server, lost.count());
+}
+
+#[test]
+fn targets_with_different_seeds_start_at_different_segments() {
+    let fleet = fleet(&[Nature::Good; 7], None, PARITY, 300);
+    let first = |seed| match fleet.fetcher(seed).next(0) {
+        Next::Act(Action::Fetch { segment, .. }) => segment,
+        other => panic!("{other:?}"),
+    };
+    let firsts: HashSet<_> = (0..10).map(first).collect();
+    assert!(firsts.len() >= 7);
+    assert_eq!(first(3), first(3));
+}
+
+#[test]
+fn kept_shards_stay_within_their_bound() {
+    let mut natures = [Nature::Good; 8];
+    natures[0] = Nature::Dead;
+    natures[1] = Nature::Dead;
+    let mut fleet = fleet(&natures, None, Redundancy::Parity { k: 4, m: 4 }, 200);
+    fleet.limits.rebuild_bytes = 32 << 20;
+    let mut fetcher = fleet.fetcher(8);
+    let mut kept: BTreeMap<JobId, u64> = BTreeMap::new();
+    let mut now = 0;
+    loop {
+        match fetcher.next(now) {
+            Next::Act(Action::Fetch { ticket, from, segment, keep, bytes, .. }) => {
+                if let Some(job) = keep {
+                    *kept.entry(job).or_default() += u64::from(bytes);
+                }
+                assert!(kept.values().sum::<u64>() <= 32 << 20);
+                match outcome(fleet.nature(from), from, segment) {
+                    Ok(_) => fetcher.on_done(ticket),
+                    Err(failure) => fetcher.on_failed(ticket, failure, now),
+                }
+            }
+            Next::Act(Action::Rebuild { ticket, plan }) => {
+                kept.remove(&plan.job);
+                fetcher.on_done(ticket);
+            }
+            Next::Act(Action::Forget { job }) => drop(kept.remove(&job)),
+            Next::Wait { until_ms } => now = until_ms.unwrap(),
+            end => return assert_eq!(end, Next::Done),
+        }
+    }
+}
+
+fn any_nature() -> impl Strategy<Value = Nature> {
+    prop_oneof![
+        4 => Just(Nature::Good),
+        1 => Just(Nature::Dead),
+        1 => Just(Nature::Silent),
+        1 => (1..=100_u8).prop_map(Nature::Lying),
+        1 => (1..=100_u8).prop_map(Nature::Forgetful),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn it_ends_well_exactly_when_it_can(
+        natures in prop::collection::vec(any_nature(), 1..12),
+        server in prop::option::of(any_nature()),
+        k in 2..6_u8,
+        segments in 1..60_u32,
+        seed: u64,
+    ) {
+        let width = natures.len();
+        let redundancy = match width {
+            1 | 2 => Redundancy::Copies { count: u8::try_from(width).unwrap() },
+            _ => {
+                let k = k.min(u8::try_from(width - 1).unwrap());
+                let m = (u8::try_from(width).unwrap() - k).min(3);
+                Redundancy::Parity { k, m }
+            }
+        };
+        let fleet = fleet(&natures, server, redundancy, segments);
+        let (end, log, fetcher) = fleet.run(seed);
+        let hopeless: Vec<_> = fleet
+            .wanted
+            .iter()
+            .map(|w| w.id)
+            .filter(|id| !fleet.peers_can(*id) && !fleet.server_can(*id))
+            .collect();
+        match end {
+            Next::Done => prop_assert!(hopeless.is_empty()),
+            Next::Stuck(stuck) => prop_assert_eq!(&stuck.segments, &hopeless),
+            other => prop_assert!(false, "{:?}", other),
+        }
+        let progress = fetcher.progress();
+        prop_assert_eq!(progress.done_segments + hopeless.len(), progress.wanted_segments);
+        // The server is asked only when peers cannot, and nobody twice for what proved bad or missing.
+        for segment in &log.from_server {
+            prop_assert!(!fleet.peers_can(*segment));
+        }
+        for ((source, segment), times) in &log.asked {
+            if let Err(Failure::Bad | Failure::Missing) = outcome(fleet.nature(*source), *source, *segment) {
+                prop_assert_eq!(*times, 1);
+            }
+        }
+        let lies = log.asked.keys().filter(|(source, segment)| {
+            outcome(fleet.nature(*source), *source, *segment) == Err(Failure::Bad)
+        });
+        prop_assert_eq!(log.reports.len(), lies.count());
+    }
+}
