@@ -31,3 +31,4 @@ pub mod segment;
 pub mod placement;
 pub mod layout;
 pub mod fetch;
+pub mod sparse;
