@@ -4,6 +4,7 @@
 
 pub mod dsf;
 pub mod random;
+pub mod store;
 pub mod tls;
 pub mod wire;
 pub mod frame;

@@ -12,7 +12,7 @@ pub enum CheckError {
     Length { length: usize },
 }
 
-/// Sealed bytes that hash to their id; there is no other way to make one than to check.
+/// Sealed bytes that hash to their id; there is no other way to make one than to hash them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedSegment {
     id: SegmentId,
@@ -26,15 +26,23 @@ impl CheckedSegment {
     /// # Errors
     /// [`CheckError`] when the bytes are not those of `id`, or too many or none.
     pub fn check(id: SegmentId, bytes: Bytes) -> Result<Self, CheckError> {
+        let segment = Self::of(bytes)?;
+        if segment.id != id {
+            return Err(CheckError::WrongId { expected: id, found: segment.id });
+        }
+        Ok(segment)
+    }
+
+    /// Names bytes that were just sealed, so that they are hashed once.
+    ///
+    /// # Errors
+    /// [`CheckError::Length`] when they are too many or none.
+    pub fn of(bytes: Bytes) -> Result<Self, CheckError> {
         let length = u32::try_from(bytes.len())
             .ok()
             .filter(|length| (1..=SEGMENT_MAX_BYTES).contains(&(*length as usize)))
             .ok_or(CheckError::Length { length: bytes.len() })?;
-        let found = SegmentId::of(&bytes);
-        if found != id {
-            return Err(CheckError::WrongId { expected: id, found });
-        }
-        Ok(Self { id, bytes, length })
+        Ok(Self { id: SegmentId::of(&bytes), bytes, length })
     }
 
     #[must_use]
