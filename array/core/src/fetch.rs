@@ -53,6 +53,8 @@ pub struct Limits {
     pub per_peer: usize,
     /// Bytes kept for stripes that are being rebuilt. One stripe is always allowed.
     pub rebuild_bytes: u64,
+    /// Failures in a row after which a source counts as gone. Each is followed by a longer pause.
+    pub gone_after: u32,
 }
 
 impl Limits {
@@ -60,7 +62,12 @@ impl Limits {
     #[must_use]
     pub fn for_peers(count: usize) -> Self {
         let in_flight = 8;
-        Self { in_flight, per_peer: (in_flight / count.max(1)).max(2), rebuild_bytes: 160 << 20 }
+        Self {
+            in_flight,
+            per_peer: (in_flight / count.max(1)).max(2),
+            rebuild_bytes: 160 << 20,
+            gone_after: 7,
+        }
     }
 }
 
@@ -323,7 +330,7 @@ impl Fetcher {
                     self.route(shard);
                 }
                 let silent = matches!(failure, Failure::Timeout | Failure::Refused);
-                if silent && self.hosts[host].failed(now_ms) {
+                if silent && self.hosts[host].failed(now_ms, self.limits.gone_after) {
                     self.host_is_down(host);
                 }
             }

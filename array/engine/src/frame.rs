@@ -86,7 +86,11 @@ impl FrameReader {
     ///
     /// # Errors
     /// When there is no such frame, or it does not open or decompress to its declared length.
-    pub fn read(&mut self, segment: &OpenSegment<'_>, index: FrameIndex) -> Result<&[u8], FrameError> {
+    pub fn read(
+        &mut self,
+        segment: &OpenSegment<'_>,
+        index: FrameIndex,
+    ) -> Result<&[u8], FrameError> {
         let place = segment.table.place(index).ok_or(FrameError::Missing(index))?;
         let end = place.offset + place.sealed_bytes;
         let sealed = segment.bytes.get(place.offset..end).ok_or(FrameError::Missing(index))?;

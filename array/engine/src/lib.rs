@@ -3,15 +3,18 @@
 //! Shells around the decisions of `cairn-core`; used by the server and by the agent, which do not know each other.
 
 pub mod dsf;
+pub mod frame;
+pub mod map_reader;
+pub mod peer;
 pub mod random;
+pub mod register;
 pub mod store;
 pub mod tls;
 pub mod wire;
-pub mod frame;
-pub mod map_reader;
-pub mod register;
-pub mod peer;
 pub mod wrap;
 
+pub mod install;
 #[cfg(test)]
 mod test_disk;
+#[cfg(test)]
+mod testing;

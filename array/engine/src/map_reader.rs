@@ -32,7 +32,8 @@ pub fn pages_of(bytes: &[u8], key: &SealKey, segments: usize) -> Result<Vec<MapP
     let mut reader = FrameReader::new().map_err(|_| MapError::Segment(DecodeError::Unsealable))?;
     let mut pages: Vec<MapPage> = Vec::new();
     for frame in segment.frames() {
-        let page = MapPage::decode(reader.read(&segment, frame)?, segments).map_err(MapError::Page)?;
+        let page =
+            MapPage::decode(reader.read(&segment, frame)?, segments).map_err(MapError::Page)?;
         if pages.last().is_some_and(|last| last.first >= page.first) {
             return Err(MapError::Order);
         }

@@ -13,7 +13,8 @@ use axum::{
     routing::get,
 };
 use bytes::{Bytes, BytesMut};
-use cairn_core::id::{AgentId, SegmentId};
+pub use cairn_core::fetch::Source;
+use cairn_core::id::SegmentId;
 
 use crate::tls::{self, Member, Peer};
 
@@ -59,21 +60,11 @@ async fn segment<S: SegmentSource>(
     }
 }
 
-/// Who is asked for a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Source {
-    Peer(AgentId),
-    Server,
-}
-
-impl Source {
-    /// The member behind it.
-    #[must_use]
-    pub const fn member(self) -> Member {
-        match self {
-            Self::Peer(agent) => Member::Agent(agent),
-            Self::Server => Member::Server,
-        }
+/// The member behind a source.
+const fn member(source: Source) -> Member {
+    match source {
+        Source::Peer(agent) => Member::Agent(agent),
+        Source::Server => Member::Server,
     }
 }
 
@@ -111,8 +102,13 @@ impl PeerClient {
     ///
     /// # Errors
     /// See [`FetchError`].
-    pub async fn fetch(&self, from: Source, id: SegmentId, bytes: u32) -> Result<Bytes, FetchError> {
-        let url = tls::url(&from.member(), &format!("/peer/v1/segment/{id}"));
+    pub async fn fetch(
+        &self,
+        from: Source,
+        id: SegmentId,
+        bytes: u32,
+    ) -> Result<Bytes, FetchError> {
+        let url = tls::url(&member(from), &format!("/peer/v1/segment/{id}"));
         let answer = within(self.client.get(url).send()).await?.map_err(FetchError::Unreachable)?;
         match answer.status() {
             StatusCode::OK => {}
@@ -125,7 +121,8 @@ impl PeerClient {
         }
         let body = collect(answer, length).await?;
         // Hashing 4 MiB takes milliseconds: off the threads that move other bodies.
-        let checked = tokio::task::spawn_blocking(move || (SegmentId::of(&body) == id).then_some(body)).await;
+        let checked =
+            tokio::task::spawn_blocking(move || (SegmentId::of(&body) == id).then_some(body)).await;
         checked.ok().flatten().ok_or(FetchError::Bad)
     }
 }

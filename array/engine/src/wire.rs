@@ -102,6 +102,10 @@ pub struct SyncReply {
 pub struct Assignment {
     pub number: Generation,
     pub segments: Vec<AssignedSegment>,
+    /// Of these, what this agent was reported to serve damaged: it checks them, drops and fetches again what is, and
+    /// reports each as stored once it is right.
+    #[serde(default)]
+    pub recheck: Vec<SegmentId>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -3,7 +3,6 @@
 //! An age file of 32 bytes to two X25519 recipients: an administrator can open it with the age program and the
 //! recovery key alone, without Cairn.
 
-
 use age::x25519;
 use anyhow::Context as _;
 use cairn_core::seal::SealKey;
@@ -28,7 +27,9 @@ impl std::str::FromStr for Recipient {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        x25519::Recipient::from_str(text.trim()).map(Self).map_err(|reason| anyhow::anyhow!("read age recipient: {reason}"))
+        x25519::Recipient::from_str(text.trim())
+            .map(Self)
+            .map_err(|reason| anyhow::anyhow!("read age recipient: {reason}"))
     }
 }
 
@@ -46,7 +47,9 @@ impl std::str::FromStr for Identity {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        x25519::Identity::from_str(text.trim()).map(Self).map_err(|reason| anyhow::anyhow!("read age identity: {reason}"))
+        x25519::Identity::from_str(text.trim())
+            .map(Self)
+            .map_err(|reason| anyhow::anyhow!("read age identity: {reason}"))
     }
 }
 

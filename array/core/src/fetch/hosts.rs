@@ -22,8 +22,6 @@ impl std::fmt::Display for Source {
 const FIRST_BACKOFF_MS: u64 = 2_000;
 /// The longest a source is left alone.
 const LONGEST_BACKOFF_MS: u64 = 30_000;
-/// Failures in a row after which a source counts as gone.
-const GONE_AFTER: u32 = 7;
 
 /// One source. Life cycle: up → (failure) aside → (time passes) on probation → up again, or aside for longer, or gone.
 #[derive(Clone, Debug)]
@@ -83,14 +81,14 @@ impl Host {
     }
 
     /// It did not answer. True when it was up until now.
-    pub(super) fn failed(&mut self, now_ms: u64) -> bool {
+    pub(super) fn failed(&mut self, now_ms: u64, gone_after: u32) -> bool {
         let was_up = self.is_up();
         // Requests that were under way together fail together: that is one failure.
         if was_up {
             self.failures += 1;
             let backoff = FIRST_BACKOFF_MS.saturating_mul(1 << (self.failures - 1).min(16));
             let until_ms = now_ms.saturating_add(backoff.min(LONGEST_BACKOFF_MS));
-            let gone = self.failures >= GONE_AFTER;
+            let gone = self.failures >= gone_after;
             self.state = if gone { State::Gone } else { State::Aside { until_ms } };
         }
         was_up

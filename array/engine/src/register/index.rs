@@ -67,7 +67,10 @@ mod tests {
         let mut index = BlockIndexCache::new();
         for number in 0..10_000 {
             assert_eq!(index.get(&hash(number)), None);
-            index.insert(&hash(number), Place::New { frame: u32::try_from(number).unwrap(), block: 5 });
+            index.insert(
+                &hash(number),
+                Place::New { frame: u32::try_from(number).unwrap(), block: 5 },
+            );
         }
         for number in 0..10_000 {
             let place = Place::New { frame: u32::try_from(number).unwrap(), block: 5 };
@@ -87,8 +90,11 @@ mod tests {
         for number in 1..=9 {
             index.insert(&same_bucket(number), place(number));
         }
-        let known: Vec<u8> = (1..=9).filter(|number| index.get(&same_bucket(*number)).is_some()).collect();
+        let known: Vec<u8> =
+            (1..=9).filter(|number| index.get(&same_bucket(*number)).is_some()).collect();
         assert_eq!(known.len(), WAYS);
-        assert!(known.iter().all(|number| index.get(&same_bucket(*number)) == Some(place(*number))));
+        assert!(
+            known.iter().all(|number| index.get(&same_bucket(*number)) == Some(place(*number)))
+        );
     }
 }

@@ -142,7 +142,9 @@ pub fn register(
 ) -> anyhow::Result<Registered> {
     let mut known = BlockIndexCache::new();
     let earlier = match prior {
-        Some(prior) => sequence::preload(&mut known, prior).context("read the map of the version before")?,
+        Some(prior) => {
+            sequence::preload(&mut known, prior).context("read the map of the version before")?
+        }
         None => Vec::new(),
     };
     let parallel = thread::available_parallelism().map_or(2, std::num::NonZero::get);
@@ -152,11 +154,13 @@ pub fn register(
     let (reader, sequencer) = (workers.clone(), workers);
     let result = thread::scope(|scope| {
         let read = scope.spawn(move || source::read(input, &reader, &hashed, counters, cancel));
-        let sequence = scope.spawn(move || sequence::run(known, &to_sequence, &sequencer, &sequenced, counters));
+        let sequence = scope
+            .spawn(move || sequence::run(known, &to_sequence, &sequencer, &sequenced, counters));
         let packed = pack::run(&to_pack, earlier, sink, counters);
         // Dropping the queue's end lets the stages before it end, whatever happened.
         drop(to_pack);
-        let sequence = sequence.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the sequencer panicked")));
+        let sequence =
+            sequence.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the sequencer panicked")));
         let read = read.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the reader panicked")));
         first_error(read, sequence, packed)
     });

@@ -1,6 +1,9 @@
 //! The packer: seals frames into segments and writes the map.
 
-use std::{collections::HashMap, sync::{Arc, mpsc::Receiver}};
+use std::{
+    collections::HashMap,
+    sync::{Arc, mpsc::Receiver},
+};
 
 use anyhow::Context as _;
 use cairn_core::{
@@ -35,12 +38,19 @@ pub(super) fn run(
         data_keys: Vec::new(),
         open: None,
         frames: Vec::new(),
-        map: MapPacker { compressor: FrameCompressor::new()?, entries: Vec::new(), keys: Vec::new(), open: None },
+        map: MapPacker {
+            compressor: FrameCompressor::new()?,
+            entries: Vec::new(),
+            keys: Vec::new(),
+            open: None,
+        },
         data_blocks: 0,
     };
     while let Ok(step) = steps.recv() {
         match step {
-            Step::Frame(frame) => packer.frame(frame.recv().map_err(|_| WorkerGone)?.context("compress a frame")?)?,
+            Step::Frame(frame) => {
+                packer.frame(frame.recv().map_err(|_| WorkerGone)?.context("compress a frame")?)?
+            }
             Step::Page(page) => packer.page(&page)?,
         }
     }
@@ -83,7 +93,10 @@ impl Packer<'_> {
     }
 
     fn enter(&mut self, entry: SegmentEntry, key: SealKey) -> anyhow::Result<SegmentIndex> {
-        anyhow::ensure!(self.data.len() < MAX_DATA_SEGMENTS, "the image needs more than {MAX_DATA_SEGMENTS} segments");
+        anyhow::ensure!(
+            self.data.len() < MAX_DATA_SEGMENTS,
+            "the image needs more than {MAX_DATA_SEGMENTS} segments"
+        );
         let index = SegmentIndex(u32::try_from(self.data.len())?);
         self.data.push(entry);
         self.data_keys.push(key);
@@ -109,7 +122,11 @@ impl Packer<'_> {
             }
         }
         self.data_blocks += hashes.len() as u64;
-        let free = draft.free.iter().map(|(first, blocks)| Extent { first: *first, blocks: *blocks, origin: Origin::Free });
+        let free = draft.free.iter().map(|(first, blocks)| Extent {
+            first: *first,
+            blocks: *blocks,
+            origin: Origin::Free,
+        });
         extents.extend(free);
         extents.sort_unstable_by_key(|extent| extent.first);
         self.map.page(&MapPage { first: draft.first, extents, hashes }, self.sink, self.counters)
@@ -118,21 +135,29 @@ impl Packer<'_> {
     fn origin(&mut self, place: Place) -> anyhow::Result<Origin> {
         match place {
             Place::New { frame, block } => {
-                let (segment, frame) = *self.frames.get(frame as usize).context("place a block of a packed frame")?;
+                let (segment, frame) =
+                    *self.frames.get(frame as usize).context("place a block of a packed frame")?;
                 Ok(Origin::Segment { segment, frame, block: block.into() })
             }
             Place::Prior { segment, frame, block } => {
                 let index = match self.earlier_used.get(&segment) {
                     Some(index) => *index,
                     None => {
-                        let (entry, key) =
-                            self.earlier.get(segment as usize).context("place a block of an earlier segment")?.clone();
+                        let (entry, key) = self
+                            .earlier
+                            .get(segment as usize)
+                            .context("place a block of an earlier segment")?
+                            .clone();
                         let index = self.enter(entry, key)?;
                         self.earlier_used.insert(segment, index);
                         index
                     }
                 };
-                Ok(Origin::Segment { segment: index, frame: FrameIndex(frame), block: block.into() })
+                Ok(Origin::Segment {
+                    segment: index,
+                    frame: FrameIndex(frame),
+                    block: block.into(),
+                })
             }
         }
     }
@@ -153,8 +178,10 @@ impl Packer<'_> {
 
 /// Whether `block` from `origin` goes on where `last` ends, in the image and in the frame.
 fn continues(last: &Extent, block: BlockIndex, origin: Origin) -> bool {
-    let (Origin::Segment { segment, frame, block: from }, Origin::Segment { segment: s, frame: f, block: b }) =
-        (last.origin, origin)
+    let (
+        Origin::Segment { segment, frame, block: from },
+        Origin::Segment { segment: s, frame: f, block: b },
+    ) = (last.origin, origin)
     else {
         return false;
     };
@@ -169,7 +196,12 @@ struct MapPacker {
 }
 
 impl MapPacker {
-    fn page(&mut self, page: &MapPage, sink: &mut dyn SegmentSink, counters: &Arc<Counters>) -> anyhow::Result<()> {
+    fn page(
+        &mut self,
+        page: &MapPage,
+        sink: &mut dyn SegmentSink,
+        counters: &Arc<Counters>,
+    ) -> anyhow::Result<()> {
         let frame = self.compressor.compress(&page.encode()).context("compress a map page")?;
         if self.open.as_ref().is_some_and(|builder| !builder.fits(&frame)) {
             self.close(sink, counters)?;
@@ -177,7 +209,10 @@ impl MapPacker {
         let builder = match &mut self.open {
             Some(builder) => builder,
             None => {
-                anyhow::ensure!(self.keys.len() < MAX_MAP_SEGMENTS, "the image's map needs more than {MAX_MAP_SEGMENTS} segments");
+                anyhow::ensure!(
+                    self.keys.len() < MAX_MAP_SEGMENTS,
+                    "the image's map needs more than {MAX_MAP_SEGMENTS} segments"
+                );
                 let key = SealKey(random::array()?);
                 let builder = SegmentBuilder::new(&key);
                 self.keys.push(MapSegmentKey { key, first_page: page.first.0 / PAGE_BLOCKS });
@@ -188,7 +223,11 @@ impl MapPacker {
         Ok(())
     }
 
-    fn close(&mut self, sink: &mut dyn SegmentSink, counters: &Arc<Counters>) -> anyhow::Result<()> {
+    fn close(
+        &mut self,
+        sink: &mut dyn SegmentSink,
+        counters: &Arc<Counters>,
+    ) -> anyhow::Result<()> {
         if let Some(builder) = self.open.take() {
             self.entries.push(keep(sink, counters, builder)?);
         }
@@ -196,7 +235,11 @@ impl MapPacker {
     }
 }
 
-fn keep(sink: &mut dyn SegmentSink, counters: &Arc<Counters>, builder: SegmentBuilder) -> anyhow::Result<SegmentEntry> {
+fn keep(
+    sink: &mut dyn SegmentSink,
+    counters: &Arc<Counters>,
+    builder: SegmentBuilder,
+) -> anyhow::Result<SegmentEntry> {
     let sealed = builder.finish();
     let entry = SegmentEntry { id: SegmentId::of(&sealed), bytes: u32::try_from(sealed.len())? };
     Counters::add(&counters.stored, sealed.len());

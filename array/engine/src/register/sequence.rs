@@ -75,7 +75,8 @@ pub(super) fn run(
     steps: &SyncSender<Step>,
     counters: &Arc<Counters>,
 ) -> anyhow::Result<()> {
-    let mut sequencer = Sequencer { known, workers, steps, frame: Vec::new(), frames: 0, page: None };
+    let mut sequencer =
+        Sequencer { known, workers, steps, frame: Vec::new(), frames: 0, page: None };
     while let Ok(piece) = pieces.recv() {
         match piece {
             Piece::Data { first, bytes, hashes } => {

@@ -2,11 +2,7 @@
 
 use std::{
     io::{self, Read},
-    sync::{
-        Arc,
-        atomic::Ordering,
-        mpsc::SyncSender,
-    },
+    sync::{Arc, atomic::Ordering, mpsc::SyncSender},
 };
 
 use cairn_core::units::{BLOCK_BYTES, BlockIndex, ByteCount};
@@ -24,13 +20,17 @@ pub const MAX_IMAGE_BYTES: u64 = 16 << 40;
 pub enum SourceError {
     #[error("the image ends after {got} bytes, {declared} were declared: send it whole")]
     Truncated { declared: ByteCount, got: ByteCount },
-    #[error("the image goes on after the {declared} bytes that were declared: declare its real size")]
+    #[error(
+        "the image goes on after the {declared} bytes that were declared: declare its real size"
+    )]
     TooLong { declared: ByteCount },
     #[error("the image is empty")]
     Empty,
     #[error("the image is larger than {limit} bytes, the most that can be registered")]
     TooLarge { limit: ByteCount },
-    #[error("the image holds neither a partition table nor a file system: it does not look like a disk image")]
+    #[error(
+        "the image holds neither a partition table nor a file system: it does not look like a disk image"
+    )]
     NotAnImage,
     #[error("the image cannot be read")]
     Read(#[source] io::Error),
@@ -162,7 +162,9 @@ pub(super) fn read(
             return Err(SourceError::NotAnImage.into());
         }
         reader.run(&run)?;
-        counters.position.store((run.first.0 * BLOCK_BYTES as u64) + run.bytes.len() as u64, Ordering::Relaxed);
+        counters
+            .position
+            .store((run.first.0 * BLOCK_BYTES as u64) + run.bytes.len() as u64, Ordering::Relaxed);
     }
     let size = input.source.size();
     if !looks_right {

@@ -1,72 +1,15 @@
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use cairn_core::{
-    id::{ImageId, SegmentId, VersionId},
-    manifest::{Draft, Public, Secret},
-    map::Origin,
-    seal::SealKey,
-    sign::SigningKey,
-    units::BLOCK_BYTES,
-};
+use cairn_core::{id::SegmentId, map::Origin, units::BLOCK_BYTES};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
     frame::{FrameReader, OpenSegment},
     map_reader::PriorVersion,
+    testing::{Memory, Version, input, version},
 };
-
-#[derive(Default)]
-struct Memory(HashMap<SegmentId, Vec<u8>>);
-
-impl SegmentSink for Memory {
-    fn put(&mut self, id: SegmentId, sealed: Vec<u8>) -> anyhow::Result<()> {
-        assert_eq!(SegmentId::of(&sealed), id);
-        assert!(self.0.insert(id, sealed).is_none(), "a random key never seals the same segment twice");
-        Ok(())
-    }
-}
-
-struct Version {
-    public: Public,
-    secret: Secret,
-}
-
-fn input(image: &[u8]) -> Input {
-    let source = RawSource::new(std::io::Cursor::new(image.to_vec()), Some(ByteCount(image.len() as u64)));
-    Input { source: Box::new(source), any_content: true }
-}
-
-/// Registers and signs, as the server does.
-fn version(image: &[u8], prior: Option<&Version>, store: &mut Memory) -> (Version, Counters) {
-    let counters = Arc::new(Counters::default());
-    let held = store.0.clone();
-    let fetch = move |entry: &SegmentEntry| Ok(Bytes::from(held[&entry.id].clone()));
-    let prior = prior.map(|prior| PriorVersion { public: &prior.public, secret: &prior.secret, fetch: &fetch });
-    let done = register(input(image), prior, store, &counters, &CancellationToken::new()).unwrap();
-    let key = SealKey([6; 32]);
-    let signer = SigningKey::from_seed(&[1; 32]).unwrap();
-    let draft = Draft {
-        image: ImageId([1; 16]),
-        version: VersionId([2; 16]),
-        size: done.size,
-        data: done.data,
-        map: done.map,
-        wrapped_key: Vec::new(),
-        secret: Secret {
-            name: "test".to_owned(),
-            number: 1,
-            registered_at: 0,
-            data_blocks: done.data_blocks,
-            data_keys: done.data_keys,
-            map_keys: done.map_keys,
-        },
-    };
-    let public = Public::open(&signer.verifying_key(), &draft.seal(&key, &signer)).unwrap();
-    let secret = public.open_secret(&key).unwrap();
-    (Version { public, secret }, Arc::into_inner(counters).unwrap())
-}
 
 /// Reads an image back the slow, obvious way.
 fn read_back(version: &Version, store: &Memory) -> Vec<u8> {
@@ -77,7 +20,9 @@ fn read_back(version: &Version, store: &Memory) -> Vec<u8> {
     prior
         .for_each_page(|page| {
             for (extent, hashes) in page.data() {
-                let Origin::Segment { segment, frame, block } = extent.origin else { unreachable!() };
+                let Origin::Segment { segment, frame, block } = extent.origin else {
+                    unreachable!()
+                };
                 let entry = &version.public.data[segment.0 as usize];
                 let key = &version.secret.data_keys[segment.0 as usize];
                 let opened = OpenSegment::new(&store.0[&entry.id], key).unwrap();
@@ -86,7 +31,8 @@ fn read_back(version: &Version, store: &Memory) -> Vec<u8> {
                     let from = (usize::from(block) + number) * BLOCK_BYTES;
                     let bytes = &plain[from..from + BLOCK_BYTES];
                     assert_eq!(cairn_core::id::BlockHash::of(bytes), *hash);
-                    let to = usize::try_from(extent.first.byte_offset()).unwrap() + number * BLOCK_BYTES;
+                    let to =
+                        usize::try_from(extent.first.byte_offset()).unwrap() + number * BLOCK_BYTES;
                     let end = (to + BLOCK_BYTES).min(image.len());
                     image[to..end].copy_from_slice(&bytes[..end - to]);
                 }
@@ -126,7 +72,7 @@ proptest! {
         let (one, _) = version(&image, None, &mut store);
         prop_assert!(read_back(&one, &store) == image);
 
-        let mut second = first.clone();
+        let mut second = first;
         for (at, kind) in &changes {
             *at.get_mut(&mut second) = *kind;
         }
@@ -147,7 +93,10 @@ fn equal_blocks_are_stored_once_and_zeros_never() {
     assert_eq!(one.public.data.len(), 1);
     assert!(one.public.data[0].bytes < 200);
     let (none, counters) = version(&image_of(&[0; 5000], 0), None, &mut store);
-    assert_eq!((counters.data.into_inner(), none.public.data.len(), none.public.map.len()), (0, 0, 0));
+    assert_eq!(
+        (counters.data.into_inner(), none.public.data.len(), none.public.map.len()),
+        (0, 0, 0)
+    );
     assert_eq!(none.public.size, ByteCount(5000 * 4096));
 }
 
@@ -157,11 +106,16 @@ fn a_size_that_is_not_the_declared_one_is_told_apart() {
         let source = RawSource::new(std::io::Cursor::new(bytes.to_vec()), declared);
         let input = Input { source: Box::new(source), any_content: true };
         let counters = Arc::new(Counters::default());
-        let error = register(input, None, &mut Memory::default(), &counters, &CancellationToken::new()).unwrap_err();
+        let error =
+            register(input, None, &mut Memory::default(), &counters, &CancellationToken::new())
+                .unwrap_err();
         error.downcast::<SourceError>().unwrap()
     };
     let bytes = vec![1; 3 << 20];
-    assert!(matches!(run(&bytes, Some(ByteCount(4 << 20))), SourceError::Truncated { got: ByteCount(0x30_0000), .. }));
+    assert!(matches!(
+        run(&bytes, Some(ByteCount(4 << 20))),
+        SourceError::Truncated { got: ByteCount(0x30_0000), .. }
+    ));
     assert!(matches!(run(&bytes, Some(ByteCount(2 << 20))), SourceError::TooLong { .. }));
     assert!(matches!(run(&[], None), SourceError::Empty));
 }
@@ -171,7 +125,8 @@ fn a_text_file_is_no_image() {
     let source = RawSource::new(std::io::Cursor::new(b"hello ".repeat(10_000)), None);
     let input = Input { source: Box::new(source), any_content: false };
     let counters = Arc::new(Counters::default());
-    let error = register(input, None, &mut Memory::default(), &counters, &CancellationToken::new()).unwrap_err();
+    let error = register(input, None, &mut Memory::default(), &counters, &CancellationToken::new())
+        .unwrap_err();
     assert!(matches!(error.downcast::<SourceError>().unwrap(), SourceError::NotAnImage));
 }
 
@@ -185,8 +140,15 @@ impl SegmentSink for FullDisk {
 
 #[test]
 fn a_sink_that_fails_ends_the_run_with_its_own_error() {
-    let image: Vec<u8> = (0..60_000_u32).flat_map(|block| image_of(&[250], 0).into_iter().map(move |b| b ^ block.to_le_bytes()[0])).take(64 << 20).collect();
+    let image: Vec<u8> = (0..60_000_u32)
+        .flat_map(|block| image_of(&[250], 0).into_iter().map(move |b| b ^ block.to_le_bytes()[0]))
+        .take(64 << 20)
+        .collect();
     let counters = Arc::new(Counters::default());
-    let error = register(input(&image), None, &mut FullDisk, &counters, &CancellationToken::new()).unwrap_err();
-    assert!(error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some()), "{error:#}");
+    let error = register(input(&image), None, &mut FullDisk, &counters, &CancellationToken::new())
+        .unwrap_err();
+    assert!(
+        error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some()),
+        "{error:#}"
+    );
 }

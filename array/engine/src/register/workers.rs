@@ -37,7 +37,9 @@ impl Workers {
         let threads = (0..count)
             .map(|number| {
                 let queue = Arc::clone(&queue);
-                thread::Builder::new().name(format!("register-{number}")).spawn(move || work(&queue))
+                thread::Builder::new()
+                    .name(format!("register-{number}"))
+                    .spawn(move || work(&queue))
             })
             .collect::<Result<_, _>>()?;
         Ok((Self { jobs }, threads))

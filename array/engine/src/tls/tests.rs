@@ -6,29 +6,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-
-/// A CA as the server makes one.
-struct Site {
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    ca_pem: String,
-}
-
-impl Site {
-    fn new() -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
-        let ca_pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: rcgen::Issuer::new(params, key), ca_pem }
-    }
-
-    fn papers(&self, name: &str) -> Papers {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let certificate_pem = params.signed_by(&key, &self.issuer).unwrap().pem();
-        Papers { certificate_pem, key_pem: key.serialize_pem(), ca_pem: self.ca_pem.clone() }
-    }
-}
+use crate::testing::Site;
 
 async fn who(Extension(peer): Extension<Peer>) -> String {
     peer.member.map_or("nobody".to_owned(), |member| member.dns_name())
