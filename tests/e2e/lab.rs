@@ -12,11 +12,11 @@ use cairn_tests::{
     netns::{Lab, MegabitsPerSecond},
     portal::Portal,
     process::Program,
-    qemu::{BOOT_FAILURES, Firmware, Hardware, Machine, Nic, OnReboot, blank_disk},
+    qemu::{Firmware, Hardware, Machine, Nic, OnReboot, blank_disk},
 };
 
 const SOON: Duration = Duration::from_secs(10);
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_secs(180);
 
 #[test]
 fn hosts_reach_each_other_and_nobody_else() {
@@ -179,8 +179,7 @@ fn a_machine_without_anything_to_boot_is_told_apart_at_once() {
     let hardware = Hardware::new("machine", 1, &disk);
     let mut machine = hardware.start(&lab, OnReboot::Exit).unwrap();
     let error = machine.wait_for(&[LOGIN_PROMPT], &[], BOOT).unwrap_err();
-    let error = format!("{error:#}");
-    assert!(BOOT_FAILURES[1..3].iter().any(|failure| error.contains(failure)), "{error}");
+    assert!(format!("{error:#}").contains("saw /"), "it gave up before its time: {error:#}");
 }
 
 #[test]

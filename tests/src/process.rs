@@ -429,10 +429,15 @@ mod tests {
 
     #[test]
     fn a_thread_that_ends_does_not_take_its_process_along() {
-        let mut process =
-            thread::spawn(|| shell("read x; echo $x").start().unwrap()).join().unwrap();
+        let start = || {
+            let mut process = shell("echo up; read x; echo $x").start().unwrap();
+            // Only now has it told the kernel to be killed with its parent.
+            process.wait_for(&["^up$"], &[], SOON).unwrap();
+            process
+        };
+        let mut process = thread::spawn(start).join().unwrap();
         process.send("alive\n").unwrap();
-        process.wait_for_line("^alive$", SOON).unwrap();
+        process.wait_for(&["^alive$"], &[], SOON).unwrap();
         process.wait_success(SOON).unwrap();
     }
 }
