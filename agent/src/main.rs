@@ -1,1 +1,140 @@
-fn main() {}
+//! The program `cairn-agent`: reads the command line, calls the library, prints, and ends with 0 (done),
+//! 1 (failed) or 2 (wrong usage).
+
+use std::{future::Future, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use cairn_agent::{
+    cli::{Cli, Command},
+    daemon,
+    home::Home,
+    images, init,
+    join::{Join, join},
+    leave, privilege,
+    target::{
+        flow::{Goal, Installer},
+        terminal::Terminal,
+    },
+};
+use cairn_array::{
+    tls::{self, NameTable, Trust},
+    wire::MemberState,
+};
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+/// The daemon's memory is bounded by its threads too: each keeps an arena and buffers of its own.
+const DAEMON_THREADS: usize = 2;
+const DAEMON_BLOCKING_THREADS: usize = 6;
+
+fn main() -> ExitCode {
+    // The kernel starts the payload's first process with words of its own as arguments.
+    if init::is_first_process()
+        && std::env::args().next().is_some_and(|name| name.ends_with("init"))
+    {
+        return finish(init::run());
+    }
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("CAIRN_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,cairn_agent=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if matches!(cli.command, Command::InitWorker) {
+        return ExitCode::from(u8::try_from(init::work()).unwrap_or(1));
+    }
+    finish(dispatch(cli))
+}
+
+fn dispatch(cli: Cli) -> Result<()> {
+    let home = Home::new(cli.state_dir);
+    match cli.command {
+        Command::Join { url, token, lend, peer_listen } => block_on(async {
+            let reply = join(&home, Join { server: url, token, lend, peer_listen }).await?;
+            say(&match reply.state {
+                MemberState::Approved => {
+                    format!("joined as agent {}; start it with `cairn-agent run`\n", reply.agent)
+                }
+                _ => format!(
+                    "joined as agent {}, waiting for approval (`cairn-server agent approve {}`); start it with `cairn-agent run`\n",
+                    reply.agent, reply.agent
+                ),
+            })
+        }),
+        Command::Run => run_daemon(home),
+        Command::Status { json } => block_on(async {
+            let membership = home.membership()?;
+            let status = daemon::ask_status(&home.socket()).await?;
+            let status = status.with_context(|| {
+                format!(
+                    "cairn-agent {} is not running; start it with `cairn-agent run`",
+                    membership.agent
+                )
+            })?;
+            if json { print_json(&status) } else { say(&daemon::render_status(&status)) }
+        }),
+        Command::Leave { force } => block_on(async {
+            leave::leave(&home, force).await?;
+            say("left the site; the lent space is free\n")
+        }),
+        Command::Images { json } => block_on(async {
+            let found = images::images(&home).await?;
+            if json { print_json(&found) } else { say(&images::render(&found)) }
+        }),
+        Command::Install { name, disk } => block_on(install(&home, name, disk)),
+        Command::Init => init::run(),
+        Command::InitWorker => Ok(()),
+    }
+}
+
+fn run_daemon(home: Home) -> Result<()> {
+    // Checked first, so that a missing join is not hidden by a change of user.
+    home.membership()?;
+    privilege::drop_to_system_user(home.folder())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(DAEMON_THREADS)
+        .max_blocking_threads(DAEMON_BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .context("start the agent's threads")?;
+    runtime.block_on(daemon::run(home))
+}
+
+/// The joined state says which server and CA to trust; the install itself is approved like any other machine's,
+/// since a member's key alone decrypts nothing.
+async fn install(home: &Home, image: String, disk: PathBuf) -> Result<()> {
+    let membership = home.membership()?;
+    let names = Arc::new(NameTable::default());
+    membership.server.announce(&names);
+    let installer = Installer {
+        trust: Trust::Ca(home.papers()?.ca_pem),
+        names,
+        key: tls::new_key_and_csr()?,
+        goal: Goal::Asked { image, disk },
+        server: membership.server.to_string(),
+    };
+    installer.run(Terminal::new()).await.map(drop)
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.context("start the program's threads")?.block_on(work)
+}
+
+fn print_json<T: serde::Serialize>(value: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).context("write JSON")?;
+    say(&format!("{text}\n"))
+}
+
+fn say(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
+}
+
+#[expect(clippy::print_stderr, reason = "the last word of a failed program")]
+fn finish(outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cairn-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

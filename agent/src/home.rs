@@ -1,0 +1,285 @@
+//! The agent's folder: who it is, what it trusts, and the segments it keeps.
+//!
+//! | file | what |
+//! |---|---|
+//! | `agent.json` | [`Membership`]; written last by `join`, so its presence means "joined" |
+//! | `key.pem`, `certificate.pem`, `ca.pem` | the papers |
+//! | `directory` | the newest signed directory |
+//! | `segments.dsf` | the distributed storage file |
+//! | `agent.sock` | where a running agent tells its status |
+//! | `lock` | held by the one process that uses the folder |
+//!
+//! Invariants: the folder is 0700 and every file in it 0600; a file is replaced by renaming a whole one over it,
+//! so a kill at any instant leaves the old one or the new one.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use cairn_array::tls::Papers;
+use cairn_core::{
+    id::{AgentId, SiteId},
+    sign::VerifyingKey,
+    units::ByteCount,
+};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::place::ServerPlace;
+
+const MEMBERSHIP: &str = "agent.json";
+const KEY: &str = "key.pem";
+const CERTIFICATE: &str = "certificate.pem";
+const CA: &str = "ca.pem";
+
+/// What this agent became when it joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    pub agent: AgentId,
+    pub site: SiteId,
+    pub server: ServerPlace,
+    pub signing_key: VerifyingKey,
+    pub lend: ByteCount,
+    pub peer_listen: SocketAddr,
+}
+
+/// The agent's folder.
+#[derive(Clone, Debug)]
+pub struct Home {
+    folder: PathBuf,
+}
+
+/// The folder is ours as long as this lives.
+#[derive(Debug)]
+pub struct Lock {
+    _file: fs::File,
+}
+
+impl Home {
+    #[must_use]
+    pub const fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes the folder when there is none, and makes it private.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create(&self) -> Result<()> {
+        let mut builder = fs::DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder)
+            .with_context(|| format!("create state folder {}", self.folder.display()))?;
+        fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("make state folder {} private", self.folder.display()))
+    }
+
+    /// Takes the folder for this process; `None` when another one has it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be made.
+    pub fn lock(&self) -> Result<Option<Lock>> {
+        let path = self.folder.join("lock");
+        let file = private().truncate(false).open(&path);
+        let file = file.with_context(|| format!("open lock file {}", path.display()))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock { _file: file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+    }
+
+    /// Whether this agent has joined a site.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        self.folder.join(MEMBERSHIP).exists()
+    }
+
+    /// What this agent became when it joined.
+    ///
+    /// # Errors
+    /// When it has not joined, with the command that does.
+    pub fn membership(&self) -> Result<Membership> {
+        if !self.is_joined() {
+            if fs::read_dir(&self.folder)
+                .is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+            {
+                bail!(
+                    "state folder {} belongs to another user; run this as root",
+                    self.folder.display()
+                );
+            }
+            bail!(
+                "this agent has not joined a site ({} is missing); \
+                 run `cairn-agent join URL TOKEN --lend SIZE` with a token from `cairn-server token create`",
+                self.folder.join(MEMBERSHIP).display()
+            );
+        }
+        let text = self.read_text(MEMBERSHIP)?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("parse {}", self.folder.join(MEMBERSHIP).display()))
+    }
+
+    /// The papers this agent authenticates with.
+    ///
+    /// # Errors
+    /// When one is missing or empty.
+    pub fn papers(&self) -> Result<Papers> {
+        Ok(Papers {
+            certificate_pem: self.read_text(CERTIFICATE)?,
+            key_pem: self.read_text(KEY)?,
+            ca_pem: self.read_text(CA)?,
+        })
+    }
+
+    /// Keeps what joining gave, the membership last.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn keep(&self, membership: &Membership, papers: &Papers) -> Result<()> {
+        self.write(KEY, papers.key_pem.as_bytes())?;
+        self.write(CERTIFICATE, papers.certificate_pem.as_bytes())?;
+        self.write(CA, papers.ca_pem.as_bytes())?;
+        let text = serde_json::to_vec_pretty(membership).context("describe the membership")?;
+        self.write(MEMBERSHIP, &text)
+    }
+
+    /// The newest directory that was kept, still signed; `None` before the first.
+    ///
+    /// # Errors
+    /// When it is there but cannot be read.
+    pub fn directory(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.folder.join("directory");
+        match fs::read(&path) {
+            Ok(signed) => Ok(Some(signed)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
+    /// Keeps a directory whose signature was checked.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_directory(&self, signed: &[u8]) -> Result<()> {
+        self.write("directory", signed)
+    }
+
+    #[must_use]
+    pub fn dsf(&self) -> PathBuf {
+        self.folder.join("segments.dsf")
+    }
+
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("agent.sock")
+    }
+
+    /// Removes everything that joining and running made; "joined" ends first.
+    ///
+    /// # Errors
+    /// When a file is there but cannot be removed.
+    pub fn clear(&self) -> Result<()> {
+        let names =
+            [MEMBERSHIP, KEY, CERTIFICATE, CA, "directory", "segments.dsf", "agent.sock", "lock"];
+        for name in names {
+            let path = self.folder.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn read_text(&self, name: &str) -> Result<String> {
+        let path = self.folder.join(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        if text.trim().is_empty() {
+            bail!("{} is empty; run `cairn-agent leave --force`, then join again", path.display());
+        }
+        Ok(text)
+    }
+
+    fn write(&self, name: &str, data: &[u8]) -> Result<()> {
+        let (path, partial) = (self.folder.join(name), self.folder.join(format!("{name}.new")));
+        let write = || -> io::Result<()> {
+            let mut file = private().truncate(true).open(&partial)?;
+            file.write_all(data)?;
+            file.sync_all()?;
+            fs::rename(&partial, &path)?;
+            // The rename is durable once the folder is.
+            fs::File::open(&self.folder)?.sync_all()
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
+}
+
+fn private() -> fs::OpenOptions {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).mode(0o600);
+    options
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn membership() -> Membership {
+        Membership {
+            agent: AgentId([1; 16]),
+            site: SiteId([2; 16]),
+            server: "https://127.0.0.1:8440".parse().unwrap(),
+            signing_key: VerifyingKey([3; 32]),
+            lend: ByteCount(1 << 30),
+            peer_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        }
+    }
+
+    #[test]
+    fn what_was_kept_is_private_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::new(folder.path().join("state"));
+        home.create().unwrap();
+        let advice = home.membership().unwrap_err().to_string();
+        assert!(advice.contains("cairn-agent join URL TOKEN"), "{advice}");
+        let text = |text: &str| text.to_owned();
+        let papers = Papers { certificate_pem: text("c"), key_pem: text("k"), ca_pem: text("a") };
+        home.keep(&membership(), &papers).unwrap();
+        assert_eq!(home.membership().unwrap(), membership());
+        assert_eq!(home.papers().unwrap().key_pem, "k");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(home.folder()), 0o700);
+        for entry in fs::read_dir(home.folder()).unwrap() {
+            assert_eq!(mode(&entry.unwrap().path()), 0o600);
+        }
+        home.clear().unwrap();
+        assert!(!home.is_joined());
+        assert_eq!(fs::read_dir(home.folder()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn two_processes_never_have_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::new(folder.path().to_owned());
+        let held = home.lock().unwrap();
+        assert!(held.is_some());
+        assert!(home.lock().unwrap().is_none());
+        drop(held);
+        assert!(home.lock().unwrap().is_some());
+    }
+}

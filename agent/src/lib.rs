@@ -1,0 +1,23 @@
+//! `cairn-agent`: the client of a Cairn site, the installer, and init of the boot payload.
+//!
+//! ```text
+//!   join ──► home ──► daemon (run)          a client: lends disk space, holds and serves segments
+//!                └──► target (install)      an installer on a running system
+//!   init ──► network ──► target             the same installer on a blank machine, as its first process
+//! ```
+//!
+//! Decisions are pure (`daemon::difference`, `target::select`, `init::cmdline`, `target::identity` over any root);
+//! the rest is the shell around them.
+
+pub mod cli;
+pub mod daemon;
+pub mod home;
+pub mod images;
+pub mod init;
+pub mod join;
+pub mod leave;
+pub mod link;
+pub mod place;
+pub mod privilege;
+pub mod size;
+pub mod target;
