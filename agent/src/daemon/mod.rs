@@ -1,0 +1,169 @@
+//! `cairn-agent run`: the client of the site.
+//!
+//! ```text
+//!            directory, assignment                    what is held
+//!   server ◄──────────────────────── sync          ┌── scrub ──┐ rot
+//!     ▲                               │ watch      │           ▼
+//!     │        stored, dropped, bad   ▼            │        worker ──── fetch ──► peers, then the server
+//!     └────────────────────────────── worker ──► DSF ◄── service ◄── members ask for segments
+//! ```
+//!
+//! Each state has one owner: the directory and the assignment belong to `sync`, what the DSF holds to `worker`;
+//! the others read. All tasks end on one token; when one of them fails, all end and the process says why.
+//!
+//! Invariants: an older directory or assignment never replaces a newer one; nobody who is not in the directory is
+//! served; a kill at any moment loses nothing but time, since what counts is in the DSF and in the directory file.
+
+mod difference;
+mod roster;
+mod scrub;
+mod service;
+mod status;
+mod sync;
+mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use cairn_array::{
+    dsf::{Dsf, DsfHandle, DsfOwner},
+    peer::PeerClient,
+    tls::{self, NameTable, Trust},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{roster::Roster, worker::Worker};
+pub use self::{
+    status::{Status, ask as ask_status, render as render_status},
+    sync::SyncStatus,
+    worker::WorkStatus,
+};
+use crate::{
+    home::{Home, Membership},
+    link::ServerLink,
+};
+
+/// Rot reports and requests for a full list that wait for the worker.
+const EVENTS: usize = 64;
+/// Tasks that do not end within this are left behind.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the worker is told besides its assignment.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    /// The server wants a full list of what is held.
+    ListWanted,
+    /// A segment was found damaged on disk.
+    Rotten(cairn_core::id::SegmentId),
+}
+
+/// Runs the client until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, its disk fails, or the site has dismissed it.
+pub async fn run(home: Home) -> Result<()> {
+    let membership = home.membership()?;
+    let Some(_lock) = home.lock()? else {
+        bail!(
+            "another cairn-agent runs on {}; stop it first, or see `cairn-agent status`",
+            home.folder().display()
+        );
+    };
+    let dsf =
+        tokio::task::block_in_place(|| Dsf::open(&home.dsf())).context("open the storage file")?;
+    let (owner, dsf) = DsfOwner::start(dsf).context("start the storage file's thread")?;
+    let outcome = serve(home, membership, dsf).await;
+    owner.stop().await;
+    outcome
+}
+
+async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()> {
+    let papers = home.papers()?;
+    let names = Arc::new(NameTable::default());
+    membership.server.announce(&names);
+    let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), Arc::clone(&names))?;
+    let link = ServerLink::new(client.clone());
+    let listener = TcpListener::bind(membership.peer_listen).await.with_context(|| {
+        format!(
+            "listen on {} for peers; choose another address with `cairn-agent join --peer-listen`",
+            membership.peer_listen
+        )
+    })?;
+    let peer_port = listener.local_addr().context("read the address peers connect to")?.port();
+
+    let (roster, directory) = Roster::load(home.clone(), &membership, names)?;
+    let (events, mailbox) = mpsc::channel(EVENTS);
+    let (assign, assignment) = watch::channel(None);
+    let (tell_sync, sync_status) = watch::channel(SyncStatus::default());
+    let (tell_work, work_status) = watch::channel(WorkStatus::default());
+
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let admits = service::admission(directory.clone());
+    let shelf = service::Shelf::new(dsf.clone(), events.clone());
+    let app = cairn_array::peer::routes(shelf, admits);
+    let server_tls = tls::server_tls(&papers)?;
+    tasks.spawn(tls::serve(listener, server_tls, app, stop.clone()));
+    let status = status::Source {
+        membership: membership.clone(),
+        sync_status,
+        work_status,
+        dsf: dsf.clone(),
+    };
+    tasks.spawn(status::listen(home.socket(), status, stop.clone()));
+    tasks.spawn(scrub::run(dsf.clone(), events.clone(), stop.clone()));
+    let worker = Worker::new(worker::Parts {
+        me: membership.agent,
+        dsf: dsf.clone(),
+        peers: PeerClient::new(client),
+        link: link.clone(),
+        assignment,
+        events: mailbox,
+        status: tell_work,
+    });
+    tasks.spawn(worker.run(stop.clone()));
+    let sync = sync::Sync {
+        link,
+        roster,
+        dsf,
+        assign,
+        events,
+        status: tell_sync,
+        lend: membership.lend,
+        peer_port,
+    };
+    tasks.spawn(sync.run(stop.clone()));
+    tracing::info!(agent = %membership.agent, server = %membership.server, peer_port, "agent runs");
+    supervise(tasks, stop).await
+}
+
+/// Waits for the first task that ends or the signal to stop, then ends all.
+async fn supervise(mut tasks: JoinSet<Result<()>>, stop: CancellationToken) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        Some(ended) = tasks.join_next() => ended.context("a task of the agent broke").and_then(|outcome| outcome),
+    };
+    stop.cancel();
+    let rest = async {
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) =
+                ended.context("a task of the agent broke").and_then(|outcome| outcome)
+            {
+                tracing::warn!(error = format!("{error:#}"), "while stopping");
+            }
+        }
+    };
+    if tokio::time::timeout(STOP_PATIENCE, rest).await.is_err() {
+        tracing::warn!("a task did not stop in time");
+    }
+    outcome
+}

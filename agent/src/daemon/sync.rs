@@ -1,0 +1,181 @@
+//! The conversation with the server: what is new comes in here.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use cairn_array::{
+    dsf::DsfHandle,
+    wire::{Assignment, MAX_SEGMENTS, MemberState, SyncReply, SyncRequest},
+};
+use cairn_core::units::{ByteCount, Generation};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Event, roster::Roster};
+use crate::link::{Patience, ServerLink};
+
+/// Between two calls that brought nothing new; the server itself holds a call for longer.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// After the first failure, doubled up to [`MOST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MOST_PAUSE: Duration = Duration::from_secs(15);
+/// A directory of 65,535 members with the longest names and a million revocations.
+const MAX_DIRECTORY_BYTES: usize = 48 << 20;
+
+/// How the conversation stands.
+#[derive(Clone, Debug, Default)]
+pub struct SyncStatus {
+    /// None before the first answer.
+    pub state: Option<MemberState>,
+    pub directory: Generation,
+    pub assignment: Generation,
+    /// Why the last call failed; none when it did not.
+    pub problem: Option<String>,
+}
+
+pub(super) struct Sync {
+    pub(super) link: ServerLink,
+    pub(super) roster: Roster,
+    pub(super) dsf: DsfHandle,
+    pub(super) assign: watch::Sender<Option<Arc<Assignment>>>,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) status: watch::Sender<SyncStatus>,
+    pub(super) lend: ByteCount,
+    pub(super) peer_port: u16,
+}
+
+impl Sync {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<()> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let started = Instant::now();
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                outcome = self.exchange() => outcome,
+            };
+            let wait = match outcome {
+                Ok(Some(MemberState::Left)) => {
+                    tracing::info!("this agent has left the site");
+                    return Ok(());
+                }
+                Ok(Some(MemberState::Revoked)) => bail!(
+                    "the site has revoked this agent; `cairn-agent leave --force` removes what it holds, \
+                     a new token lets it join again"
+                ),
+                Ok(_) => {
+                    pause = FIRST_PAUSE;
+                    LEAST_PAUSE.saturating_sub(started.elapsed())
+                }
+                Err(error) => {
+                    self.trouble(&error);
+                    let now = pause;
+                    pause = (pause * 2).min(MOST_PAUSE);
+                    now
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// One call, and what follows from its answer. `Some` when the site has dismissed this agent.
+    async fn exchange(&mut self) -> Result<Option<MemberState>> {
+        let request = SyncRequest {
+            lend: self.lend,
+            used: self.dsf.stats().held,
+            peer_port: self.peer_port,
+            directory: self.roster.number(),
+            assignment: self.assignment(),
+        };
+        let reply: SyncReply = self
+            .link
+            .post("/agent/v1/sync", &request, Patience::Held)
+            .await
+            .context("ask the server what is new")?;
+        if matches!(reply.state, MemberState::Revoked | MemberState::Left) {
+            return Ok(Some(reply.state));
+        }
+        self.heard(reply.state);
+        if reply.directory > self.roster.number() {
+            let signed = self.link.get_bytes("/agent/v1/directory", MAX_DIRECTORY_BYTES).await;
+            let signed = signed.context("fetch the directory")?;
+            tokio::task::block_in_place(|| self.roster.take(&signed))?;
+        }
+        if reply.state == MemberState::Approved {
+            if reply.want_holdings && self.events.try_send(Event::ListWanted).is_err() {
+                tracing::debug!("the worker is busy; the server asks for the list again");
+            }
+            if reply.assignment > self.assignment() {
+                self.take_assignment().await?;
+            }
+        }
+        let (directory, assignment) = (self.roster.number(), self.assignment());
+        self.status.send_modify(|status| {
+            status.directory = directory;
+            status.assignment = assignment;
+        });
+        if reply.directory > directory
+            || (reply.state == MemberState::Approved && reply.assignment > assignment)
+        {
+            return Err(anyhow!(
+                "the server gave an older directory or assignment than it announced"
+            ));
+        }
+        Ok(None)
+    }
+
+    async fn take_assignment(&self) -> Result<()> {
+        let assignment: Assignment = self
+            .link
+            .get("/agent/v1/assignment", Patience::Prompt)
+            .await
+            .context("fetch the assignment")?;
+        let (have, offered) = (self.assignment(), assignment.number);
+        if offered < have {
+            bail!("assignment {offered} is older than assignment {have}");
+        }
+        if assignment.segments.len() > MAX_SEGMENTS {
+            bail!(
+                "assignment {offered} names {} segments, more than {MAX_SEGMENTS}",
+                assignment.segments.len()
+            );
+        }
+        if offered > have {
+            tracing::info!(number = %offered, segments = assignment.segments.len(), "new assignment");
+            self.assign.send_replace(Some(Arc::new(assignment)));
+        }
+        Ok(())
+    }
+
+    fn assignment(&self) -> Generation {
+        self.assign.borrow().as_ref().map_or(Generation(0), |assignment| assignment.number)
+    }
+
+    fn heard(&self, state: MemberState) {
+        let before = self.status.borrow().clone();
+        if before.problem.is_some() {
+            tracing::info!("the server answers again");
+        }
+        if before.state != Some(state) {
+            tracing::info!(?state, "membership");
+        }
+        self.status.send_modify(|status| {
+            status.state = Some(state);
+            status.problem = None;
+        });
+    }
+
+    /// Logged when it is news: an absent server would fill the log.
+    fn trouble(&self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        if self.status.borrow().problem.as_deref() != Some(&text) {
+            tracing::warn!(error = text, "no news from the server; peers are served all the same");
+        }
+        self.status.send_modify(|status| status.problem = Some(text));
+    }
+}
