@@ -1,0 +1,246 @@
+//! One install from hello to the last report.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use cairn_array::{
+    install::{Fetcher, Image, TargetDisk, install},
+    peer::PeerClient,
+    random,
+    tls::{self, KeyAndCsr, NameTable, Trust},
+    wire::{
+        AfterInstall, BadSegment, DiskLine, DiskSelector, InstallPhase, InstallProgress,
+        ProgressReply, TargetHello, Ticket, code_of,
+    },
+};
+use cairn_core::{seal::SealKey, units::ByteCount};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Screen,
+    disks::{self, Roots},
+    identity, progress,
+    select::{self, select_disk},
+    ticket::{self, Documents, Granted},
+};
+use crate::link::{Patience, ServerLink};
+
+/// Between two reports to the server; the screen is faster.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// The last report is worth waiting for: without it the server does not know how the install ended.
+const LAST_REPORT_TRIES: u32 = 5;
+
+/// Damaged segments that wait to be told.
+const BAD_SEGMENTS: usize = 64;
+
+/// What is to be installed where.
+#[derive(Clone, Debug)]
+pub enum Goal {
+    /// A blank machine takes the deployment it is given and the disk that this names.
+    Assigned,
+    /// An operator asked for an image by name and named the disk or file himself.
+    Asked { image: String, disk: PathBuf },
+}
+
+/// One machine that is to be installed.
+#[derive(Debug)]
+pub struct Installer {
+    pub trust: Trust,
+    /// Knows where the server is.
+    pub names: Arc<NameTable>,
+    pub key: KeyAndCsr,
+    pub goal: Goal,
+    /// The server as people write it.
+    pub server: String,
+}
+
+impl Installer {
+    /// Installs this machine and says what is to happen next.
+    ///
+    /// # Errors
+    /// With the reason and what to do; the server has been told, when it could be.
+    pub async fn run<S: Screen>(self, screen: S) -> Result<AfterInstall> {
+        let (roots, sys) = (Roots::default(), Path::new("/sys"));
+        let lines = match &self.goal {
+            Goal::Assigned => disks::disks(&roots),
+            Goal::Asked { disk, .. } => vec![disks::named(&roots, disk)?],
+        };
+        let hello = TargetHello {
+            csr_pem: self.key.csr_pem.clone(),
+            identity: identity::identity(sys),
+            disks: lines,
+            firmware: identity::firmware(sys),
+            secure_boot: identity::secure_boot(sys),
+            image: match &self.goal {
+                Goal::Assigned => None,
+                Goal::Asked { image, .. } => Some(image.clone()),
+            },
+        };
+        screen.say(&format!("machine: {}", identity::describe(&hello.identity)));
+        for disk in &hello.disks {
+            screen.say(&format!("disk: {}", select::describe(disk)));
+        }
+        screen.say(&format!("code: {}", code_of(&self.key.public_key_der)));
+        screen.say(&format!("server: {}", self.server));
+        let link = ServerLink::new(tls::client(&self.trust, None, Arc::clone(&self.names))?);
+        let granted = ticket::obtain(&link, &hello, &self.key, &screen).await?;
+        let Ticket { image, number, then, .. } = &granted.ticket;
+        screen.say(&format!("installing {image}, version {number}"));
+        let then = match self.goal {
+            Goal::Assigned => *then,
+            // Nobody restarts a running system unasked.
+            Goal::Asked { .. } => AfterInstall::Exit,
+        };
+        let (tell, progress) = watch::channel(progress::none());
+        let outcome = self.attempt(&granted, tell, progress.clone(), &screen).await;
+        let last = ended(&outcome, &progress.borrow());
+        screen.show(&last);
+        if let Err(error) = report_end(&granted.link, &last).await {
+            screen.say(&format!("the server could not be told how this ended: {error:#}"));
+        }
+        outcome.map(|_| then)
+    }
+
+    async fn attempt<S: Screen>(
+        &self,
+        granted: &Granted,
+        tell: watch::Sender<InstallProgress>,
+        progress: watch::Receiver<InstallProgress>,
+        screen: &S,
+    ) -> Result<InstallProgress> {
+        let papers = ticket::papers(&granted.ticket, &self.trust, &self.key)?;
+        let documents = ticket::documents(granted, &papers, Arc::clone(&self.names)).await?;
+        let cancel = CancellationToken::new();
+        let (tell_bad, bad) = mpsc::channel(BAD_SEGMENTS);
+        let reports = report(granted.link.clone(), progress, cancel.clone(), screen.clone());
+        let complaints = complain(granted.link.clone(), bad);
+        let work = self.execute(&granted.ticket, documents, tell, tell_bad, cancel);
+        tokio::select! {
+            outcome = work => outcome,
+            never = reports => match never {},
+            never = complaints => match never {},
+        }
+    }
+
+    async fn execute(
+        &self,
+        ticket: &Ticket,
+        documents: Documents,
+        tell: watch::Sender<InstallProgress>,
+        tell_bad: mpsc::Sender<BadSegment>,
+        cancel: CancellationToken,
+    ) -> Result<InstallProgress> {
+        let Documents { manifest, maps, members, peers } = documents;
+        let image = Image::open(&manifest, &ticket.signing_key, &SealKey(ticket.content_key))?;
+        ensure!(
+            image.public.version == ticket.version,
+            "the manifest is of another version than the ticket"
+        );
+        let size = image.public.size;
+        let path = self.choose(&ticket.disk, size)?;
+        let disk = tokio::task::spawn_blocking(move || TargetDisk::open(&path, size));
+        let disk = disk.await.context("open the target disk")??;
+        let seed = u64::from_le_bytes(random::array()?);
+        let fetcher = Fetcher::new(PeerClient::new(peers), maps, members, seed, tell_bad);
+        Ok(install(Arc::new(image), disk, Arc::new(fetcher), tell, cancel).await?)
+    }
+
+    /// The disk as it is now: since hello one may have been plugged in, or mounted.
+    fn choose(&self, selector: &DiskSelector, needed: ByteCount) -> Result<PathBuf> {
+        let roots = Roots::default();
+        match &self.goal {
+            Goal::Assigned => {
+                let lines = disks::disks(&roots);
+                Ok(PathBuf::from(&select_disk(&lines, selector, needed)?.path))
+            }
+            Goal::Asked { disk, .. } => {
+                let line = disks::named(&roots, disk)?;
+                let is_device = disk.starts_with("/dev");
+                // A file grows to what is needed.
+                let size = if is_device { line.size } else { line.size.max(needed) };
+                let lines = [DiskLine { size, ..line }];
+                let selector = DiskSelector::Path(lines[0].path.clone());
+                select_disk(&lines, &selector, needed)?;
+                Ok(disk.clone())
+            }
+        }
+    }
+}
+
+/// The last progress of an install: done, or failed with the reason.
+fn ended(outcome: &Result<InstallProgress>, last: &InstallProgress) -> InstallProgress {
+    match outcome {
+        Ok(done) => InstallProgress { phase: InstallPhase::Done, ..done.clone() },
+        Err(error) => InstallProgress {
+            phase: InstallPhase::Failed,
+            error: Some(format!("{error:#}")),
+            ..last.clone()
+        },
+    }
+}
+
+/// Shows and reports until dropped. A server that is away is said once and changes nothing.
+async fn report<S: Screen>(
+    link: ServerLink,
+    mut progress: watch::Receiver<InstallProgress>,
+    cancel: CancellationToken,
+    screen: S,
+) -> std::convert::Infallible {
+    let mut away = false;
+    let mut next = tokio::time::Instant::now();
+    loop {
+        // The sender is gone for a moment only, at the end.
+        if progress.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let now = progress.borrow_and_update().clone();
+        screen.show(&now);
+        if tokio::time::Instant::now() < next {
+            continue;
+        }
+        match link.post("/target/v1/progress", &now, Patience::Prompt).await {
+            Ok(ProgressReply { cancel: true }) => cancel.cancel(),
+            Ok(ProgressReply { cancel: false }) => away = false,
+            Err(error) if !std::mem::replace(&mut away, true) => {
+                screen
+                    .say(&format!("going on without the server: {:#}", anyhow::Error::from(error)));
+            }
+            Err(_) => {}
+        }
+        next = tokio::time::Instant::now() + REPORT_EVERY;
+    }
+}
+
+/// Tells the server who serves damaged segments, until dropped. What it misses, it hears from others.
+async fn complain(
+    link: ServerLink,
+    mut bad: mpsc::Receiver<BadSegment>,
+) -> std::convert::Infallible {
+    while let Some(bad) = bad.recv().await {
+        if let Err(error) = link.tell("/target/v1/bad-segment", &bad).await {
+            tracing::warn!(segment = %bad.segment, %error, "the server was not told of a damaged segment");
+        }
+    }
+    std::future::pending().await
+}
+
+async fn report_end(link: &ServerLink, last: &InstallProgress) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        let told =
+            link.post::<_, ProgressReply>("/target/v1/progress", last, Patience::Prompt).await;
+        tries += 1;
+        match told {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_refusal() || tries == LAST_REPORT_TRIES => {
+                return Err(error.into());
+            }
+            Err(_) => tokio::time::sleep(REPORT_EVERY * tries).await,
+        }
+    }
+}
