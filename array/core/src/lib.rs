@@ -28,7 +28,10 @@ pub mod planner;
 pub mod seal;
 pub mod segment;
 
-pub mod placement;
-pub mod layout;
+pub mod ext4;
 pub mod fetch;
+pub mod free;
+pub mod layout;
+pub mod partition;
+pub mod placement;
 pub mod sparse;
