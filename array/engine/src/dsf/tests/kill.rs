@@ -59,10 +59,7 @@ fn work_and_kill(path: &Path, seed: u64, lines: u32) -> Vec<Option<bool>> {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = vec![Some(false); NAMES as usize];
-    for name in 0..NAMES {
-        said[name as usize] = None;
-    }
+    let mut said = vec![None; NAMES as usize];
     let mut seen = 0;
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line = line.unwrap();

@@ -4,16 +4,14 @@ use futures::future::join_all;
 
 use super::*;
 
-async fn started(place: &Place, capacity: u32) -> (DsfOwner, DsfHandle) {
-    let place = Dsf::create(&place.path, DsfId([7; 16]), SlotCount(capacity)).unwrap();
-    tokio::task::yield_now().await;
-    DsfOwner::start(place).unwrap()
+fn started(place: &Place, capacity: u32) -> (DsfOwner, DsfHandle) {
+    DsfOwner::start(place.create(capacity)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_tasks_put_and_get_at_once() {
     let place = Place::new();
-    let (owner, handle) = started(&place, 40).await;
+    let (owner, handle) = started(&place, 40);
     let tasks = (0..32).map(|name| {
         let handle = handle.clone();
         async move {
@@ -42,7 +40,7 @@ async fn many_tasks_put_and_get_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_never_see_a_slot_that_is_being_refilled() {
     let place = Place::new();
-    let (owner, handle) = started(&place, 2).await;
+    let (owner, handle) = started(&place, 2);
     let writer = async {
         for round in 0..200 {
             let name = round % 3;
@@ -70,7 +68,7 @@ async fn readers_never_see_a_slot_that_is_being_refilled() {
 #[tokio::test]
 async fn bytes_that_are_not_the_segment_are_refused() {
     let place = Place::new();
-    let (owner, handle) = started(&place, 2).await;
+    let (owner, handle) = started(&place, 2);
     let refused = handle.put(id(1), bytes_of(2), SegmentClass::Data).await;
     assert!(matches!(refused, Err(PutError::Check(CheckError::WrongId { .. }))));
     assert_eq!(handle.stats().used, SlotCount(0));
@@ -82,7 +80,7 @@ async fn a_scrub_step_writes_damaged_headers_anew() {
     use std::os::unix::fs::FileExt;
 
     let place = Place::new();
-    let (owner, handle) = started(&place, 2).await;
+    let (owner, handle) = started(&place, 2);
     handle.put(id(1), bytes_of(1), SegmentClass::Data).await.unwrap();
     let file = std::fs::File::options().write(true).open(&place.path).unwrap();
     file.write_all_at(b"rot", SlotIndex(0).header_at()).unwrap();
@@ -94,7 +92,7 @@ async fn a_scrub_step_writes_damaged_headers_anew() {
 #[tokio::test(flavor = "multi_thread")]
 async fn reading_does_not_wait_for_the_writer() {
     let place = Place::new();
-    let (owner, handle) = started(&place, 300).await;
+    let (owner, handle) = started(&place, 300);
     handle.put(id(1), bytes_of(1), SegmentClass::Data).await.unwrap();
     // The writer's queue is full of puts; a read is answered all the same, before they are through.
     let puts: Vec<_> = (100..200)
