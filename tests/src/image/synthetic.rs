@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use sha2::{Digest as _, Sha256};
 
 use super::{Image, disk};
 
@@ -55,42 +54,34 @@ fn text(random: &mut Pseudorandom, length: usize) -> Vec<u8> {
     text
 }
 
-/// SHA-256 in counter mode: the same on every machine and good enough to be incompressible.
+/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014): the same on
+/// every machine, fast in a debug build, and incompressible.
 #[derive(Debug)]
-pub(super) struct Pseudorandom {
-    seed: [u8; 16],
-    counter: u64,
-}
+pub(super) struct Pseudorandom(u64);
 
 impl Pseudorandom {
+    /// Streams of one seed have nothing to do with each other.
     pub(super) fn new(seed: u64, stream: u64) -> Self {
-        let mut both = [0; 16];
-        both[..8].copy_from_slice(&seed.to_le_bytes());
-        both[8..].copy_from_slice(&stream.to_le_bytes());
-        Self { seed: both, counter: 0 }
-    }
-
-    fn block(&mut self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        hash.update(self.seed);
-        hash.update(self.counter.to_le_bytes());
-        self.counter += 1;
-        hash.finalize().into()
+        Self(
+            Self(seed).next_u64()
+                ^ Self(stream.wrapping_add(0x5ca1_ab1e)).next_u64().rotate_left(17),
+        )
     }
 
     pub(super) fn take(&mut self, length: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(length + 32);
+        let mut bytes = Vec::with_capacity(length + 8);
         while bytes.len() < length {
-            bytes.extend_from_slice(&self.block());
+            bytes.extend_from_slice(&self.next_u64().to_le_bytes());
         }
         bytes.truncate(length);
         bytes
     }
 
     pub(super) fn next_u64(&mut self) -> u64 {
-        let block = self.block();
-        let mut first = [0; 8];
-        first.copy_from_slice(&block[..8]);
-        u64::from_le_bytes(first)
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
     }
 }
