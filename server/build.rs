@@ -1,0 +1,5 @@
+//! `sqlx::migrate!` embeds the migrations when the crate is compiled; a new file must compile it again.
+
+fn main() {
+    println!("cargo:rerun-if-changed=../migrations");
+}

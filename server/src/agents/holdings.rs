@@ -1,0 +1,66 @@
+//! What an agent is to hold, and what it says it holds.
+
+use axum::{Json, extract::State, http::StatusCode};
+use cairn_array::wire::{Assignment, BadSegment, Holdings, ImageLine, MAX_SEGMENTS};
+
+use super::{Approved, SETTLE, note_bad_segment};
+use crate::{
+    api::{self, error::ApiError, extract::Body},
+    app::App,
+    events::Event,
+    jobs::Kind,
+};
+
+pub(super) async fn assignment(
+    State(app): State<App>,
+    Approved(agent): Approved,
+) -> Result<Json<Assignment>, ApiError> {
+    let (number, segments, recheck) = app.db.assignment_of_agent(agent.id).await?;
+    Ok(Json(Assignment { number, segments, recheck }))
+}
+
+pub(super) async fn holdings(
+    State(app): State<App>,
+    Approved(agent): Approved,
+    Body(holdings): Body<Holdings>,
+) -> Result<StatusCode, ApiError> {
+    let count = holdings.stored.len() + holdings.dropped.len() + holdings.bad.len();
+    if count > MAX_SEGMENTS {
+        return Err(ApiError::bad_request(
+            "too_many_segments",
+            format!("one message names at most {MAX_SEGMENTS} segments: send several"),
+        ));
+    }
+    // What it says about itself; what it says about others follows.
+    let mut own = holdings;
+    let (mine, others): (Vec<BadSegment>, Vec<BadSegment>) =
+        own.bad.iter().partition(|bad| bad.holder == Some(agent.id));
+    own.bad = mine;
+    let images = app.db.note_holdings(agent.id, &own).await?;
+    for image in images {
+        app.queue_after(Kind::Scatter { image }, SETTLE).await?;
+    }
+    for bad in others {
+        note_bad_segment(&app, bad, format!("agent {}", agent.name)).await?;
+    }
+    if let Some(row) = app.db.agent(agent.id).await? {
+        let view = api::agent::view(&app, &row).await?;
+        app.events.emit(Event::AgentChanged(Box::new(view))).await;
+    }
+    app.holdings_changed.notify();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn images(
+    State(app): State<App>,
+    Approved(_): Approved,
+) -> Result<Json<Vec<ImageLine>>, ApiError> {
+    let versions = app.db.versions().await?;
+    let line = |version: crate::db::image::VersionRow| ImageLine {
+        name: version.name,
+        number: version.number,
+        size: version.size,
+        stored: version.stored,
+    };
+    Ok(Json(versions.into_iter().map(line).collect()))
+}

@@ -1,0 +1,80 @@
+//! `POST /agent/v1/sync`: an agent says how it is and waits for news.
+
+use std::net::SocketAddr;
+
+use axum::{Extension, Json, extract::State};
+use cairn_array::{
+    tls::{Member, Peer},
+    wire::{MemberState, SYNC_HOLD, SyncReply, SyncRequest},
+};
+use tokio::time::Instant;
+
+use super::{Joined, agent_of, directory};
+use crate::{
+    api::{error::ApiError, extract::Body},
+    app::App,
+    db::agent::{AgentNews, AgentRow},
+    moment::Moment,
+};
+
+pub(super) async fn sync(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Joined(agent): Joined,
+    Body(request): Body<SyncRequest>,
+) -> Result<Json<SyncReply>, ApiError> {
+    let deadline = Instant::now() + SYNC_HOLD;
+    // Watch before the first look: a change in between is not missed.
+    let mut changes = app.agents_changed.watch();
+    note_news(&app, &agent, &request, peer).await?;
+    let state = agent.state;
+    loop {
+        let agent = agent_of(&app, Some(&peer)).await?;
+        let reply = SyncReply {
+            state: agent.state,
+            directory: app.directory.number(),
+            assignment: agent.assignment,
+            want_holdings: agent.want_holdings,
+        };
+        if agent.state != state || is_news(&reply, &request) {
+            return Ok(Json(reply));
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return Ok(Json(reply)) },
+            () = tokio::time::sleep_until(deadline) => return Ok(Json(reply)),
+            () = app.stop.cancelled() => return Ok(Json(reply)),
+        }
+    }
+}
+
+fn is_news(reply: &SyncReply, request: &SyncRequest) -> bool {
+    reply.state == MemberState::Approved
+        && (reply.directory > request.directory
+            || reply.assignment != request.assignment
+            || reply.want_holdings)
+}
+
+async fn note_news(
+    app: &App,
+    agent: &AgentRow,
+    request: &SyncRequest,
+    peer: Peer,
+) -> Result<(), ApiError> {
+    // Where it speaks from is where its peers find it; only the port is its own word.
+    let address = SocketAddr::new(peer.addr.ip().to_canonical(), request.peer_port);
+    let news =
+        AgentNews { lend: request.lend, used: request.used, peer_port: request.peer_port, address };
+    app.db.note_agent_news(agent.id, news, Moment::now()).await?;
+    app.names.set(Member::Agent(agent.id), address);
+    if agent.state != MemberState::Approved {
+        return Ok(());
+    }
+    if agent.address != Some(address) {
+        directory::rebuild(app).await?;
+        app.agents_changed.notify();
+    }
+    if agent.lend != request.lend {
+        app.queue_scatter_of_all(super::SETTLE).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! Agents: list, approve, revoke, forget.
+
+use axum::{Json, extract::State, http::StatusCode};
+use cairn_array::wire::MemberState;
+use cairn_core::id::AgentId;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    error::{ApiError, Problem},
+    extract::{Place, id},
+};
+use crate::{
+    agents,
+    app::App,
+    db::agent::{AgentRow, word},
+};
+
+/// A client's agent.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Agent {
+    pub id: String,
+    /// What its machine calls itself.
+    pub name: String,
+    /// `pending`, `approved`, `revoked` or `left`
+    pub state: String,
+    /// Of its peer service, once it was seen.
+    pub address: Option<String>,
+    /// Bytes it lends.
+    pub lend: u64,
+    /// Bytes of that which hold segments, as it says.
+    pub used: u64,
+    /// Segments it says it holds, and their bytes.
+    pub segments: u64,
+    pub segment_bytes: u64,
+    pub joined: String,
+    /// When it last spoke to the server.
+    pub seen: Option<String>,
+    /// It has all that it is to hold.
+    pub in_place: bool,
+}
+
+/// An agent as the API shows it.
+pub(crate) async fn view(app: &App, row: &AgentRow) -> Result<Agent, ApiError> {
+    let (segments, bytes) = app.db.holding_count_of_agent(row.id).await?;
+    Ok(Agent {
+        id: row.id.to_string(),
+        name: row.name.clone(),
+        state: word(row.state).to_owned(),
+        address: row.address.map(|address| address.to_string()),
+        lend: row.lend.0,
+        used: row.used.0,
+        segments,
+        segment_bytes: bytes.0,
+        joined: row.joined.to_text(),
+        seen: row.seen.map(|seen| seen.to_text()),
+        in_place: row.fulfilled >= row.assignment,
+    })
+}
+
+/// All agents as the API shows them.
+pub(crate) async fn all(app: &App) -> Result<Vec<Agent>, ApiError> {
+    let mut agents = Vec::new();
+    for row in app.db.agents().await? {
+        agents.push(view(app, &row).await?);
+    }
+    Ok(agents)
+}
+
+async fn find(app: &App, text: &str) -> Result<AgentRow, ApiError> {
+    let id: AgentId = id("agent", text)?;
+    app.db.agent(id).await?.ok_or_else(unknown)
+}
+
+fn unknown() -> ApiError {
+    ApiError::not_found(
+        "agent_unknown",
+        "there is no such agent: `cairn-server agent list` shows them",
+    )
+}
+
+/// List agents
+#[utoipa::path(get, path = "/api/v1/agents", tag = "agents", responses((status = 200, body = Vec<Agent>)))]
+pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Agent>>, ApiError> {
+    Ok(Json(all(&app).await?))
+}
+
+/// Show an agent
+#[utoipa::path(get, path = "/api/v1/agents/{agent}", tag = "agents", params(("agent" = String, Path)),
+    responses((status = 200, body = Agent), (status = 404, body = Problem)))]
+pub(crate) async fn show(
+    State(app): State<App>,
+    Place(agent): Place<String>,
+) -> Result<Json<Agent>, ApiError> {
+    let row = find(&app, &agent).await?;
+    Ok(Json(view(&app, &row).await?))
+}
+
+/// Approve an agent: from now on it holds and serves segments
+#[utoipa::path(post, path = "/api/v1/agents/{agent}/approve", tag = "agents", params(("agent" = String, Path)),
+    responses((status = 200, body = Agent), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn approve(
+    State(app): State<App>,
+    Place(agent): Place<String>,
+) -> Result<Json<Agent>, ApiError> {
+    let row = find(&app, &agent).await?;
+    let from = [MemberState::Pending, MemberState::Approved];
+    if !app.db.move_agent(row.id, &from, MemberState::Approved).await? {
+        return Err(ApiError::conflict(
+            "agent_gone",
+            "this agent was revoked or has left: let it join again with a new token",
+        ));
+    }
+    agents::membership_changed(&app, row.id).await?;
+    show(State(app), Place(agent)).await
+}
+
+/// Revoke an agent: its certificate is no longer accepted anywhere
+#[utoipa::path(post, path = "/api/v1/agents/{agent}/revoke", tag = "agents", params(("agent" = String, Path)),
+    responses((status = 200, body = Agent), (status = 404, body = Problem)))]
+pub(crate) async fn revoke(
+    State(app): State<App>,
+    Place(agent): Place<String>,
+) -> Result<Json<Agent>, ApiError> {
+    let row = find(&app, &agent).await?;
+    let from = [MemberState::Pending, MemberState::Approved, MemberState::Left];
+    if app.db.move_agent(row.id, &from, MemberState::Revoked).await? {
+        agents::membership_changed(&app, row.id).await?;
+    }
+    show(State(app), Place(agent)).await
+}
+
+/// Forget an agent that was revoked or has left
+///
+/// A forgotten agent is unknown, and an unknown one is not accepted either.
+#[utoipa::path(delete, path = "/api/v1/agents/{agent}", tag = "agents", params(("agent" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn forget(
+    State(app): State<App>,
+    Place(agent): Place<String>,
+) -> Result<StatusCode, ApiError> {
+    let row = find(&app, &agent).await?;
+    if !matches!(row.state, MemberState::Revoked | MemberState::Left) {
+        return Err(ApiError::conflict("agent_active", "this agent is a member: revoke it first"));
+    }
+    if app.db.forget_agent(row.id).await? {
+        app.events.emit(crate::events::Event::AgentForgotten { id: agent }).await;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}

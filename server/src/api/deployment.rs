@@ -1,0 +1,335 @@
+//! Deployments (what an administrator wants) and installs (one machine's share of it).
+
+use axum::{Json, extract::State, http::StatusCode};
+use cairn_array::wire::{AfterInstall, DiskSelector, InstallPhase};
+use cairn_core::{id::InstallId, units::ByteCount};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    error::{ApiError, Problem},
+    extract::{Body, Place, id},
+};
+use crate::{
+    app::App,
+    db::deployment::{DeploymentRow, InstallRow, InstallState},
+    deployments,
+    targets::approval,
+};
+
+/// What to deploy where.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeploymentRequest {
+    /// `NAME` (the newest version) or `NAME@N`
+    pub image: String,
+    /// Machines by id, code, name, MAC or UUID. One that waits now is approved by this.
+    pub machines: Vec<String>,
+    /// `only` (the default), `serial:…`, `wwn:…` or `size:BYTES`
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// What the machine does when it is installed: `reboot` (the default), `power-off` or `exit`
+    #[serde(default)]
+    pub then: Option<String>,
+    /// Approve now whoever shows up as these machines until they are installed. A MAC can be forged: for closed nets.
+    #[serde(default)]
+    pub preapprove: bool,
+}
+
+/// A deployment.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Deployment {
+    pub id: i64,
+    /// `NAME@N`
+    pub image: String,
+    pub disk: String,
+    pub then: String,
+    pub preapproved: bool,
+    pub state: InstallState,
+    pub created: String,
+    pub installs: Vec<Install>,
+    /// The codes of the machines that this call approved; compare them with the screens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approved_codes: Vec<String>,
+}
+
+/// One machine's share.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Install {
+    pub id: String,
+    pub deployment: i64,
+    pub machine: String,
+    /// The machine as people know it: its name, else its first MAC, else its id.
+    pub machine_label: String,
+    /// `NAME@N`
+    pub image: String,
+    pub state: InstallState,
+    /// `planning`, `writing`, `verifying`, `finishing`, `done` or `failed`, as the target last said
+    pub phase: Option<String>,
+    /// Sealed bytes to fetch.
+    pub total: u64,
+    pub from_peers: u64,
+    pub from_server: u64,
+    /// Sealed bytes that were rebuilt from parity.
+    pub rebuilt: u64,
+    /// Plain bytes that were right already.
+    pub already: u64,
+    /// Plain bytes written.
+    pub written: u64,
+    /// Since the target began.
+    pub milliseconds: u64,
+    /// Sealed bytes per second since it began.
+    pub bytes_per_second: u64,
+    pub seconds_left: Option<u64>,
+    /// Why it failed and what to do.
+    pub error: Option<String>,
+    pub created: String,
+    pub started: Option<String>,
+    pub ended: Option<String>,
+}
+
+const fn phase_word(phase: InstallPhase) -> &'static str {
+    match phase {
+        InstallPhase::Planning => "planning",
+        InstallPhase::Writing => "writing",
+        InstallPhase::Verifying => "verifying",
+        InstallPhase::Finishing => "finishing",
+        InstallPhase::Done => "done",
+        InstallPhase::Failed => "failed",
+    }
+}
+
+/// Bytes per second and the seconds left at that pace.
+fn pace(done: u64, total: u64, milliseconds: u64) -> (u64, Option<u64>) {
+    let pace = u128::from(done) * 1000 / u128::from(milliseconds.max(1));
+    let pace = u64::try_from(pace).unwrap_or(u64::MAX);
+    let left = total.saturating_sub(done).checked_div(pace);
+    (pace, left)
+}
+
+/// An install as the API shows it.
+pub(crate) async fn install_view(app: &App, row: InstallRow) -> Result<Install, ApiError> {
+    let machine = app.db.machine(row.machine).await?;
+    let label = machine
+        .and_then(|machine| machine.name.or_else(|| machine.identity.macs.into_iter().next()))
+        .unwrap_or_else(|| row.machine.to_string());
+    let progress = row.progress.as_ref();
+    let bytes = |pick: fn(&cairn_array::wire::InstallProgress) -> ByteCount| {
+        progress.map_or(0, |progress| pick(progress).0)
+    };
+    let (total, milliseconds) = (bytes(|p| p.total), progress.map_or(0, |p| p.milliseconds));
+    let done = bytes(|p| p.from_peers) + bytes(|p| p.from_server) + bytes(|p| p.rebuilt);
+    let (bytes_per_second, left) = pace(done, total, milliseconds);
+    let writing = progress.is_some_and(|progress| progress.phase == InstallPhase::Writing);
+    Ok(Install {
+        id: row.id.to_string(),
+        deployment: row.deployment,
+        machine: row.machine.to_string(),
+        machine_label: label,
+        image: format!("{}@{}", row.image, row.number),
+        state: row.state,
+        phase: progress.map(|progress| phase_word(progress.phase).to_owned()),
+        total,
+        from_peers: bytes(|p| p.from_peers),
+        from_server: bytes(|p| p.from_server),
+        rebuilt: bytes(|p| p.rebuilt),
+        already: bytes(|p| p.already),
+        written: bytes(|p| p.written),
+        milliseconds,
+        bytes_per_second,
+        seconds_left: left.filter(|_| writing),
+        error: row.error,
+        created: row.created.to_text(),
+        started: row.started.map(|moment| moment.to_text()),
+        ended: row.ended.map(|moment| moment.to_text()),
+    })
+}
+
+/// The newest installs as the API shows them.
+pub(crate) async fn all_installs(app: &App, limit: u32) -> Result<Vec<Install>, ApiError> {
+    let mut installs = Vec::new();
+    for row in app.db.installs(limit).await? {
+        installs.push(install_view(app, row).await?);
+    }
+    Ok(installs)
+}
+
+/// A deployment as the API shows it.
+pub(crate) async fn view(app: &App, row: DeploymentRow) -> Result<Deployment, ApiError> {
+    let mut installs = Vec::new();
+    for install in app.db.installs_of_deployment(row.id).await? {
+        installs.push(install_view(app, install).await?);
+    }
+    Ok(Deployment {
+        id: row.id,
+        image: format!("{}@{}", row.image, row.number),
+        disk: disk_text(&row.disk),
+        then: after_word(row.after).to_owned(),
+        preapproved: row.preapproved,
+        state: deployments::sum(installs.iter().map(|install| install.state)),
+        created: row.created.to_text(),
+        installs,
+        approved_codes: Vec::new(),
+    })
+}
+
+/// One deployment as the API shows it.
+pub(crate) async fn one(app: &App, deployment: i64) -> Result<Deployment, ApiError> {
+    let row = app.db.deployment(deployment).await?.ok_or_else(unknown)?;
+    view(app, row).await
+}
+
+fn unknown() -> ApiError {
+    ApiError::not_found(
+        "deployment_unknown",
+        "there is no such deployment: GET /api/v1/deployments lists them",
+    )
+}
+
+/// `only`, `serial:…`, `wwn:…` or `size:BYTES`.
+pub(crate) fn parse_disk(text: &str) -> Option<DiskSelector> {
+    let some = |value: &str| (!value.is_empty() && value.len() <= 256).then(|| value.to_owned());
+    match text.split_once(':') {
+        None => (text == "only").then_some(DiskSelector::Only),
+        Some(("serial", value)) => some(value).map(DiskSelector::Serial),
+        Some(("wwn", value)) => some(value).map(DiskSelector::Wwn),
+        Some(("size", value)) => value.parse().ok().map(ByteCount).map(DiskSelector::Size),
+        Some(_) => None,
+    }
+}
+
+fn disk_text(disk: &DiskSelector) -> String {
+    match disk {
+        DiskSelector::Only => "only".to_owned(),
+        DiskSelector::Serial(serial) => format!("serial:{serial}"),
+        DiskSelector::Wwn(wwn) => format!("wwn:{wwn}"),
+        DiskSelector::Size(size) => format!("size:{size}"),
+        DiskSelector::Path(path) => format!("path:{path}"),
+    }
+}
+
+fn parse_after(text: &str) -> Option<AfterInstall> {
+    match text {
+        "reboot" => Some(AfterInstall::Reboot),
+        "power-off" => Some(AfterInstall::PowerOff),
+        "exit" => Some(AfterInstall::Exit),
+        _ => None,
+    }
+}
+
+const fn after_word(after: AfterInstall) -> &'static str {
+    match after {
+        AfterInstall::Reboot => "reboot",
+        AfterInstall::PowerOff => "power-off",
+        AfterInstall::Exit => "exit",
+    }
+}
+
+/// Deploy an image
+#[utoipa::path(post, path = "/api/v1/deployments", tag = "deployments", request_body = DeploymentRequest,
+    responses((status = 201, body = Deployment), (status = 400, body = Problem), (status = 404, body = Problem),
+    (status = 409, body = Problem)))]
+pub(crate) async fn create(
+    State(app): State<App>,
+    Body(request): Body<DeploymentRequest>,
+) -> Result<(StatusCode, Json<Deployment>), ApiError> {
+    let disk = match request.disk.as_deref() {
+        None => DiskSelector::Only,
+        Some(text) => parse_disk(text).ok_or_else(|| {
+            ApiError::bad_request(
+                "bad_disk",
+                "a disk is `only`, `serial:…`, `wwn:…` or `size:BYTES`",
+            )
+        })?,
+    };
+    let after = match request.then.as_deref() {
+        None => AfterInstall::Reboot,
+        Some(text) => parse_after(text).ok_or_else(|| {
+            ApiError::bad_request("bad_then", "`then` is `reboot`, `power-off` or `exit`")
+        })?,
+    };
+    let wish =
+        approval::Wish { image: request.image, disk, after, preapproved: request.preapprove };
+    let (deployment, codes) = approval::deploy(&app, &wish, &request.machines).await?;
+    let mut made = one(&app, deployment).await?;
+    made.approved_codes = codes;
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// List deployments, newest first
+#[utoipa::path(get, path = "/api/v1/deployments", tag = "deployments",
+    responses((status = 200, body = Vec<Deployment>)))]
+pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Deployment>>, ApiError> {
+    let mut deployments = Vec::new();
+    for row in app.db.deployments(200).await? {
+        deployments.push(view(&app, row).await?);
+    }
+    Ok(Json(deployments))
+}
+
+/// Show a deployment
+#[utoipa::path(get, path = "/api/v1/deployments/{deployment}", tag = "deployments",
+    params(("deployment" = i64, Path)), responses((status = 200, body = Deployment), (status = 404, body = Problem)))]
+pub(crate) async fn show(
+    State(app): State<App>,
+    Place(deployment): Place<i64>,
+) -> Result<Json<Deployment>, ApiError> {
+    Ok(Json(one(&app, deployment).await?))
+}
+
+/// Cancel what is not over of a deployment
+#[utoipa::path(post, path = "/api/v1/deployments/{deployment}/cancel", tag = "deployments",
+    params(("deployment" = i64, Path)), responses((status = 200, body = Deployment), (status = 404, body = Problem)))]
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    Place(deployment): Place<i64>,
+) -> Result<Json<Deployment>, ApiError> {
+    one(&app, deployment).await?;
+    approval::cancel(&app, deployment).await?;
+    Ok(Json(one(&app, deployment).await?))
+}
+
+/// List installs, newest first
+#[utoipa::path(get, path = "/api/v1/installs", tag = "deployments", responses((status = 200, body = Vec<Install>)))]
+pub(crate) async fn list_installs(State(app): State<App>) -> Result<Json<Vec<Install>>, ApiError> {
+    Ok(Json(all_installs(&app, 500).await?))
+}
+
+/// Show an install
+#[utoipa::path(get, path = "/api/v1/installs/{install}", tag = "deployments", params(("install" = String, Path)),
+    responses((status = 200, body = Install), (status = 404, body = Problem)))]
+pub(crate) async fn show_install(
+    State(app): State<App>,
+    Place(install): Place<String>,
+) -> Result<Json<Install>, ApiError> {
+    let install: InstallId = id("install", &install)?;
+    let row = app.db.install(install).await?.ok_or_else(|| {
+        ApiError::not_found(
+            "install_unknown",
+            "there is no such install: GET /api/v1/installs lists them",
+        )
+    })?;
+    Ok(Json(install_view(&app, row).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_named_by_what_does_not_change() {
+        assert_eq!(parse_disk("only"), Some(DiskSelector::Only));
+        assert_eq!(parse_disk("serial:a:b"), Some(DiskSelector::Serial("a:b".into())));
+        assert_eq!(parse_disk("size:1000"), Some(DiskSelector::Size(ByteCount(1000))));
+        for text in ["", "serial:", "size:x", "/dev/sda", "path:/dev/sda"] {
+            assert_eq!(parse_disk(text), None, "{text}");
+        }
+        assert_eq!(disk_text(&DiskSelector::Wwn("x".into())), "wwn:x");
+    }
+
+    #[test]
+    fn pace_and_time_left() {
+        assert_eq!(pace(100, 300, 1000), (100, Some(2)));
+        assert_eq!(pace(0, 300, 1000), (0, None));
+        assert_eq!(pace(300, 300, 0), (300_000, Some(0)));
+    }
+}

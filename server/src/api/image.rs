@@ -1,0 +1,359 @@
+//! Images: list, show, add, export, remove.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::{
+    Json,
+    body::Body as AxumBody,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use cairn_array::register::SourceError;
+use cairn_core::units::ByteCount;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    error::{ApiError, Problem},
+    extract::{Params, Place},
+};
+use crate::{
+    app::App,
+    db::image::{BeginError, ImageFormat, ImageRow, VersionRow},
+    events::Event,
+    jobs::Kind,
+    register::{self, Outcome, RegisterError, Upload},
+};
+
+/// How often listeners hear how far registrations are.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// An image.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Image {
+    pub name: String,
+    pub created: String,
+    /// What may be lost without losing it, in words; none until it was placed.
+    pub redundancy: Option<String>,
+    /// How far its segments are where they are to be.
+    pub scatter: Scatter,
+    /// Oldest first; at least one.
+    pub versions: Vec<Version>,
+}
+
+/// How far the segments of an image are where they are to be.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Scatter {
+    /// Copies and parity that agents are to hold, and that they reported.
+    pub wanted: u64,
+    pub held: u64,
+    pub wanted_bytes: u64,
+    pub held_bytes: u64,
+    /// Something is wanted, and all of it is there.
+    pub complete: bool,
+}
+
+/// A version of an image.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    pub number: u32,
+    pub format: ImageFormat,
+    /// Bytes of the disk.
+    pub size: u64,
+    /// Sealed bytes of all segments it uses.
+    pub stored: u64,
+    /// Sealed bytes that came with it.
+    pub added: u64,
+    pub created: String,
+}
+
+/// A registration that is under way.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Registration {
+    pub name: String,
+    pub number: u32,
+    /// Bytes of the disk that were passed, of `total`.
+    pub position: u64,
+    pub total: Option<u64>,
+    /// Bytes that are neither zero nor free.
+    pub data: u64,
+    /// Bytes that the file system does not use.
+    pub free: u64,
+    /// Bytes that were stored already.
+    pub deduplicated: u64,
+    /// Sealed bytes of new segments.
+    pub stored: u64,
+    pub seconds: f64,
+    /// Of the disk.
+    pub bytes_per_second: u64,
+    pub seconds_left: Option<u64>,
+}
+
+/// What an upload became.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Added {
+    pub name: String,
+    pub number: u32,
+    /// The version of this number was there already with the same content; nothing was added.
+    pub identical: bool,
+    pub version: Option<Version>,
+}
+
+/// How an upload is to be read.
+#[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct UploadParams {
+    /// Declared, never guessed from the bytes.
+    format: ImageFormat,
+    /// Bytes of the disk, when they are known; an upload that turns out longer or shorter is refused.
+    size: Option<u64>,
+    /// Take bytes that look like no disk image at all.
+    #[serde(default)]
+    any_content: bool,
+}
+
+/// `NAME` has 1 to 63 letters, digits, dots, dashes and underscores.
+pub(crate) fn is_name(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.starts_with(|sign: char| sign.is_ascii_alphanumeric())
+        && text.chars().all(|sign| sign.is_ascii_alphanumeric() || matches!(sign, '.' | '-' | '_'))
+}
+
+/// The answer when there is no such image.
+pub(crate) fn unknown(name: &str) -> ApiError {
+    let name: String = name.chars().take(80).collect();
+    ApiError::not_found(
+        "image_unknown",
+        format!("there is no image {name:?}: `cairn-server image list` shows them"),
+    )
+}
+
+impl From<&VersionRow> for Version {
+    fn from(row: &VersionRow) -> Self {
+        Self {
+            number: row.number,
+            format: row.format,
+            size: row.size.0,
+            stored: row.stored.0,
+            added: row.added.0,
+            created: row.created.to_text(),
+        }
+    }
+}
+
+async fn view(app: &App, row: ImageRow, versions: &[VersionRow]) -> Result<Image, ApiError> {
+    let count = app.db.scatter_count_of_image(row.id).await?;
+    let mine = versions.iter().filter(|version| version.image == row.id);
+    Ok(Image {
+        name: row.name,
+        created: row.created.to_text(),
+        redundancy: row.promise,
+        scatter: Scatter {
+            wanted: count.wanted,
+            held: count.held,
+            wanted_bytes: count.wanted_bytes.0,
+            held_bytes: count.held_bytes.0,
+            complete: count.wanted > 0 && count.held == count.wanted,
+        },
+        versions: mine.map(Version::from).collect(),
+    })
+}
+
+/// All images as the API shows them.
+pub(crate) async fn all(app: &App) -> Result<Vec<Image>, ApiError> {
+    let versions = app.db.versions().await?;
+    let mut images = Vec::new();
+    for row in app.db.images().await? {
+        images.push(view(app, row, &versions).await?);
+    }
+    Ok(images)
+}
+
+/// List images
+#[utoipa::path(get, path = "/api/v1/images", tag = "images", responses((status = 200, body = Vec<Image>)))]
+pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Image>>, ApiError> {
+    Ok(Json(all(&app).await?))
+}
+
+/// Show an image
+#[utoipa::path(get, path = "/api/v1/images/{name}", tag = "images", params(("name" = String, Path)),
+    responses((status = 200, body = Image), (status = 404, body = Problem)))]
+pub(crate) async fn show(
+    State(app): State<App>,
+    Place(name): Place<String>,
+) -> Result<Json<Image>, ApiError> {
+    let row = app.db.image_named(&name).await?.ok_or_else(|| unknown(&name))?;
+    let versions = app.db.versions().await?;
+    Ok(Json(view(&app, row, &versions).await?))
+}
+
+/// Remove an image with all its versions
+#[utoipa::path(delete, path = "/api/v1/images/{name}", tag = "images", params(("name" = String, Path)),
+    responses((status = 202, description = "Its segments leave the fleet"), (status = 404, body = Problem),
+    (status = 409, body = Problem)))]
+pub(crate) async fn remove(
+    State(app): State<App>,
+    Place(name): Place<String>,
+) -> Result<StatusCode, ApiError> {
+    let row = app.db.image_named(&name).await?.ok_or_else(|| unknown(&name))?;
+    let versions = app.db.versions().await?;
+    for version in versions.iter().filter(|version| version.image == row.id) {
+        begin_removal(&app, version).await?;
+    }
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// Remove one version of an image
+#[utoipa::path(delete, path = "/api/v1/images/{name}/versions/{number}", tag = "images",
+    params(("name" = String, Path), ("number" = u32, Path)),
+    responses((status = 202, description = "Its own segments leave the fleet"), (status = 404, body = Problem),
+    (status = 409, body = Problem)))]
+pub(crate) async fn remove_version(
+    State(app): State<App>,
+    Place((name, number)): Place<(String, u32)>,
+) -> Result<StatusCode, ApiError> {
+    let version = app.db.version_named(&name, Some(number)).await?.ok_or_else(|| unknown(&name))?;
+    begin_removal(&app, &version).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn begin_removal(app: &App, version: &VersionRow) -> Result<(), ApiError> {
+    if !app.db.begin_removal(version.id).await? {
+        return Err(ApiError::conflict(
+            "image_in_use",
+            format!(
+                "{}@{} is being installed, or another version of it is being added: wait, or cancel that first",
+                version.name, version.number
+            ),
+        ));
+    }
+    app.queue(Kind::RemoveVersion { version: version.id }).await?;
+    app.events.emit(Event::ImageChanged { name: version.name.clone() }).await;
+    Ok(())
+}
+
+/// Add the next version of an image
+///
+/// The body is the image itself, streamed. An upload that breaks off leaves nothing behind.
+#[utoipa::path(post, path = "/api/v1/images/{name}/versions", tag = "images",
+    params(("name" = String, Path), UploadParams), request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 201, body = Added), (status = 200, body = Added, description = "The same content was there already"),
+    (status = 400, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(crate) async fn add(
+    State(app): State<App>,
+    Place(name): Place<String>,
+    Params(params): Params<UploadParams>,
+    body: AxumBody,
+) -> Result<(StatusCode, Json<Added>), ApiError> {
+    if !is_name(&name) {
+        return Err(ApiError::bad_request(
+            "bad_name",
+            "an image's name has 1 to 63 letters, digits, dots, dashes and underscores, and begins with a letter or digit",
+        ));
+    }
+    let upload = Upload {
+        name: name.clone(),
+        format: params.format,
+        size: params.size.map(ByteCount),
+        any_content: params.any_content,
+        body,
+    };
+    // In a task of its own: when the sender goes away this handler is dropped, but the registration is still cleared away.
+    let worker = app.clone();
+    let mut running = app.tasks.spawn(async move { register::run(&worker, upload).await });
+    let mut tick = tokio::time::interval(PROGRESS_EVERY);
+    let ended = loop {
+        tokio::select! {
+            ended = &mut running => break ended,
+            _ = tick.tick() => tell_progress(&app, &name).await,
+        }
+    };
+    let outcome = ended.context("wait for a registration")?.map_err(refuse)?;
+    app.events.emit(Event::ImageChanged { name: name.clone() }).await;
+    let (number, identical) = match outcome {
+        Outcome::Added { number } => (number, false),
+        Outcome::Identical { number } => (number, true),
+    };
+    let version = app.db.version_named(&name, Some(number)).await?;
+    let status = if identical { StatusCode::OK } else { StatusCode::CREATED };
+    let version = version.as_ref().map(Version::from);
+    Ok((status, Json(Added { name, number, identical, version })))
+}
+
+async fn tell_progress(app: &App, name: &str) {
+    for registration in app.registrations.all() {
+        if registration.name == name {
+            app.events.emit(Event::Registering(Box::new(registration))).await;
+        }
+    }
+}
+
+fn refuse(error: RegisterError) -> ApiError {
+    match error {
+        RegisterError::Begin(BeginError::Busy) => ApiError::conflict(
+            "image_busy",
+            "another registration of this name is under way: wait for it, or choose another name",
+        ),
+        RegisterError::Begin(BeginError::Db(error)) => error.into(),
+        RegisterError::Source(error) => {
+            let code = match error {
+                SourceError::Truncated { .. } => "image_truncated",
+                SourceError::TooLong { .. } => "image_too_long",
+                SourceError::Empty => "image_empty",
+                SourceError::TooLarge { .. } => "image_too_large",
+                SourceError::NotAnImage => "not_an_image",
+                SourceError::Read(_) => "image_unreadable",
+                SourceError::Malformed(_) => "image_malformed",
+            };
+            let said = format!("{:#}", anyhow::Error::from(error));
+            ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code, said)
+        }
+        RegisterError::NotBuilt => ApiError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "not_built",
+            "this build cannot register images",
+        ),
+        RegisterError::Failed(error) => error.into(),
+    }
+}
+
+/// Export a version as a raw disk image
+#[utoipa::path(get, path = "/api/v1/images/{name}/versions/{number}/content", tag = "images",
+    params(("name" = String, Path), ("number" = u32, Path)),
+    responses((status = 200, description = "Every byte of the disk", content_type = "application/octet-stream"),
+    (status = 404, body = Problem)))]
+pub(crate) async fn export(
+    State(app): State<App>,
+    Place((name, number)): Place<(String, u32)>,
+) -> Result<Response, ApiError> {
+    let version = app.db.version_named(&name, Some(number)).await?.ok_or_else(|| unknown(&name))?;
+    let body = register::export(&app, version.id).await?;
+    let length = HeaderValue::from(version.size.0);
+    let kind = HeaderValue::from_static("application/octet-stream");
+    Ok(([(header::CONTENT_TYPE, kind), (header::CONTENT_LENGTH, length)], body).into_response())
+}
+
+/// List the registrations that are under way
+#[utoipa::path(get, path = "/api/v1/registrations", tag = "images",
+    responses((status = 200, body = Vec<Registration>)))]
+#[expect(clippy::unused_async, reason = "axum calls handlers, and they are async")]
+pub(crate) async fn registrations(State(app): State<App>) -> Json<Vec<Registration>> {
+    Json(app.registrations.all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_fits_in_a_path_and_leaves_room_for_a_number() {
+        for name in ["debian-12", "a", "Win_11.2"] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in ["", "a b", "a/b", "a@2", "-a", "..", "ä", &"a".repeat(64)] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Machines: what showed up, with the code that its screen shows.
+
+use axum::{Json, extract::State, http::StatusCode};
+use cairn_array::wire::{DiskLine, Firmware};
+use cairn_core::id::MachineId;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    error::{ApiError, Problem},
+    extract::{Body, Place},
+};
+use crate::{
+    app::App,
+    db::{
+        machine::{MachineRow, NameError},
+        target::{TargetRow, TargetState},
+    },
+    events::Event,
+    moment::Moment,
+    targets::approval,
+};
+
+/// A machine.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Machine {
+    pub id: String,
+    pub name: Option<String>,
+    pub uuid: Option<String>,
+    pub serial: Option<String>,
+    pub vendor: Option<String>,
+    pub product: Option<String>,
+    pub macs: Vec<String>,
+    /// `bios` or `uefi`
+    pub firmware: Option<String>,
+    /// Its firmware said that it verified what it booted; a machine without that is `unverified`.
+    pub secure_boot: bool,
+    pub disks: Vec<MachineDisk>,
+    /// `waiting` (for approval), `approved` (waits for a deployment), `installing`, `installed` or `known`
+    pub state: String,
+    /// What its screen shows while it waits. Compare before you approve.
+    pub codes: Vec<String>,
+    /// The image it asks for, when its operator named one.
+    pub wants: Option<String>,
+    /// What it was last installed with, `NAME@N`.
+    pub installed: Option<String>,
+    /// The install that is not over.
+    pub install: Option<String>,
+    pub seen: String,
+}
+
+/// A disk as its machine described it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MachineDisk {
+    pub path: String,
+    pub size: u64,
+    pub model: Option<String>,
+    pub serial: Option<String>,
+    pub wwn: Option<String>,
+    pub read_only: bool,
+    pub removable: bool,
+    pub rotational: bool,
+    pub busy: bool,
+}
+
+impl From<DiskLine> for MachineDisk {
+    fn from(line: DiskLine) -> Self {
+        Self {
+            path: line.path,
+            size: line.size.0,
+            model: line.model,
+            serial: line.serial,
+            wwn: line.wwn,
+            read_only: line.read_only,
+            removable: line.removable,
+            rotational: line.rotational,
+            busy: line.busy,
+        }
+    }
+}
+
+/// A machine's new name.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MachineName {
+    pub name: String,
+}
+
+/// A machine as the API shows it; `live` are all targets that are there now.
+pub(crate) async fn view(
+    app: &App,
+    row: MachineRow,
+    live: &[TargetRow],
+) -> Result<Machine, ApiError> {
+    let mine: Vec<_> = live.iter().filter(|target| target.machine == row.id).collect();
+    let open = app.db.open_install_of_machine(row.id).await?;
+    let installed = match row.installed {
+        Some(version) => app.db.version(version).await?,
+        None => None,
+    };
+    let has = |state| mine.iter().any(|target| target.state == state);
+    let state = if open.as_ref().is_some_and(|open| open.started.is_some()) {
+        "installing"
+    } else if has(TargetState::Waiting) {
+        "waiting"
+    } else if has(TargetState::Approved) {
+        "approved"
+    } else if installed.is_some() {
+        "installed"
+    } else {
+        "known"
+    };
+    let waiting = || mine.iter().filter(|target| target.state == TargetState::Waiting);
+    Ok(Machine {
+        id: row.id.to_string(),
+        name: row.name,
+        uuid: row.identity.uuid,
+        serial: row.identity.serial,
+        vendor: row.identity.vendor,
+        product: row.identity.product,
+        macs: row.identity.macs,
+        firmware: row.firmware.map(|firmware| {
+            match firmware {
+                Firmware::Bios => "bios",
+                Firmware::Uefi => "uefi",
+            }
+            .to_owned()
+        }),
+        secure_boot: row.secure_boot,
+        disks: row.disks.into_iter().map(MachineDisk::from).collect(),
+        state: state.to_owned(),
+        codes: waiting().map(|target| target.code.clone()).collect(),
+        wants: waiting().find_map(|target| target.image.clone()),
+        installed: installed.map(|version| format!("{}@{}", version.name, version.number)),
+        install: open.map(|open| open.id.to_string()),
+        seen: row.seen.to_text(),
+    })
+}
+
+/// All machines as the API shows them.
+pub(crate) async fn all(app: &App) -> Result<Vec<Machine>, ApiError> {
+    let live = app.db.live_targets(Moment::now()).await?;
+    let mut machines = Vec::new();
+    for row in app.db.machines().await? {
+        machines.push(view(app, row, &live).await?);
+    }
+    Ok(machines)
+}
+
+/// One machine as the API shows it.
+pub(crate) async fn one(app: &App, id: MachineId) -> Result<Machine, ApiError> {
+    let row = app.db.machine(id).await?.ok_or_else(unknown)?;
+    let live = app.db.live_targets(Moment::now()).await?;
+    view(app, row, &live).await
+}
+
+/// Tells listeners how a machine is now.
+pub(crate) async fn tell(app: &App, id: MachineId) -> Result<(), ApiError> {
+    let machine = one(app, id).await?;
+    app.events.emit(Event::MachineChanged(Box::new(machine))).await;
+    Ok(())
+}
+
+pub(crate) fn unknown() -> ApiError {
+    ApiError::not_found(
+        "machine_unknown",
+        "no machine has this id, code, name, MAC or UUID: `cairn-server machine list` shows them",
+    )
+}
+
+/// List machines
+#[utoipa::path(get, path = "/api/v1/machines", tag = "machines", responses((status = 200, body = Vec<Machine>)))]
+pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Machine>>, ApiError> {
+    Ok(Json(all(&app).await?))
+}
+
+/// Show a machine, by id, code, name, MAC or UUID
+#[utoipa::path(get, path = "/api/v1/machines/{machine}", tag = "machines", params(("machine" = String, Path)),
+    responses((status = 200, body = Machine), (status = 404, body = Problem)))]
+pub(crate) async fn show(
+    State(app): State<App>,
+    Place(machine): Place<String>,
+) -> Result<Json<Machine>, ApiError> {
+    let found = approval::find_machine(&app, &machine).await?.ok_or_else(unknown)?;
+    Ok(Json(one(&app, found.machine).await?))
+}
+
+/// Approve a machine that waits, by the code on its screen
+///
+/// Its id, name, MAC or UUID will do when only one run of the installer waits there.
+#[utoipa::path(post, path = "/api/v1/machines/{machine}/approve", tag = "machines", params(("machine" = String, Path)),
+    responses((status = 200, body = Machine), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn approve(
+    State(app): State<App>,
+    Place(machine): Place<String>,
+) -> Result<Json<Machine>, ApiError> {
+    let id = approval::approve(&app, &machine).await?;
+    Ok(Json(one(&app, id).await?))
+}
+
+/// Refuse a machine that waits
+#[utoipa::path(post, path = "/api/v1/machines/{machine}/refuse", tag = "machines", params(("machine" = String, Path)),
+    responses((status = 200, body = Machine), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn refuse(
+    State(app): State<App>,
+    Place(machine): Place<String>,
+) -> Result<Json<Machine>, ApiError> {
+    let id = approval::refuse(&app, &machine).await?;
+    Ok(Json(one(&app, id).await?))
+}
+
+/// Name a machine
+#[utoipa::path(put, path = "/api/v1/machines/{machine}/name", tag = "machines", params(("machine" = String, Path)),
+    request_body = MachineName, responses((status = 200, body = Machine), (status = 400, body = Problem),
+    (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn name(
+    State(app): State<App>,
+    Place(machine): Place<String>,
+    Body(new): Body<MachineName>,
+) -> Result<Json<Machine>, ApiError> {
+    let found = approval::find_machine(&app, &machine).await?.ok_or_else(unknown)?;
+    if !is_name(&new.name) {
+        return Err(ApiError::bad_request(
+            "bad_name",
+            "a machine's name has 1 to 63 letters, digits, dots and dashes, and begins with a letter",
+        ));
+    }
+    match app.db.name_machine(found.machine, &new.name).await {
+        Ok(true) => {}
+        Ok(false) => return Err(unknown()),
+        Err(NameError::Taken) => {
+            return Err(ApiError::conflict(
+                "name_taken",
+                "another machine has this name: choose another",
+            ));
+        }
+        Err(NameError::Db(error)) => return Err(error.into()),
+    }
+    tell(&app, found.machine).await?;
+    Ok(Json(one(&app, found.machine).await?))
+}
+
+/// A name that cannot be mistaken for an id, a code, a MAC or a UUID.
+fn is_name(text: &str) -> bool {
+    let plain = (1..=63).contains(&text.len())
+        && text.starts_with(|sign: char| sign.is_ascii_alphabetic())
+        && text.chars().all(|sign| sign.is_ascii_alphanumeric() || matches!(sign, '.' | '-'));
+    plain
+        && !approval::looks_like_code(text)
+        && text.parse::<MachineId>().is_err()
+        && crate::machines::tidy_uuid(text).is_none()
+        && crate::machines::tidy_mac(text).is_none()
+}
+
+/// Forget a machine, its installs and its history
+#[utoipa::path(delete, path = "/api/v1/machines/{machine}", tag = "machines", params(("machine" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn forget(
+    State(app): State<App>,
+    Place(machine): Place<String>,
+) -> Result<StatusCode, ApiError> {
+    let found = approval::find_machine(&app, &machine).await?.ok_or_else(unknown)?;
+    if app.db.open_install_of_machine(found.machine).await?.is_some() {
+        return Err(ApiError::conflict(
+            "machine_busy",
+            "this machine has an install that is not over: cancel its deployment first",
+        ));
+    }
+    if app.db.forget_machine(found.machine).await? {
+        app.targets_changed.notify();
+        app.events.emit(Event::MachineForgotten { id: found.machine.to_string() }).await;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,128 @@
+//! The HTTP interface. All routes of the REST API are on this page; the OpenAPI document is made from them.
+//!
+//! | path | for |
+//! |---|---|
+//! | `/api/v1/…` | administrators: an API token, or a dashboard session |
+//! | `/agent/v1/…`, `/target/v1/…`, `/peer/v1/…` | members; see `cairn_array::wire` |
+//! | `/healthz`, `/readyz`, `/api/openapi.json`, `POST /api/v1/session` | anybody |
+
+use axum::{
+    Router, extract::DefaultBodyLimit, middleware, response::IntoResponse as _, routing::get,
+};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub mod agent;
+pub(crate) mod auth;
+pub mod deployment;
+pub mod error;
+pub mod event;
+pub(crate) mod extract;
+pub mod image;
+pub mod job;
+pub mod machine;
+pub mod session;
+pub mod status;
+pub mod token;
+
+use crate::{agents, app::App, peers, targets};
+
+/// The largest JSON body of the API.
+const MAX_BODY: usize = 1 << 20;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Cairn", description = "Deploys operating systems from the disks of the fleet that runs them."),
+    modifiers(&Keys),
+    security(("token" = []), ("session" = []))
+)]
+struct Document;
+
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_with(Default::default);
+        components
+            .add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+        let cookie = SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::new(auth::COOKIE)));
+        components.add_security_scheme("session", cookie);
+    }
+}
+
+/// The API's routes: those for administrators, and those for anybody.
+fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
+    let administrators = OpenApiRouter::new()
+        .routes(routes!(image::list))
+        .routes(routes!(image::show, image::remove))
+        .routes(routes!(image::remove_version))
+        .routes(routes!(image::export))
+        .routes(routes!(image::registrations))
+        .routes(routes!(token::list, token::create))
+        .routes(routes!(token::revoke))
+        .routes(routes!(agent::list))
+        .routes(routes!(agent::show, agent::forget))
+        .routes(routes!(agent::approve))
+        .routes(routes!(agent::revoke))
+        .routes(routes!(machine::list))
+        .routes(routes!(machine::show, machine::forget))
+        .routes(routes!(machine::approve))
+        .routes(routes!(machine::refuse))
+        .routes(routes!(machine::name))
+        .routes(routes!(deployment::list, deployment::create))
+        .routes(routes!(deployment::show))
+        .routes(routes!(deployment::cancel))
+        .routes(routes!(deployment::list_installs))
+        .routes(routes!(deployment::show_install))
+        .routes(routes!(status::show))
+        .routes(routes!(job::list))
+        .routes(routes!(event::listen))
+        .routes(routes!(session::sign_out))
+        .layer(DefaultBodyLimit::max(MAX_BODY));
+    // An image is streamed and bounded by its declared size, not by a limit of bodies.
+    let uploads =
+        OpenApiRouter::new().routes(routes!(image::add)).layer(DefaultBodyLimit::disable());
+    let anybody = OpenApiRouter::new()
+        .routes(routes!(session::sign_in))
+        .routes(routes!(status::healthz))
+        .routes(routes!(status::readyz))
+        .layer(DefaultBodyLimit::max(MAX_BODY));
+    (administrators.merge(uploads), anybody)
+}
+
+/// The OpenAPI document.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    let (administrators, anybody) = api();
+    OpenApiRouter::<App>::with_openapi(Document::openapi())
+        .merge(administrators)
+        .merge(anybody)
+        .into_openapi()
+}
+
+/// Everything that the HTTPS service serves.
+pub(crate) fn router(app: &App) -> Router {
+    let (administrators, anybody) = api();
+    let guard = middleware::from_fn_with_state(app.clone(), auth::require);
+    let (administrators, _) = administrators.layer(guard).split_for_parts();
+    let (anybody, _) = anybody.split_for_parts();
+    let document = openapi();
+    let json = get(move || {
+        let document = document.clone();
+        async move { axum::Json(document).into_response() }
+    });
+    Router::new()
+        .merge(administrators)
+        .merge(anybody)
+        .merge(agents::routes())
+        .merge(targets::routes())
+        .merge(peers::routes(app))
+        .route("/api/openapi.json", json)
+        .fallback(error::unknown_path)
+        .method_not_allowed_fallback(error::unknown_method)
+        .layer(middleware::from_fn(error::name_requests))
+        .with_state(app.clone())
+}

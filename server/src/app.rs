@@ -1,0 +1,86 @@
+//! What all parts of a running server share: one immutable value, handed out as a cheap clone.
+
+use std::{net::SocketAddr, ops::Deref, path::PathBuf, sync::Arc};
+
+use cairn_array::tls::NameTable;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    agents::directory::DirectoryKeeper, api::session::LoginLimit, db::Db, events::Events,
+    jobs::Bell, register::Registrations, site::Site,
+};
+
+/// A running server.
+#[derive(Clone, Debug)]
+pub struct App(Arc<Inner>);
+
+/// What [`App`] gives access to.
+#[derive(Debug)]
+pub struct Inner {
+    pub db: Db,
+    pub site: Site,
+    pub events: Events,
+    pub data_dir: PathBuf,
+    /// The folders of the store.
+    pub store_folders: Vec<PathBuf>,
+    /// Where others reach the HTTPS service.
+    pub address: SocketAddr,
+    /// Where the HTTPS service is bound.
+    pub bound: SocketAddr,
+    /// Where members are.
+    pub names: Arc<NameTable>,
+    /// Counts of the boot services.
+    pub boot: Arc<cairn_pxe::Counters>,
+    /// Fires when the server is to stop.
+    pub stop: CancellationToken,
+    /// Everything that runs beside the requests.
+    pub tasks: TaskTracker,
+    pub(crate) directory: DirectoryKeeper,
+    pub(crate) bell: Bell,
+    pub(crate) login_limit: LoginLimit,
+    pub(crate) registrations: Registrations,
+    /// Something about an agent changed: whoever holds a sync looks again.
+    pub(crate) agents_changed: Changes,
+    /// An agent reported what it holds: whoever waits for segments to be in place looks again.
+    pub holdings_changed: Changes,
+    /// Something about a target or an install changed: whoever holds a ticket call looks again.
+    pub(crate) targets_changed: Changes,
+}
+
+impl Deref for App {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl App {
+    #[must_use]
+    pub fn new(inner: Inner) -> Self {
+        Self(Arc::new(inner))
+    }
+}
+
+/// Wakes those who wait for a change of something that the database holds.
+#[derive(Debug)]
+pub struct Changes(watch::Sender<()>);
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self(watch::channel(()).0)
+    }
+}
+
+impl Changes {
+    /// Wakes everybody who waits.
+    pub(crate) fn notify(&self) {
+        self.0.send_replace(());
+    }
+
+    /// Waits for changes from now on. Subscribe first, then look, then wait: nothing is missed.
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.0.subscribe()
+    }
+}

@@ -1,0 +1,105 @@
+//! `cairn-server agent …`
+
+use anyhow::bail;
+use clap::Subcommand;
+
+use super::{
+    client::{Client, Remote},
+    output::{ago, bytes, json, line, or_dash, short, table},
+};
+use crate::api::agent::Agent;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    remote: Remote,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List agents
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Approve agents: from now on they hold and serve segments
+    Approve {
+        /// By name, or by the start of their id
+        #[arg(required_unless_present = "all")]
+        agents: Vec<String>,
+        /// All that are pending
+        #[arg(long, conflicts_with = "agents")]
+        all: bool,
+    },
+    /// Revoke an agent: its certificate is no longer accepted anywhere
+    Revoke { agent: String },
+    /// Forget an agent that was revoked or has left
+    Forget { agent: String },
+}
+
+/// The agent with this name or start of an id, when there is only one.
+fn pick<'a>(agents: &'a [Agent], text: &str) -> anyhow::Result<&'a Agent> {
+    let mut matching =
+        agents.iter().filter(|agent| agent.name == text || agent.id.starts_with(text));
+    match (matching.next(), matching.next()) {
+        (Some(one), None) => Ok(one),
+        (None, _) => {
+            bail!("no agent is called {text} or has an id that starts so: `agent list` shows them")
+        }
+        (Some(_), Some(_)) => bail!("several agents match {text}: use more of the id"),
+    }
+}
+
+impl Args {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let client = self.remote.connect()?;
+        let agents: Vec<Agent> = client.get("/api/v1/agents").await?;
+        match self.verb {
+            Verb::List { json: true } => json(&agents),
+            Verb::List { json: false } => {
+                let header =
+                    ["ID", "NAME", "STATE", "LEND", "HOLDS", "SEGMENTS", "ADDRESS", "SEEN"];
+                table(
+                    &header,
+                    agents.into_iter().map(row).collect(),
+                    "no agents: `token create` makes a join command",
+                )
+            }
+            Verb::Approve { agents: names, all } => {
+                let chosen: Vec<&Agent> = if all {
+                    agents.iter().filter(|agent| agent.state == "pending").collect()
+                } else {
+                    names.iter().map(|name| pick(&agents, name)).collect::<anyhow::Result<_>>()?
+                };
+                for agent in chosen {
+                    act(&client, agent, "approve").await?;
+                }
+                Ok(())
+            }
+            Verb::Revoke { agent } => act(&client, pick(&agents, &agent)?, "revoke").await,
+            Verb::Forget { agent } => {
+                client.delete(&format!("/api/v1/agents/{}", pick(&agents, &agent)?.id)).await
+            }
+        }
+    }
+}
+
+async fn act(client: &Client, agent: &Agent, verb: &str) -> anyhow::Result<()> {
+    let agent: Agent = client.post(&format!("/api/v1/agents/{}/{verb}", agent.id)).await?;
+    line(&format!("{} {} is {}", short(&agent.id), agent.name, agent.state))
+}
+
+fn row(agent: Agent) -> Vec<String> {
+    vec![
+        short(&agent.id),
+        agent.name,
+        agent.state,
+        bytes(agent.lend),
+        bytes(agent.segment_bytes),
+        agent.segments.to_string(),
+        or_dash(agent.address),
+        agent.seen.map_or_else(|| "never".to_owned(), |seen| ago(&seen)),
+    ]
+}

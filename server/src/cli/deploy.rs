@@ -1,0 +1,123 @@
+//! `cairn-server deploy`
+
+use std::time::Duration;
+
+use anyhow::bail;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{
+    client::{Client, Remote},
+    output::{bytes, json, line, note},
+};
+use crate::{
+    api::deployment::{Deployment, DeploymentRequest, Install},
+    db::deployment::InstallState,
+};
+
+const POLL: Duration = Duration::from_millis(500);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    remote: Remote,
+    /// The image: NAME (its newest version) or NAME@N
+    image: String,
+    /// A machine by id, code, name, MAC or UUID (repeatable); one that waits now is approved by this
+    #[arg(long = "machine", value_name = "MACHINE", required = true)]
+    machines: Vec<String>,
+    /// The disk to install to: serial:…, wwn:… or size:BYTES (default: the only one)
+    #[arg(long, value_name = "DISK")]
+    disk: Option<String>,
+    /// What the machine does when it is installed
+    #[arg(long, value_name = "WHAT", default_value = "reboot", value_parser = ["reboot", "power-off"])]
+    then: String,
+    /// Wait until it is installed
+    #[arg(long)]
+    wait: bool,
+    /// Approve now whoever shows up as these machines until they are installed; a MAC can be forged, so only in closed nets
+    #[arg(long)]
+    preapprove: bool,
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let client = self.remote.connect()?;
+        let request = DeploymentRequest {
+            image: self.image,
+            machines: self.machines,
+            disk: self.disk,
+            then: Some(self.then),
+            preapprove: self.preapprove,
+        };
+        let mut made: Deployment = client.post_json("/api/v1/deployments", &request).await?;
+        for code in &made.approved_codes {
+            note(&format!("approved the machine that shows code {code}"))?;
+        }
+        if made.approved_codes.is_empty() && !self.preapprove {
+            note(
+                "no machine of this deployment waits now: boot it from the network, then `machine approve CODE`",
+            )?;
+        }
+        if self.wait {
+            made = wait(&client, made).await?;
+        }
+        if self.json {
+            json(&made)?;
+        } else {
+            line(&format!("deployment {} of {} is {}", made.id, made.image, made.state))?;
+        }
+        if !self.wait || made.state == InstallState::Done {
+            return Ok(());
+        }
+        let failures = made.installs.iter().filter(|install| install.state != InstallState::Done);
+        let said: Vec<_> = failures.map(failure).collect();
+        bail!("{}", said.join("; "))
+    }
+}
+
+fn failure(install: &Install) -> String {
+    let reason = install.error.as_deref().unwrap_or("");
+    format!("{} is {} {reason}", install.machine_label, install.state).trim_end().to_owned()
+}
+
+async fn wait(client: &Client, made: Deployment) -> anyhow::Result<Deployment> {
+    let bar = ProgressBar::new(0);
+    let style =
+        ProgressStyle::with_template("{msg} {wide_bar} {binary_bytes}/{binary_total_bytes}");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    let path = format!("/api/v1/deployments/{}", made.id);
+    loop {
+        let now: Deployment = client.get(&path).await?;
+        let over = now.installs.iter().all(|install| {
+            matches!(
+                install.state,
+                InstallState::Done | InstallState::Failed | InstallState::Cancelled
+            )
+        });
+        show(&bar, &now.installs);
+        if over {
+            bar.finish_and_clear();
+            return Ok(now);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn show(bar: &ProgressBar, installs: &[Install]) {
+    let sum = |pick: fn(&Install) -> u64| installs.iter().map(pick).sum::<u64>();
+    bar.set_length(sum(|install| install.total));
+    bar.set_position(sum(|install| install.from_peers + install.from_server + install.rebuilt));
+    let phase = match installs {
+        [one] => one.phase.clone().unwrap_or_else(|| one.state.to_string()),
+        many => {
+            let done = many.iter().filter(|install| install.state == InstallState::Done).count();
+            format!("{done} of {} installed", many.len())
+        }
+    };
+    let pace = bytes(sum(|install| install.bytes_per_second));
+    bar.set_message(format!("{phase} {pace}/s"));
+}

@@ -1,0 +1,92 @@
+//! `cairn-server deployment …`
+
+use clap::Subcommand;
+
+use super::{
+    client::Remote,
+    output::{bytes, json, line, or_dash, table},
+};
+use crate::api::deployment::{Deployment, Install};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    remote: Remote,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List deployments, newest first
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a deployment
+    Show {
+        id: i64,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Cancel what is not over of a deployment
+    Cancel { id: i64 },
+}
+
+impl Args {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let client = self.remote.connect()?;
+        match self.verb {
+            Verb::List { json: as_json } => {
+                let deployments: Vec<Deployment> = client.get("/api/v1/deployments").await?;
+                if as_json {
+                    return json(&deployments);
+                }
+                let row = |deployment: Deployment| {
+                    vec![
+                        deployment.id.to_string(),
+                        deployment.image,
+                        deployment.state.to_string(),
+                        deployment.installs.len().to_string(),
+                        deployment.disk,
+                        deployment.created,
+                    ]
+                };
+                let rows = deployments.into_iter().map(row).collect();
+                table(
+                    &["ID", "IMAGE", "STATE", "MACHINES", "DISK", "CREATED"],
+                    rows,
+                    "no deployments",
+                )
+            }
+            Verb::Show { id, json: as_json } => {
+                let deployment: Deployment =
+                    client.get(&format!("/api/v1/deployments/{id}")).await?;
+                if as_json {
+                    return json(&deployment);
+                }
+                let header =
+                    ["MACHINE", "STATE", "PHASE", "PEERS", "SERVER", "REBUILT", "WRITTEN", "ERROR"];
+                table(&header, deployment.installs.into_iter().map(row).collect(), "no installs")
+            }
+            Verb::Cancel { id } => {
+                let deployment: Deployment =
+                    client.post(&format!("/api/v1/deployments/{id}/cancel")).await?;
+                line(&format!("deployment {} is {}", deployment.id, deployment.state))
+            }
+        }
+    }
+}
+
+fn row(install: Install) -> Vec<String> {
+    vec![
+        install.machine_label,
+        install.state.to_string(),
+        or_dash(install.phase),
+        bytes(install.from_peers),
+        bytes(install.from_server),
+        bytes(install.rebuilt),
+        bytes(install.written),
+        or_dash(install.error),
+    ]
+}

@@ -1,0 +1,329 @@
+//! `cairn-server image …`
+
+use std::{
+    io::{self, Seek as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use futures::StreamExt as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
+use tokio::io::AsyncWriteExt as _;
+
+use super::{
+    client::{Client, Remote, part},
+    output::{bytes, json, line, note, table},
+};
+use crate::{
+    api::image::{Added, Image, Registration},
+    db::image::ImageFormat,
+    deployments::split_name,
+};
+
+const POLL: Duration = Duration::from_millis(300);
+/// Bytes of a file that are sent at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    remote: Remote,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Add a disk image; under a name that is there, it becomes the next version
+    Add {
+        file: PathBuf,
+        #[arg(long)]
+        name: String,
+        /// Declared, never guessed from the bytes (default: by the file's extension: .img, .raw, .zst, .qcow2)
+        #[arg(long, value_enum)]
+        format: Option<Format>,
+        /// Bytes of the disk, checked when it is compressed
+        #[arg(long, value_name = "BYTES")]
+        size: Option<u64>,
+        /// Take bytes that look like no disk image at all
+        #[arg(long)]
+        any_content: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// List images
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show an image with its versions
+    Show {
+        name: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove an image (NAME), or one version of it (NAME@N)
+    Remove { name: String },
+    /// Write an image (NAME or NAME@N) to a file, every byte of the disk; zeros become holes
+    Export { name: String, file: PathBuf },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Raw,
+    #[value(name = "raw.zst")]
+    RawZst,
+    Qcow2,
+}
+
+impl From<Format> for ImageFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw,
+            Format::RawZst => Self::RawZst,
+            Format::Qcow2 => Self::Qcow2,
+        }
+    }
+}
+
+/// The format that a file's extension stands for.
+fn format_of(file: &Path) -> Option<Format> {
+    match file.extension()?.to_str()? {
+        "img" | "raw" | "iso" => Some(Format::Raw),
+        "zst" => Some(Format::RawZst),
+        "qcow2" => Some(Format::Qcow2),
+        _ => None,
+    }
+}
+
+impl Args {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let client = self.remote.connect()?;
+        match self.verb {
+            Verb::Add { file, name, format, size, any_content, json: as_json } => {
+                let format = format.or_else(|| format_of(&file)).with_context(|| {
+                    format!(
+                        "the name of {} does not say its format: declare it with --format",
+                        file.display()
+                    )
+                })?;
+                let upload = Upload { file, name, format: format.into(), size, any_content };
+                let added = add(&client, &upload).await?;
+                if as_json { json(&added) } else { show_added(&added) }
+            }
+            Verb::List { json: as_json } => {
+                let images: Vec<Image> = client.get("/api/v1/images").await?;
+                if as_json { json(&images) } else { list(&images) }
+            }
+            Verb::Show { name, json: as_json } => {
+                let image: Image = client.get(&format!("/api/v1/images/{}", part(&name))).await?;
+                if as_json { json(&image) } else { show(&image) }
+            }
+            Verb::Remove { name } => {
+                let (name, number) = split_name(&name).context("an image is NAME or NAME@N")?;
+                let path = match number {
+                    None => format!("/api/v1/images/{}", part(name)),
+                    Some(number) => format!("/api/v1/images/{}/versions/{number}", part(name)),
+                };
+                client.delete(&path).await
+            }
+            Verb::Export { name, file } => export(&client, &name, &file).await,
+        }
+    }
+}
+
+struct Upload {
+    file: PathBuf,
+    name: String,
+    format: ImageFormat,
+    size: Option<u64>,
+    any_content: bool,
+}
+
+async fn add(client: &Client, upload: &Upload) -> anyhow::Result<Added> {
+    let file = tokio::fs::File::open(&upload.file)
+        .await
+        .with_context(|| format!("open {}", upload.file.display()))?;
+    let length = length_of(&upload.file)?;
+    // A raw file's length is the disk's size; what a compressed one holds is only known to whoever made it.
+    let size = upload.size.or_else(|| (upload.format == ImageFormat::Raw).then_some(length));
+    let mut query = vec![("format", upload.format.word().to_owned())];
+    query.extend(size.map(|size| ("size", size.to_string())));
+    if upload.any_content {
+        query.push(("any_content", "true".to_owned()));
+    }
+    let query: Vec<_> = query.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let path = format!("/api/v1/images/{}/versions?{}", part(&upload.name), query.join("&"));
+    let chunks = tokio_util::io::ReaderStream::with_capacity(file, CHUNK_BYTES);
+    let request = client
+        .request(Method::POST, &path)
+        .header("content-type", "application/octet-stream")
+        .body(reqwest::Body::wrap_stream(chunks));
+    let bar = progress_bar(size.unwrap_or(0));
+    let sending = client.send(request);
+    tokio::pin!(sending);
+    let response = loop {
+        tokio::select! {
+            response = &mut sending => break response,
+            () = tokio::time::sleep(POLL) => watch(client, &upload.name, &bar).await,
+        }
+    };
+    bar.finish_and_clear();
+    response?.json().await.context("read the server's answer")
+}
+
+/// The bytes of a file or a block device.
+fn length_of(path: &Path) -> anyhow::Result<u64> {
+    let measure = || std::fs::File::open(path)?.seek(io::SeekFrom::End(0));
+    measure().with_context(|| format!("measure {}", path.display()))
+}
+
+fn progress_bar(total: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total);
+    let template =
+        "{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {msg} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Shows what the server says about the registration. That it cannot be asked just now is no reason to stop sending.
+async fn watch(client: &Client, name: &str, bar: &ProgressBar) {
+    let all: anyhow::Result<Vec<Registration>> = client.get("/api/v1/registrations").await;
+    if let Some(mine) = all.ok().and_then(|all| all.into_iter().find(|one| one.name == name)) {
+        bar.set_position(mine.position);
+        bar.set_message(format!(
+            "{} already stored, {} new",
+            bytes(mine.deduplicated),
+            bytes(mine.stored)
+        ));
+    }
+}
+
+fn show_added(added: &Added) -> anyhow::Result<()> {
+    let label = format!("{}@{}", added.name, added.number);
+    if added.identical {
+        return line(&format!("the same content is there already as {label}: nothing was added"));
+    }
+    match &added.version {
+        None => line(&label),
+        Some(version) => line(&format!(
+            "{label}: disk of {}, {} in segments, {} of them new",
+            bytes(version.size),
+            bytes(version.stored),
+            bytes(version.added)
+        )),
+    }
+}
+
+fn list(images: &[Image]) -> anyhow::Result<()> {
+    let row = |image: &Image| {
+        let newest = image.versions.last();
+        vec![
+            image.name.clone(),
+            image.versions.len().to_string(),
+            newest.map_or_else(String::new, |version| bytes(version.size)),
+            newest.map_or_else(String::new, |version| bytes(version.stored)),
+            format!("{} of {}", image.scatter.held, image.scatter.wanted),
+            image.redundancy.clone().unwrap_or_else(|| "not placed yet".to_owned()),
+        ]
+    };
+    let header = ["NAME", "VERSIONS", "DISK", "SEGMENTS", "IN PLACE", "SURVIVES THE LOSS OF"];
+    table(&header, images.iter().map(row).collect(), "no images: `image add FILE --name NAME`")
+}
+
+fn show(image: &Image) -> anyhow::Result<()> {
+    line(&format!("name      {}", image.name))?;
+    line(&format!("survives  {}", image.redundancy.as_deref().unwrap_or("not placed yet")))?;
+    let scatter = image.scatter;
+    line(&format!(
+        "in place  {} of {} segments, {} of {}",
+        scatter.held,
+        scatter.wanted,
+        bytes(scatter.held_bytes),
+        bytes(scatter.wanted_bytes)
+    ))?;
+    let row = |version: &crate::api::image::Version| {
+        vec![
+            version.number.to_string(),
+            version.format.to_string(),
+            bytes(version.size),
+            bytes(version.stored),
+            bytes(version.added),
+            version.created.clone(),
+        ]
+    };
+    let header = ["VERSION", "FORMAT", "DISK", "SEGMENTS", "NEW", "CREATED"];
+    table(&header, image.versions.iter().map(row).collect(), "no versions")
+}
+
+async fn export(client: &Client, name: &str, file: &Path) -> anyhow::Result<()> {
+    let (name, number) = split_name(name).context("an image is NAME or NAME@N")?;
+    let image: Image = client.get(&format!("/api/v1/images/{}", part(name))).await?;
+    let number = number.or_else(|| image.versions.last().map(|version| version.number));
+    let number = number.context("the image has no version")?;
+    let path = format!("/api/v1/images/{}/versions/{number}/content", part(name));
+    let response = client.send(client.request(Method::GET, &path)).await?;
+    let size =
+        response.content_length().context("the server does not say how large the image is")?;
+    // Beside and renamed: a file of that name is an image, whole.
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".partial");
+    let beside = PathBuf::from(beside);
+    let written = write_sparse(response, &beside, size).await;
+    if let Err(error) = written {
+        // What is there is of no use; that it cannot be removed is not the error to report.
+        drop(tokio::fs::remove_file(&beside).await);
+        return Err(error);
+    }
+    tokio::fs::rename(&beside, file)
+        .await
+        .with_context(|| format!("put {} in place", file.display()))?;
+    note(&format!("{name}@{number}: {} written to {}", bytes(size), file.display()))
+}
+
+/// Writes a body to a file; whole blocks of zeros become holes.
+async fn write_sparse(response: reqwest::Response, path: &Path, size: u64) -> anyhow::Result<()> {
+    let write = || format!("write {}", path.display());
+    let mut file = tokio::fs::File::create(path).await.with_context(write)?;
+    let bar = progress_bar(size);
+    let mut body = response.bytes_stream();
+    let mut position = 0_u64;
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.context("the export broke off: run it again")?;
+        if chunk.iter().all(|byte| *byte == 0) {
+            let ahead = i64::try_from(chunk.len()).context("count bytes")?;
+            tokio::io::AsyncSeekExt::seek(&mut file, io::SeekFrom::Current(ahead))
+                .await
+                .with_context(write)?;
+        } else {
+            file.write_all(&chunk).await.with_context(write)?;
+        }
+        position += u64::try_from(chunk.len()).context("count bytes")?;
+        bar.set_position(position);
+    }
+    bar.finish_and_clear();
+    if position != size {
+        bail!("the export ended after {position} of {size} bytes: run it again");
+    }
+    file.set_len(size).await.with_context(write)?;
+    file.sync_all().await.with_context(write)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extension_says_the_format_or_nothing() {
+        assert_eq!(format_of(Path::new("a.img")), Some(Format::Raw));
+        assert_eq!(format_of(Path::new("a.raw.zst")), Some(Format::RawZst));
+        assert_eq!(format_of(Path::new("a.qcow2")), Some(Format::Qcow2));
+        assert_eq!(format_of(Path::new("a.vmdk")), None);
+        assert_eq!(format_of(Path::new("a")), None);
+    }
+}

@@ -1,0 +1,147 @@
+//! The command line: `serve` here, everything else over HTTPS to a running server.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to standard output, progress and errors to standard error.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+mod agent;
+mod boot;
+pub mod client;
+mod deploy;
+mod deployment;
+mod image;
+mod machine;
+mod output;
+mod status;
+mod token;
+
+use crate::config::ServeOptions;
+
+/// Deploys operating systems from the disks of the fleet that runs them.
+#[derive(Debug, Parser)]
+#[command(name = "cairn-server", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server
+    Serve(Box<ServeOptions>),
+    /// Images: add, list, show, remove, export
+    Image(image::Args),
+    /// Tokens: create, list, revoke
+    Token(token::Args),
+    /// Agents: list, approve, revoke, forget
+    Agent(agent::Args),
+    /// Machines: list, show, approve, refuse, name, forget
+    Machine(machine::Args),
+    /// Deploy an image to machines
+    Deploy(deploy::Args),
+    /// Deployments: list, show, cancel
+    Deployment(deployment::Args),
+    /// Show the fleet
+    Status(status::Args),
+    /// The boot payload: build
+    Boot(boot::Args),
+}
+
+/// Runs what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing can be done when standard error is gone, too.
+            drop(writeln!(io::stderr(), "cairn-server: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    if let Command::Serve(options) = command {
+        log_to_stderr();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime")?;
+        return runtime.block_on(crate::serve::serve(*options));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        match command {
+            Command::Serve(_) => Ok(()),
+            Command::Image(args) => args.run().await,
+            Command::Token(args) => args.run().await,
+            Command::Agent(args) => args.run().await,
+            Command::Machine(args) => args.run().await,
+            Command::Deploy(args) => args.run().await,
+            Command::Deployment(args) => args.run().await,
+            Command::Status(args) => args.run().await,
+            Command::Boot(args) => args.run(),
+        }
+    })
+}
+
+fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("CAIRN_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,hyper=warn,h2=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_flags_that_scripts_rely_on_are_there() {
+        let serve = ["cairn-server", "serve", "--data-dir", "d", "--listen", "127.0.0.1:1"];
+        let more = ["--boot-listen", "127.0.0.1:2", "--boot-interface", "eth0", "--dhcp", "proxy"];
+        let most = ["--store", "a", "--store", "b", "--database", "sqlite:x", "--ipxe-dir", "i"];
+        let all = serve.iter().chain(&more).chain(&most);
+        let Command::Serve(options) = Cli::try_parse_from(all).unwrap().command else {
+            panic!("serve is serve");
+        };
+        assert_eq!(options.store.len(), 2);
+        let full = ["cairn-server", "serve", "--dhcp", "full"];
+        assert!(Cli::try_parse_from(full).is_err(), "full DHCP needs a pool");
+        let refused = Cli::try_parse_from(["cairn-server", "serve", "--database", "postgres://x"]);
+        assert!(refused.unwrap_err().to_string().contains("only sqlite"));
+        for line in [
+            "image add f.img --name n",
+            "image list --json",
+            "image show n",
+            "image remove n@2",
+            "image export n f.img",
+            "token create --json",
+            "agent list --json --server https://a:1 --token-file t",
+            "machine list --json",
+            "machine approve Q9W1-DFWF",
+            "deploy n --machine m --disk serial:x --wait --preapprove",
+            "status --json --data-dir d",
+        ] {
+            let words = ["cairn-server"].into_iter().chain(line.split(' '));
+            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What `serve` is told, checked before anything is opened.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::{Args, ValueEnum};
+
+/// The database file in the data folder.
+pub const DATABASE_FILE: &str = "cairn.db";
+
+/// The flags of `cairn-server serve`. Names and defaults are a contract with scripts outside.
+#[derive(Clone, Debug, Args)]
+pub struct ServeOptions {
+    /// Where database, secrets and, by default, the store are kept
+    #[arg(long, env = "CAIRN_DATA_DIR", default_value = "./cairn-data", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// HTTPS: dashboard, API, agents
+    #[arg(long, default_value = "0.0.0.0:8440", value_name = "ADDR:PORT")]
+    pub listen: SocketAddr,
+    /// HTTP: boot files only
+    #[arg(long, default_value = "0.0.0.0:8441", value_name = "ADDR:PORT")]
+    pub boot_listen: SocketAddr,
+    /// Turns DHCP and TFTP on, on this interface
+    #[arg(long, value_name = "IF")]
+    pub boot_interface: Option<String>,
+    /// Beside an existing DHCP server, as the net's only one, or not at all
+    #[arg(long, value_enum, default_value_t = DhcpChoice::Proxy)]
+    pub dhcp: DhcpChoice,
+    /// The addresses that full DHCP gives, first and last
+    #[arg(long, value_name = "A-B", required_if_eq("dhcp", "full"))]
+    pub dhcp_pool: Option<Pool>,
+    /// The network mask that full DHCP tells
+    #[arg(long, value_name = "MASK", default_value = "255.255.255.0")]
+    pub dhcp_mask: Ipv4Addr,
+    /// The router that full DHCP tells
+    #[arg(long, value_name = "ADDR")]
+    pub dhcp_router: Option<Ipv4Addr>,
+    /// A name server that full DHCP tells (repeatable)
+    #[arg(long, value_name = "ADDR")]
+    pub dhcp_dns: Vec<Ipv4Addr>,
+    /// How long a lease of full DHCP lasts
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub dhcp_lease: u32,
+    /// A folder of the store (repeatable; default: `store` in the data folder)
+    #[arg(long, value_name = "DIR")]
+    pub store: Vec<PathBuf>,
+    /// The database (default: SQLite in the data folder)
+    #[arg(long, value_name = "URL")]
+    pub database: Option<DatabaseUrl>,
+    /// Where the distribution's package keeps iPXE
+    #[arg(long, value_name = "DIR", default_value = "/usr/lib/ipxe")]
+    pub ipxe_dir: PathBuf,
+    /// Kernel and initramfs for blank machines, made by `cairn-server boot build` (default: `boot` in the data folder)
+    #[arg(long, value_name = "DIR")]
+    pub boot_dir: Option<PathBuf>,
+}
+
+/// What we do about DHCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DhcpChoice {
+    Proxy,
+    Full,
+    Off,
+}
+
+/// The first and the last address of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    pub first: Ipv4Addr,
+    pub last: Ipv4Addr,
+}
+
+impl std::str::FromStr for Pool {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || "two IPv4 addresses with a dash between them, like 10.0.0.100-10.0.0.200".to_owned();
+        let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+        Ok(Self {
+            first: first.trim().parse().map_err(|_| wrong())?,
+            last: last.trim().parse().map_err(|_| wrong())?,
+        })
+    }
+}
+
+/// A SQLite file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseUrl(pub PathBuf);
+
+impl std::str::FromStr for DatabaseUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = text
+            .strip_prefix("sqlite:")
+            .ok_or("only sqlite:PATH is supported: this version keeps its data in SQLite")?;
+        let path = path.strip_prefix("//").unwrap_or(path);
+        if path.is_empty() {
+            return Err("sqlite:PATH names the database file".to_owned());
+        }
+        Ok(Self(PathBuf::from(path)))
+    }
+}
+
+impl ServeOptions {
+    /// The SQLite file.
+    #[must_use]
+    pub fn database_file(&self) -> PathBuf {
+        self.database
+            .as_ref()
+            .map_or_else(|| self.data_dir.join(DATABASE_FILE), |url| url.0.clone())
+    }
+
+    /// The folders of the store; at least one.
+    #[must_use]
+    pub fn store_folders(&self) -> Vec<PathBuf> {
+        if self.store.is_empty() { vec![self.data_dir.join("store")] } else { self.store.clone() }
+    }
+
+    /// The folder with kernel and initramfs.
+    #[must_use]
+    pub fn boot_folder(&self) -> PathBuf {
+        self.boot_dir.clone().unwrap_or_else(|| self.data_dir.join("boot"))
+    }
+}
+
+/// The address that others reach a listener at: its own when it is bound to one, else `preferred`, else the first address
+/// of this machine that is not loopback.
+#[must_use]
+pub fn reachable(
+    listen: SocketAddr,
+    preferred: Option<IpAddr>,
+    local: &std::collections::BTreeSet<IpAddr>,
+) -> SocketAddr {
+    let ip = if listen.ip().is_unspecified() {
+        preferred
+            .or_else(|| local.iter().copied().find(|ip| ip.is_ipv4() && !ip.is_loopback()))
+            .or_else(|| local.iter().copied().find(|ip| !ip.is_loopback()))
+            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    } else {
+        listen.ip()
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sqlite_is_taken_as_a_database() {
+        assert_eq!("sqlite:/x/y.db".parse(), Ok(DatabaseUrl("/x/y.db".into())));
+        assert_eq!("sqlite:///x/y.db".parse(), Ok(DatabaseUrl("/x/y.db".into())));
+        let refused = "postgres://db/cairn".parse::<DatabaseUrl>().unwrap_err();
+        assert!(refused.contains("only sqlite"), "{refused}");
+        assert!("sqlite:".parse::<DatabaseUrl>().is_err());
+    }
+
+    #[test]
+    fn a_pool_is_two_addresses() {
+        let pool: Pool = "10.0.0.100-10.0.0.200".parse().unwrap();
+        assert_eq!((pool.first.octets()[3], pool.last.octets()[3]), (100, 200));
+        assert!("10.0.0.100".parse::<Pool>().is_err());
+        assert!("10.0.0.100-x".parse::<Pool>().is_err());
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_reached_at_a_real_one() {
+        let listen = "0.0.0.0:8440".parse().unwrap();
+        let lan: IpAddr = "10.77.0.2".parse().unwrap();
+        let local = [lan, Ipv4Addr::LOCALHOST.into()].into();
+        assert_eq!(reachable(listen, None, &local).ip(), lan);
+        let boot: IpAddr = "10.78.0.2".parse().unwrap();
+        assert_eq!(reachable(listen, Some(boot), &local).ip(), boot);
+        let alone = [IpAddr::V4(Ipv4Addr::LOCALHOST)].into();
+        assert!(reachable(listen, None, &alone).ip().is_loopback());
+        let bound = "127.0.0.1:1".parse().unwrap();
+        assert_eq!(reachable(bound, Some(boot), &local), bound);
+    }
+}

@@ -1,0 +1,350 @@
+//! Deployments and installs. Every change of an install's state goes through [`crate::deployments::next`].
+
+use cairn_array::wire::{AfterInstall, DiskSelector, InstallProgress};
+use cairn_core::id::{InstallId, MachineId, VersionId};
+use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
+
+use super::{Columns as _, Db, DbError, Result, json, violates, words};
+use crate::{
+    deployments::{InstallEvent, next},
+    moment::Moment,
+};
+
+words! {
+    /// Where an install stands.
+    InstallState {
+        /// Waits for its machine, or for the approval of its machine.
+        Scheduled = "scheduled",
+        /// The target has what it needs.
+        Ticketed = "ticketed",
+        Running = "running",
+        Done = "done",
+        Failed = "failed",
+        Cancelled = "cancelled",
+    }
+}
+
+/// What an administrator wants.
+#[derive(Clone, Debug)]
+pub(crate) struct DeploymentRow {
+    pub(crate) id: i64,
+    pub(crate) image: String,
+    pub(crate) number: u32,
+    pub(crate) disk: DiskSelector,
+    pub(crate) after: AfterInstall,
+    pub(crate) preapproved: bool,
+    pub(crate) created: Moment,
+}
+
+/// One machine's share.
+#[derive(Clone, Debug)]
+pub(crate) struct InstallRow {
+    pub(crate) id: InstallId,
+    pub(crate) deployment: i64,
+    pub(crate) machine: MachineId,
+    pub(crate) version: VersionId,
+    pub(crate) image: String,
+    pub(crate) number: u32,
+    pub(crate) disk: DiskSelector,
+    pub(crate) after: AfterInstall,
+    pub(crate) preapproved: bool,
+    pub(crate) state: InstallState,
+    pub(crate) progress: Option<InstallProgress>,
+    pub(crate) error: Option<String>,
+    pub(crate) created: Moment,
+    pub(crate) started: Option<Moment>,
+    pub(crate) ended: Option<Moment>,
+}
+
+/// A deployment to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct NewDeployment<'a> {
+    pub(crate) version: VersionId,
+    pub(crate) disk: &'a DiskSelector,
+    pub(crate) after: AfterInstall,
+    pub(crate) preapproved: bool,
+    /// Not empty, nobody twice.
+    pub(crate) installs: &'a [(InstallId, MachineId)],
+}
+
+/// Why a deployment is not made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    #[error("machine {machine} has an install that is not over")]
+    Busy { machine: MachineId },
+    #[error("the version is not ready any more")]
+    Gone,
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+const INSTALLS: &str = "SELECT install.*, deployment.version, deployment.disk, deployment.after,
+      deployment.preapproved, version.number, image.name AS image
+    FROM install JOIN deployment ON deployment.id = install.deployment
+    JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image";
+
+fn install(row: &SqliteRow) -> Result<InstallRow> {
+    let progress = match row.maybe_text("progress")? {
+        Some(_) => Some(row.json("progress")?),
+        None => None,
+    };
+    Ok(InstallRow {
+        id: InstallId(row.id("id")?),
+        deployment: sqlx::Row::try_get(row, "deployment")?,
+        machine: MachineId(row.id("machine")?),
+        version: VersionId(row.id("version")?),
+        image: row.text("image")?,
+        number: row.small("number")?,
+        disk: row.json("disk")?,
+        after: row.json("after")?,
+        preapproved: row.flag("preapproved")?,
+        state: row.word("state")?,
+        progress,
+        error: row.maybe_text("error")?,
+        created: row.moment("created")?,
+        started: row.maybe_moment("started")?,
+        ended: row.maybe_moment("ended")?,
+    })
+}
+
+fn deployment(row: &SqliteRow) -> Result<DeploymentRow> {
+    Ok(DeploymentRow {
+        id: sqlx::Row::try_get(row, "id")?,
+        image: row.text("image")?,
+        number: row.small("number")?,
+        disk: row.json("disk")?,
+        after: row.json("after")?,
+        preapproved: row.flag("preapproved")?,
+        created: row.moment("created")?,
+    })
+}
+
+async fn advance(
+    transaction: &mut Transaction<'static, Sqlite>,
+    id: InstallId,
+    event: InstallEvent,
+    now: Moment,
+) -> Result<Option<InstallState>> {
+    let row = sqlx::query("SELECT state FROM install WHERE id = $1")
+        .bind(id.as_bytes().as_slice())
+        .fetch_optional(&mut **transaction)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let Some(state) = next(row.word("state")?, event) else { return Ok(None) };
+    let (started, ended) = match state {
+        InstallState::Ticketed | InstallState::Running => (Some(now.0), None),
+        InstallState::Done | InstallState::Failed | InstallState::Cancelled => (None, Some(now.0)),
+        InstallState::Scheduled => (None, None),
+    };
+    sqlx::query(
+        "UPDATE install SET state = $2, started = coalesce(started, $3), ended = $4 WHERE id = $1",
+    )
+    .bind(id.as_bytes().as_slice())
+    .bind(state.word())
+    .bind(started)
+    .bind(ended)
+    .execute(&mut **transaction)
+    .await?;
+    // From the first write on the disk is not what it was; at the end it is what was installed.
+    let installed = match state {
+        InstallState::Running => "UPDATE machine SET installed = NULL WHERE id = (SELECT machine FROM install WHERE id = $1)",
+        InstallState::Done => {
+            "UPDATE machine SET installed = (SELECT version FROM deployment JOIN install ON install.deployment = deployment.id
+               WHERE install.id = $1) WHERE id = (SELECT machine FROM install WHERE id = $1)"
+        }
+        _ => return Ok(Some(state)),
+    };
+    sqlx::query(installed).bind(id.as_bytes().as_slice()).execute(&mut **transaction).await?;
+    Ok(Some(state))
+}
+
+impl Db {
+    /// Makes a deployment with one install per machine, all or none.
+    pub(crate) async fn deploy(
+        &self,
+        new: &NewDeployment<'_>,
+        now: Moment,
+    ) -> Result<i64, DeployError> {
+        let mut transaction = self.write().await?;
+        let made = sqlx::query(
+            "INSERT INTO deployment (version, disk, after, preapproved, created)
+             SELECT id, $2, $3, $4, $5 FROM version WHERE id = $1 AND state = 'ready'",
+        )
+        .bind(new.version.as_bytes().as_slice())
+        .bind(json("disk", new.disk)?)
+        .bind(json("after", &new.after)?)
+        .bind(new.preapproved)
+        .bind(now.0)
+        .execute(&mut *transaction)
+        .await
+        .map_err(DbError::from)?;
+        if made.rows_affected() != 1 {
+            return Err(DeployError::Gone);
+        }
+        let id = made.last_insert_rowid();
+        for (install, machine) in new.installs {
+            sqlx::query(
+                "INSERT INTO install (id, deployment, machine, state, created) VALUES ($1, $2, $3, 'scheduled', $4)",
+            )
+            .bind(install.as_bytes().as_slice())
+            .bind(id)
+            .bind(machine.as_bytes().as_slice())
+            .bind(now.0)
+            .execute(&mut *transaction)
+            .await
+            .map_err(|error| {
+                if violates(&error, "install.machine") {
+                    DeployError::Busy { machine: *machine }
+                } else {
+                    DbError::Sql(error).into()
+                }
+            })?;
+        }
+        transaction.commit().await.map_err(DbError::from)?;
+        Ok(id)
+    }
+
+    /// The newest deployments, newest first.
+    pub(crate) async fn deployments(&self, limit: u32) -> Result<Vec<DeploymentRow>> {
+        sqlx::query(
+            "SELECT deployment.*, version.number, image.name AS image FROM deployment
+             JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image
+             ORDER BY deployment.id DESC LIMIT $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(deployment)
+        .collect()
+    }
+
+    pub(crate) async fn deployment(&self, id: i64) -> Result<Option<DeploymentRow>> {
+        sqlx::query(
+            "SELECT deployment.*, version.number, image.name AS image FROM deployment
+             JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image
+             WHERE deployment.id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await?
+        .as_ref()
+        .map(deployment)
+        .transpose()
+    }
+
+    pub(crate) async fn installs_of_deployment(&self, id: i64) -> Result<Vec<InstallRow>> {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{INSTALLS} WHERE install.deployment = $1 ORDER BY install.id"
+        )))
+        .bind(id)
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(install)
+        .collect()
+    }
+
+    /// The newest installs, newest first.
+    pub(crate) async fn installs(&self, limit: u32) -> Result<Vec<InstallRow>> {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{INSTALLS} ORDER BY install.deployment DESC, install.id LIMIT $1"
+        )))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(install)
+        .collect()
+    }
+
+    pub(crate) async fn install(&self, id: InstallId) -> Result<Option<InstallRow>> {
+        sqlx::query(sqlx::AssertSqlSafe(format!("{INSTALLS} WHERE install.id = $1")))
+            .bind(id.as_bytes().as_slice())
+            .fetch_optional(&self.pool)
+            .await?
+            .as_ref()
+            .map(install)
+            .transpose()
+    }
+
+    /// The install of a machine that is not over.
+    pub(crate) async fn open_install_of_machine(
+        &self,
+        machine: MachineId,
+    ) -> Result<Option<InstallRow>> {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{INSTALLS} WHERE install.machine = $1 AND install.state IN ('scheduled', 'ticketed', 'running')"
+        )))
+        .bind(machine.as_bytes().as_slice())
+        .fetch_optional(&self.pool)
+        .await?
+        .as_ref()
+        .map(install)
+        .transpose()
+    }
+
+    /// Lets `event` happen to an install; returns its new state, or nothing when the event is rejected.
+    pub(crate) async fn advance_install(
+        &self,
+        id: InstallId,
+        event: InstallEvent,
+        now: Moment,
+    ) -> Result<Option<InstallState>> {
+        let mut transaction = self.write().await?;
+        let state = advance(&mut transaction, id, event, now).await?;
+        transaction.commit().await?;
+        Ok(state)
+    }
+
+    /// Keeps how far an install is; returns its new state, or nothing when it is over already.
+    pub(crate) async fn note_install_progress(
+        &self,
+        id: InstallId,
+        progress: &InstallProgress,
+        now: Moment,
+    ) -> Result<Option<InstallState>> {
+        let mut transaction = self.write().await?;
+        let state = advance(&mut transaction, id, progress.phase.into(), now).await?;
+        if state.is_some() {
+            sqlx::query("UPDATE install SET progress = $2, error = $3 WHERE id = $1")
+                .bind(id.as_bytes().as_slice())
+                .bind(json("progress", progress)?)
+                .bind(&progress.error)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(state)
+    }
+
+    /// Hands an install to a target: the target counts as approved, every other run of the same machine that had the
+    /// install has ended. Nothing when the install is over.
+    pub(crate) async fn hand_install_to(
+        &self,
+        id: InstallId,
+        target: [u8; 32],
+        take_over: bool,
+        now: Moment,
+    ) -> Result<Option<InstallState>> {
+        let mut transaction = self.write().await?;
+        if take_over {
+            advance(&mut transaction, id, InstallEvent::Restart, now).await?;
+        }
+        let state = advance(&mut transaction, id, InstallEvent::Ticket, now).await?;
+        if state.is_some() {
+            sqlx::query("UPDATE target SET state = 'ended' WHERE install = $1 AND hash <> $2")
+                .bind(id.as_bytes().as_slice())
+                .bind(target.as_slice())
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query("UPDATE target SET state = 'approved', install = $1 WHERE hash = $2")
+                .bind(id.as_bytes().as_slice())
+                .bind(target.as_slice())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(state)
+    }
+}

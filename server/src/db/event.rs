@@ -1,0 +1,53 @@
+//! The log of what happened.
+
+use super::{Columns as _, Db, Result, integer};
+
+/// The most events that are kept.
+const KEPT: i64 = 10_000;
+
+/// An event as it was recorded.
+#[derive(Clone, Debug)]
+pub(crate) struct EventRow {
+    pub(crate) id: u64,
+    pub(crate) kind: String,
+    /// JSON.
+    pub(crate) payload: String,
+}
+
+impl Db {
+    /// Records an event and forgets the oldest beyond [`KEPT`].
+    pub(crate) async fn record_event(&self, id: u64, kind: &str, payload: &str) -> Result<()> {
+        let mut transaction = self.write().await?;
+        sqlx::query("INSERT INTO event (id, kind, payload) VALUES ($1, $2, $3)")
+            .bind(integer(id))
+            .bind(kind)
+            .bind(payload)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(
+            "DELETE FROM event WHERE id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET $1)",
+        )
+        .bind(KEPT)
+        .execute(&mut *transaction)
+        .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Up to `limit` events after `id`, oldest first.
+    pub(crate) async fn events_after(&self, id: u64, limit: u32) -> Result<Vec<EventRow>> {
+        sqlx::query("SELECT id, kind, payload FROM event WHERE id > $1 ORDER BY id LIMIT $2")
+            .bind(integer(id))
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(|row| {
+                Ok(EventRow {
+                    id: row.number("id")?,
+                    kind: row.text("kind")?,
+                    payload: row.text("payload")?,
+                })
+            })
+            .collect()
+    }
+}

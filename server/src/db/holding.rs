@@ -1,0 +1,333 @@
+//! Who is to hold which segment, and who says that it does.
+//!
+//! `assignment` is what the server wants, `holding` what an agent reported, `recheck` what it was reported to serve
+//! damaged. Each change of what an agent is to do raises its assignment number, which wakes its sync.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cairn_array::wire::{AssignedSegment, Holdings};
+use cairn_core::{
+    id::{AgentId, ImageId, SegmentId},
+    units::{ByteCount, Generation},
+};
+use sqlx::{Sqlite, Transaction};
+
+use super::{Columns as _, Db, Result, integer, segment::segment};
+
+/// How far the segments of one image have been scattered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScatterCount {
+    /// Pairs of agent and segment that the server wants.
+    pub wanted: u64,
+    /// Those of them that the agent reported.
+    pub held: u64,
+    pub wanted_bytes: ByteCount,
+    pub held_bytes: ByteCount,
+}
+
+async fn raise(transaction: &mut Transaction<'static, Sqlite>, agent: AgentId) -> Result<()> {
+    sqlx::query("UPDATE agent SET assignment = assignment + 1 WHERE id = $1")
+        .bind(agent.as_bytes().as_slice())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+async fn hold(
+    transaction: &mut Transaction<'static, Sqlite>,
+    agent: AgentId,
+    segments: &[SegmentId],
+) -> Result<()> {
+    for id in segments {
+        // A segment that the server does not know is not worth a row: the agent drops it by its assignment.
+        sqlx::query(
+            "INSERT INTO holding (agent, segment) SELECT $1, id FROM segment WHERE id = $2
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(agent.as_bytes().as_slice())
+        .bind(id.as_bytes().as_slice())
+        .execute(&mut **transaction)
+        .await?;
+        sqlx::query("DELETE FROM recheck WHERE agent = $1 AND segment = $2")
+            .bind(agent.as_bytes().as_slice())
+            .bind(id.as_bytes().as_slice())
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn lose(
+    transaction: &mut Transaction<'static, Sqlite>,
+    agent: AgentId,
+    id: SegmentId,
+) -> Result<bool> {
+    let done = sqlx::query("DELETE FROM holding WHERE agent = $1 AND segment = $2")
+        .bind(agent.as_bytes().as_slice())
+        .bind(id.as_bytes().as_slice())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+impl Db {
+    /// Makes `wanted` the whole of what agents are to hold of one image, and raises the assignment number of every agent
+    /// whose share changed. Returns those agents.
+    ///
+    /// # Errors
+    /// When the database fails, or `wanted` names a segment or an agent that is not there.
+    pub async fn assign_image(
+        &self,
+        image: ImageId,
+        wanted: &[(AgentId, SegmentId)],
+    ) -> Result<Vec<AgentId>> {
+        let mut transaction = self.write().await?;
+        let present: BTreeSet<(AgentId, SegmentId)> = sqlx::query(
+            "SELECT assignment.agent, assignment.segment FROM assignment
+             JOIN segment ON segment.id = assignment.segment WHERE segment.image = $1",
+        )
+        .bind(image.as_bytes().as_slice())
+        .fetch_all(&mut *transaction)
+        .await?
+        .iter()
+        .map(|row| Ok((AgentId(row.id("agent")?), SegmentId(row.id("segment")?))))
+        .collect::<Result<_>>()?;
+        let wanted: BTreeSet<_> = wanted.iter().copied().collect();
+        let mut changed = BTreeSet::new();
+        for (agent, id) in present.difference(&wanted) {
+            sqlx::query("DELETE FROM assignment WHERE agent = $1 AND segment = $2")
+                .bind(agent.as_bytes().as_slice())
+                .bind(id.as_bytes().as_slice())
+                .execute(&mut *transaction)
+                .await?;
+            changed.insert(*agent);
+        }
+        for (agent, id) in wanted.difference(&present) {
+            sqlx::query("INSERT INTO assignment (agent, segment) VALUES ($1, $2)")
+                .bind(agent.as_bytes().as_slice())
+                .bind(id.as_bytes().as_slice())
+                .execute(&mut *transaction)
+                .await?;
+            changed.insert(*agent);
+        }
+        for agent in &changed {
+            raise(&mut transaction, *agent).await?;
+        }
+        transaction.commit().await?;
+        Ok(changed.into_iter().collect())
+    }
+
+    /// Everything an agent is to hold, with who else holds it, and what it should look at again.
+    pub(crate) async fn assignment_of_agent(
+        &self,
+        agent: AgentId,
+    ) -> Result<(Generation, Vec<AssignedSegment>, Vec<SegmentId>)> {
+        let mut transaction = self.pool.begin().await?;
+        let number = sqlx::query("SELECT assignment FROM agent WHERE id = $1")
+            .bind(agent.as_bytes().as_slice())
+            .fetch_one(&mut *transaction)
+            .await?
+            .generation("assignment")?;
+        let rows = sqlx::query(
+            "SELECT segment.id, segment.bytes, segment.class FROM assignment
+             JOIN segment ON segment.id = assignment.segment WHERE assignment.agent = $1 ORDER BY segment.id",
+        )
+        .bind(agent.as_bytes().as_slice())
+        .fetch_all(&mut *transaction)
+        .await?;
+        let mut sources: BTreeMap<SegmentId, Vec<AgentId>> = BTreeMap::new();
+        let others = sqlx::query(
+            "SELECT holding.segment, holding.agent FROM assignment
+             JOIN holding ON holding.segment = assignment.segment AND holding.agent <> $1
+             JOIN agent ON agent.id = holding.agent AND agent.state = 'approved'
+             WHERE assignment.agent = $1",
+        )
+        .bind(agent.as_bytes().as_slice())
+        .fetch_all(&mut *transaction)
+        .await?;
+        for row in &others {
+            let id = SegmentId(row.id("segment")?);
+            sources.entry(id).or_default().push(AgentId(row.id("agent")?));
+        }
+        let recheck = sqlx::query("SELECT segment FROM recheck WHERE agent = $1")
+            .bind(agent.as_bytes().as_slice())
+            .fetch_all(&mut *transaction)
+            .await?
+            .iter()
+            .map(|row| row.id("segment").map(SegmentId))
+            .collect::<Result<Vec<_>>>()?;
+        let segments = rows
+            .iter()
+            .map(|row| {
+                let found = segment(row)?;
+                Ok(AssignedSegment {
+                    id: found.id,
+                    bytes: found.bytes,
+                    class: found.class,
+                    sources: sources.remove(&found.id).unwrap_or_default(),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok((number, segments, recheck))
+    }
+
+    /// Takes over what an agent says about its DSF. Returns the images that lost a segment by it.
+    pub(crate) async fn note_holdings(
+        &self,
+        agent: AgentId,
+        holdings: &Holdings,
+    ) -> Result<Vec<ImageId>> {
+        let mut transaction = self.write().await?;
+        let mut lost = Vec::new();
+        if holdings.full {
+            sqlx::query("DELETE FROM holding WHERE agent = $1")
+                .bind(agent.as_bytes().as_slice())
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query("UPDATE agent SET want_holdings = 0 WHERE id = $1")
+                .bind(agent.as_bytes().as_slice())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        for id in holdings.dropped.iter().chain(holdings.bad.iter().map(|bad| &bad.segment)) {
+            if lose(&mut transaction, agent, *id).await? {
+                lost.push(*id);
+            }
+        }
+        hold(&mut transaction, agent, &holdings.stored).await?;
+        if let Some(number) = holdings.fulfils {
+            sqlx::query("UPDATE agent SET fulfilled = max(fulfilled, $2) WHERE id = $1")
+                .bind(agent.as_bytes().as_slice())
+                .bind(integer(number.0))
+                .execute(&mut *transaction)
+                .await?;
+        }
+        let mut images = BTreeSet::new();
+        for id in lost {
+            let row = sqlx::query(
+                "SELECT segment.image FROM assignment JOIN segment ON segment.id = assignment.segment
+                 WHERE assignment.agent = $1 AND assignment.segment = $2",
+            )
+            .bind(agent.as_bytes().as_slice())
+            .bind(id.as_bytes().as_slice())
+            .fetch_optional(&mut *transaction)
+            .await?;
+            if let Some(row) = row {
+                images.insert(ImageId(row.id("image")?));
+            }
+        }
+        transaction.commit().await?;
+        Ok(images.into_iter().collect())
+    }
+
+    /// Notes that an agent served a damaged segment: it no longer counts as a holder until it has looked again.
+    /// Says whether it was to hold it.
+    pub(crate) async fn doubt_holding(&self, agent: AgentId, id: SegmentId) -> Result<bool> {
+        let mut transaction = self.write().await?;
+        let known = sqlx::query(
+            "INSERT INTO recheck (agent, segment) SELECT agent, segment FROM assignment
+             WHERE agent = $1 AND segment = $2 ON CONFLICT DO NOTHING",
+        )
+        .bind(agent.as_bytes().as_slice())
+        .bind(id.as_bytes().as_slice())
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected()
+            > 0;
+        lose(&mut transaction, agent, id).await?;
+        if known {
+            raise(&mut transaction, agent).await?;
+        }
+        transaction.commit().await?;
+        Ok(known)
+    }
+
+    /// The approved agents that say they hold each segment of an image.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn holders_of_image(
+        &self,
+        image: ImageId,
+    ) -> Result<BTreeMap<SegmentId, Vec<AgentId>>> {
+        let mut holders: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let rows = sqlx::query(
+            "SELECT holding.segment, holding.agent FROM holding
+             JOIN segment ON segment.id = holding.segment AND segment.image = $1
+             JOIN agent ON agent.id = holding.agent AND agent.state = 'approved'
+             ORDER BY holding.segment, holding.agent",
+        )
+        .bind(image.as_bytes().as_slice())
+        .fetch_all(&self.pool)
+        .await?;
+        for row in &rows {
+            let id = SegmentId(row.id("segment")?);
+            holders.entry(id).or_default().push(AgentId(row.id("agent")?));
+        }
+        Ok(holders)
+    }
+
+    /// What agents are to hold of an image now.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn assignments_of_image(&self, image: ImageId) -> Result<Vec<(AgentId, SegmentId)>> {
+        sqlx::query(
+            "SELECT assignment.agent, assignment.segment FROM assignment
+             JOIN segment ON segment.id = assignment.segment AND segment.image = $1",
+        )
+        .bind(image.as_bytes().as_slice())
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(|row| Ok((AgentId(row.id("agent")?), SegmentId(row.id("segment")?))))
+        .collect()
+    }
+
+    /// How far an image is scattered.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn scatter_count_of_image(&self, image: ImageId) -> Result<ScatterCount> {
+        let row = sqlx::query(
+            "SELECT count(*) AS wanted, coalesce(sum(segment.bytes), 0) AS wanted_bytes,
+                    count(holding.segment) AS held,
+                    coalesce(sum(CASE WHEN holding.segment IS NULL THEN 0 ELSE segment.bytes END), 0) AS held_bytes
+             FROM assignment JOIN segment ON segment.id = assignment.segment AND segment.image = $1
+             LEFT JOIN holding ON holding.agent = assignment.agent AND holding.segment = assignment.segment",
+        )
+        .bind(image.as_bytes().as_slice())
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(ScatterCount {
+            wanted: row.number("wanted")?,
+            held: row.number("held")?,
+            wanted_bytes: row.size("wanted_bytes")?,
+            held_bytes: row.size("held_bytes")?,
+        })
+    }
+
+    /// Clients that hold a part of an image.
+    pub(crate) async fn client_count_of_image(&self, name: &str) -> Result<u64> {
+        sqlx::query(
+            "SELECT count(DISTINCT holding.agent) AS clients FROM image JOIN segment ON segment.image = image.id
+             JOIN holding ON holding.segment = segment.id WHERE image.name = $1",
+        )
+        .bind(name)
+        .fetch_one(&self.pool)
+        .await?
+        .number("clients")
+    }
+
+    /// Segments and sealed bytes that an agent says it holds.
+    pub(crate) async fn holding_count_of_agent(&self, agent: AgentId) -> Result<(u64, ByteCount)> {
+        let row = sqlx::query(
+            "SELECT count(*) AS segments, coalesce(sum(segment.bytes), 0) AS bytes FROM holding
+             JOIN segment ON segment.id = holding.segment WHERE holding.agent = $1",
+        )
+        .bind(agent.as_bytes().as_slice())
+        .fetch_one(&self.pool)
+        .await?;
+        Ok((row.number("segments")?, row.size("bytes")?))
+    }
+}

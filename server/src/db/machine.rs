@@ -1,0 +1,296 @@
+//! Machines: what was seen at boot or asked to be installed.
+
+use cairn_array::wire::{DiskLine, Firmware, MachineIdentity, TargetHello};
+use cairn_core::id::{MachineId, VersionId};
+use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
+
+use super::{Columns as _, Db, DbError, Result, json, violates};
+use crate::{machines, moment::Moment};
+
+/// The most machines that nobody has named or installed: what strangers can make us keep.
+const MAX_STRANGERS: u64 = 10_000;
+
+/// A machine as the server knows it.
+#[derive(Clone, Debug)]
+pub struct MachineRow {
+    pub id: MachineId,
+    /// Given by an administrator.
+    pub name: Option<String>,
+    pub identity: MachineIdentity,
+    pub firmware: Option<Firmware>,
+    pub secure_boot: bool,
+    pub disks: Vec<DiskLine>,
+    pub created: Moment,
+    pub seen: Moment,
+    /// What it was last installed with.
+    pub installed: Option<VersionId>,
+}
+
+/// Why a machine is not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum MeetError {
+    #[error("too many unknown machines have shown up")]
+    TooMany,
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// Why a machine does not get its name.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    #[error("another machine has this name")]
+    Taken,
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+const fn firmware_word(firmware: Firmware) -> &'static str {
+    match firmware {
+        Firmware::Bios => "bios",
+        Firmware::Uefi => "uefi",
+    }
+}
+
+fn machine(row: &SqliteRow, macs: Vec<String>) -> Result<MachineRow> {
+    let firmware = match row.maybe_text("firmware")?.as_deref() {
+        None => None,
+        Some("bios") => Some(Firmware::Bios),
+        Some("uefi") => Some(Firmware::Uefi),
+        Some(_) => return Err(DbError::Unreadable { column: "firmware" }),
+    };
+    Ok(MachineRow {
+        id: MachineId(row.id("id")?),
+        name: row.maybe_text("name")?,
+        identity: MachineIdentity {
+            uuid: row.maybe_text("uuid")?,
+            serial: row.maybe_text("serial")?,
+            vendor: row.maybe_text("vendor")?,
+            product: row.maybe_text("product")?,
+            macs,
+        },
+        firmware,
+        secure_boot: row.flag("secure_boot")?,
+        disks: row.json("disks")?,
+        created: row.moment("created")?,
+        seen: row.moment("seen")?,
+        installed: row.maybe_id("installed")?.map(VersionId),
+    })
+}
+
+async fn all(transaction: &mut Transaction<'static, Sqlite>) -> Result<Vec<MachineRow>> {
+    let mut macs = std::collections::HashMap::<[u8; 16], Vec<String>>::new();
+    let rows = sqlx::query("SELECT mac, machine FROM machine_mac ORDER BY mac")
+        .fetch_all(&mut **transaction)
+        .await?;
+    for row in &rows {
+        macs.entry(row.id("machine")?).or_default().push(row.text("mac")?);
+    }
+    sqlx::query("SELECT * FROM machine ORDER BY created, id")
+        .fetch_all(&mut **transaction)
+        .await?
+        .iter()
+        .map(|row| machine(row, macs.remove(&row.id::<16>("id")?).unwrap_or_default()))
+        .collect()
+}
+
+async fn find(
+    transaction: &mut Transaction<'static, Sqlite>,
+    identity: &MachineIdentity,
+) -> Result<Option<MachineId>> {
+    let mut with_mac = Vec::new();
+    for mac in &identity.macs {
+        let row = sqlx::query(
+            "SELECT machine.id, machine.uuid, 1 AS has_macs FROM machine_mac
+             JOIN machine ON machine.id = machine_mac.machine WHERE mac = $1",
+        )
+        .bind(mac)
+        .fetch_optional(&mut **transaction)
+        .await?;
+        if let Some(row) = row {
+            with_mac.push(candidate(&row)?);
+        }
+    }
+    let mut with_uuid = Vec::new();
+    if let Some(uuid) = &identity.uuid {
+        let rows = sqlx::query(
+            "SELECT id, uuid, EXISTS (SELECT 1 FROM machine_mac WHERE machine = machine.id) AS has_macs
+             FROM machine WHERE uuid = $1 ORDER BY created LIMIT 16",
+        )
+        .bind(uuid)
+        .fetch_all(&mut **transaction)
+        .await?;
+        for row in &rows {
+            with_uuid.push(candidate(row)?);
+        }
+    }
+    Ok(machines::select(identity, &with_mac, &with_uuid))
+}
+
+fn candidate(row: &SqliteRow) -> Result<machines::Candidate> {
+    Ok(machines::Candidate {
+        id: MachineId(row.id("id")?),
+        uuid: row.maybe_text("uuid")?,
+        has_macs: row.flag("has_macs")?,
+    })
+}
+
+impl Db {
+    /// All machines, oldest first.
+    pub(crate) async fn machines(&self) -> Result<Vec<MachineRow>> {
+        let mut transaction = self.pool.begin().await?;
+        all(&mut transaction).await
+    }
+
+    pub(crate) async fn machine(&self, id: MachineId) -> Result<Option<MachineRow>> {
+        let row = sqlx::query("SELECT * FROM machine WHERE id = $1")
+            .bind(id.as_bytes().as_slice())
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let macs =
+            sqlx::query_scalar("SELECT mac FROM machine_mac WHERE machine = $1 ORDER BY mac")
+                .bind(id.as_bytes().as_slice())
+                .fetch_all(&self.pool)
+                .await?;
+        machine(&row, macs).map(Some)
+    }
+
+    /// The machine that this identity selects.
+    pub(crate) async fn machine_with(
+        &self,
+        identity: &MachineIdentity,
+    ) -> Result<Option<MachineId>> {
+        let mut transaction = self.pool.begin().await?;
+        find(&mut transaction, identity).await
+    }
+
+    /// Keeps what a machine says of itself, as a new machine when its identity selects none.
+    pub(crate) async fn meet_machine(
+        &self,
+        fresh: MachineId,
+        hello: &TargetHello,
+        now: Moment,
+    ) -> Result<MachineId, MeetError> {
+        let mut transaction = self.write().await?;
+        let id = match find(&mut transaction, &hello.identity).await? {
+            Some(id) => id,
+            None => {
+                self.add_machine(&mut transaction, fresh, &hello.identity, now).await?;
+                fresh
+            }
+        };
+        let identity = &hello.identity;
+        sqlx::query(
+            "UPDATE machine SET uuid = coalesce($2, uuid), serial = coalesce($3, serial),
+               vendor = coalesce($4, vendor), product = coalesce($5, product), firmware = $6,
+               secure_boot = $7, disks = $8, seen = $9 WHERE id = $1",
+        )
+        .bind(id.as_bytes().as_slice())
+        .bind(&identity.uuid)
+        .bind(&identity.serial)
+        .bind(&identity.vendor)
+        .bind(&identity.product)
+        .bind(firmware_word(hello.firmware))
+        .bind(hello.secure_boot)
+        .bind(json("disks", &hello.disks)?)
+        .bind(now.0)
+        .execute(&mut *transaction)
+        .await
+        .map_err(DbError::from)?;
+        add_macs(&mut transaction, id, &identity.macs).await?;
+        transaction.commit().await.map_err(DbError::from)?;
+        Ok(id)
+    }
+
+    /// Adds a machine that an administrator expects by one of its names, before it was ever seen.
+    pub(crate) async fn expect_machine(
+        &self,
+        fresh: MachineId,
+        identity: &MachineIdentity,
+        now: Moment,
+    ) -> Result<MachineId, MeetError> {
+        let mut transaction = self.write().await?;
+        let id = match find(&mut transaction, identity).await? {
+            Some(id) => id,
+            None => {
+                self.add_machine(&mut transaction, fresh, identity, now).await?;
+                add_macs(&mut transaction, fresh, &identity.macs).await?;
+                fresh
+            }
+        };
+        transaction.commit().await.map_err(DbError::from)?;
+        Ok(id)
+    }
+
+    async fn add_machine(
+        &self,
+        transaction: &mut Transaction<'static, Sqlite>,
+        id: MachineId,
+        identity: &MachineIdentity,
+        now: Moment,
+    ) -> Result<(), MeetError> {
+        let strangers = sqlx::query(
+            "SELECT count(*) AS strangers FROM machine WHERE name IS NULL AND installed IS NULL",
+        )
+        .fetch_one(&mut **transaction)
+        .await
+        .map_err(DbError::from)?
+        .number("strangers")?;
+        if strangers >= MAX_STRANGERS {
+            return Err(MeetError::TooMany);
+        }
+        sqlx::query("INSERT INTO machine (id, uuid, created, seen) VALUES ($1, $2, $3, $3)")
+            .bind(id.as_bytes().as_slice())
+            .bind(&identity.uuid)
+            .bind(now.0)
+            .execute(&mut **transaction)
+            .await
+            .map_err(DbError::from)?;
+        Ok(())
+    }
+
+    /// Gives a machine a name; says whether there is such a machine.
+    pub(crate) async fn name_machine(&self, id: MachineId, name: &str) -> Result<bool, NameError> {
+        let done = sqlx::query("UPDATE machine SET name = $2 WHERE id = $1")
+            .bind(id.as_bytes().as_slice())
+            .bind(name)
+            .execute(&self.pool)
+            .await
+            .map_err(|error| {
+                if violates(&error, "machine.name") {
+                    NameError::Taken
+                } else {
+                    DbError::Sql(error).into()
+                }
+            })?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Forgets a machine with its installs and sessions; says whether there was one.
+    pub(crate) async fn forget_machine(&self, id: MachineId) -> Result<bool> {
+        let done = sqlx::query("DELETE FROM machine WHERE id = $1")
+            .bind(id.as_bytes().as_slice())
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected() > 0)
+    }
+}
+
+async fn add_macs(
+    transaction: &mut Transaction<'static, Sqlite>,
+    id: MachineId,
+    macs: &[String],
+) -> Result<()> {
+    for mac in macs {
+        // A card that was moved belongs to the machine it is in now.
+        sqlx::query(
+            "INSERT INTO machine_mac (mac, machine) VALUES ($1, $2)
+             ON CONFLICT (mac) DO UPDATE SET machine = excluded.machine",
+        )
+        .bind(mac)
+        .bind(id.as_bytes().as_slice())
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+use cairn_array::wire::{
+    Firmware, Holdings, MachineIdentity, MemberState, SegmentClass, TargetHello,
+};
+use cairn_core::id::{AgentId, ImageId, InstallId, MachineId, SegmentId, VersionId};
+
+use super::{
+    agent::NewAgent,
+    deployment::{DeployError, InstallState, NewDeployment},
+    image::{BeginError, ImageFormat, NewVersion, Registered},
+    job::{Ended, Kind},
+    segment::SegmentRow,
+    token::{NewToken, SpendError, TokenKind},
+    *,
+};
+use crate::deployments::InstallEvent;
+
+const NOW: Moment = Moment(1_000_000);
+
+async fn open() -> (tempfile::TempDir, Db) {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Db::open(&folder.path().join("cairn.db")).await.unwrap();
+    (folder, db)
+}
+
+fn segment(number: u8) -> SegmentRow {
+    SegmentRow { id: SegmentId([number; 32]), bytes: 100, class: SegmentClass::Data }
+}
+
+async fn version(db: &Db, name: &str, id: u8, segments: &[SegmentRow]) -> NewVersion {
+    let ids = (ImageId([id; 16]), VersionId([id; 16]));
+    let new = db.begin_version(name, ImageFormat::Raw, ids, NOW).await.unwrap();
+    let done = Registered {
+        size: ByteCount(1 << 20),
+        stored: ByteCount(300),
+        added: ByteCount(200),
+        content: [id; 32],
+        content_key: b"age",
+        segments,
+    };
+    db.finish_version(new, done).await.unwrap();
+    new
+}
+
+async fn agent(db: &Db, id: u8) -> AgentId {
+    let secret = format!("secret {id}");
+    let kind = TokenKind::Join;
+    let token =
+        NewToken { kind, secret: &secret, note: "", auto_approve: true, now: NOW, expires: None };
+    db.keep_token(token).await.unwrap();
+    let id = AgentId([id; 16]);
+    let new = NewAgent {
+        id,
+        name: "client",
+        serial: id.as_bytes(),
+        lend: ByteCount(1 << 30),
+        peer_port: 8442,
+    };
+    assert_eq!(db.add_agent_with_token(&secret, new, NOW).await.unwrap(), MemberState::Approved);
+    id
+}
+
+#[tokio::test]
+async fn a_join_token_lets_one_in() {
+    let (_folder, db) = open().await;
+    let token = |secret, expires| NewToken {
+        kind: TokenKind::Join,
+        secret,
+        note: "",
+        auto_approve: false,
+        now: NOW,
+        expires,
+    };
+    db.keep_token(token("once", None)).await.unwrap();
+    db.keep_token(token("late", Some(NOW))).await.unwrap();
+    let join = |secret, id| {
+        let id = AgentId([id; 16]);
+        let db = &db;
+        async move {
+            let new =
+                NewAgent { id, name: "", serial: id.as_bytes(), lend: ByteCount(1), peer_port: 1 };
+            db.add_agent_with_token(secret, new, NOW).await
+        }
+    };
+    assert_eq!(join("once", 1).await.unwrap(), MemberState::Pending);
+    assert!(matches!(join("once", 2).await, Err(SpendError::Used)));
+    assert!(matches!(join("late", 2).await, Err(SpendError::Expired)));
+    assert!(matches!(join("wrong", 2).await, Err(SpendError::Unknown)));
+    assert_eq!(db.agents().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn one_registration_of_a_name_at_a_time_and_an_abandoned_one_leaves_nothing() {
+    let (_folder, db) = open().await;
+    let ids = |id| (ImageId([id; 16]), VersionId([id; 16]));
+    let first = db.begin_version("os", ImageFormat::Raw, ids(1), NOW).await.unwrap();
+    assert_eq!(first.number, 1);
+    let second = db.begin_version("os", ImageFormat::Raw, ids(2), NOW).await;
+    assert!(matches!(second, Err(BeginError::Busy)), "{second:?}");
+    assert!(db.images().await.unwrap().is_empty());
+    assert_eq!(db.registrations_cut_short().await.unwrap(), [first.version]);
+    db.abandon_version(first.version).await.unwrap();
+    let again = db.begin_version("os", ImageFormat::Raw, ids(3), NOW).await.unwrap();
+    assert_eq!((again.number, again.image), (1, ImageId([3; 16])));
+}
+
+#[tokio::test]
+async fn a_removed_version_takes_only_its_own_segments() {
+    let (_folder, db) = open().await;
+    let first = version(&db, "os", 1, &[segment(1), segment(2)]).await;
+    let second = version(&db, "os", 2, &[segment(2), segment(3)]).await;
+    assert_eq!(second.image, first.image);
+    let ids = |rows: Vec<SegmentRow>| rows.iter().map(|row| row.id.0[0]).collect::<Vec<_>>();
+    assert_eq!(ids(db.live_segments_of_image(first.image).await.unwrap()), [1, 2, 3]);
+    assert_eq!(db.version_with_content(first.image, [2; 32]).await.unwrap(), Some(2));
+    assert!(db.begin_removal(first.version).await.unwrap());
+    assert_eq!(ids(db.live_segments_of_image(first.image).await.unwrap()), [2, 3]);
+    assert_eq!(db.unused_data_segments(first.image).await.unwrap(), [segment(1).id]);
+    db.forget_version(first.version).await.unwrap();
+    assert_eq!(ids(db.segments_of_image(first.image).await.unwrap()), [2, 3]);
+    assert!(db.begin_removal(second.version).await.unwrap());
+    db.forget_version(second.version).await.unwrap();
+    assert!(db.segments_of_image(first.image).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_assignment_wakes_only_those_whose_share_changed() {
+    let (_folder, db) = open().await;
+    let new = version(&db, "os", 1, &[segment(1), segment(2)]).await;
+    let (a, b) = (agent(&db, 1).await, agent(&db, 2).await);
+    let (s1, s2) = (segment(1).id, segment(2).id);
+    assert_eq!(db.assign_image(new.image, &[(a, s1), (b, s2)]).await.unwrap(), [a, b]);
+    assert_eq!(db.assign_image(new.image, &[(a, s1), (b, s2)]).await.unwrap(), []);
+    assert_eq!(db.assign_image(new.image, &[(a, s1), (b, s2), (b, s1)]).await.unwrap(), [b]);
+    let full = Holdings {
+        full: true,
+        stored: vec![s1, SegmentId([99; 32])],
+        fulfils: Some(Generation(1)),
+        ..Holdings::default()
+    };
+    assert!(db.note_holdings(a, &full).await.unwrap().is_empty());
+    assert!(!db.agent(a).await.unwrap().unwrap().want_holdings);
+    let (number, segments, recheck) = db.assignment_of_agent(b).await.unwrap();
+    assert_eq!((number, segments.len(), recheck.len()), (Generation(2), 2, 0));
+    assert_eq!(segments[0].sources, [a]);
+    let count = db.scatter_count_of_image(new.image).await.unwrap();
+    assert_eq!((count.wanted, count.held, count.held_bytes), (3, 1, ByteCount(100)));
+
+    // A target says that `a` served it wrong bytes: it is no holder until it has looked again.
+    assert!(db.doubt_holding(a, s1).await.unwrap());
+    assert!(!db.doubt_holding(a, s2).await.unwrap());
+    assert!(db.holders_of_image(new.image).await.unwrap().is_empty());
+    let (number, _, recheck) = db.assignment_of_agent(a).await.unwrap();
+    assert_eq!((number, recheck), (Generation(2), vec![s1]));
+    let stored = Holdings { stored: vec![s1], ..Holdings::default() };
+    db.note_holdings(a, &stored).await.unwrap();
+    assert!(db.assignment_of_agent(a).await.unwrap().2.is_empty());
+
+    let dropped = Holdings { dropped: vec![s1], ..Holdings::default() };
+    assert_eq!(db.note_holdings(a, &dropped).await.unwrap(), [new.image]);
+    assert!(db.move_agent(b, &[MemberState::Approved], MemberState::Revoked).await.unwrap());
+    assert_eq!(db.assignments_of_image(new.image).await.unwrap(), [(a, s1)]);
+}
+
+#[tokio::test]
+async fn jobs_are_queued_once_and_resumed() {
+    let (_folder, db) = open().await;
+    let kind = Kind::Scatter { image: ImageId([1; 16]) };
+    db.queue_job(kind, Moment(500), NOW).await.unwrap();
+    db.queue_job(kind, Moment(400), NOW).await.unwrap();
+    assert_eq!(db.jobs(10).await.unwrap().len(), 1);
+    assert!(db.claim_job(Moment(399)).await.unwrap().is_none());
+    assert_eq!(db.next_job_due().await.unwrap(), Some(Moment(400)));
+    let job = db.claim_job(NOW).await.unwrap().unwrap();
+    assert_eq!((job.kind, job.attempts), (kind, 1));
+    // Queued again while it runs: it waits for the run to end.
+    db.queue_job(kind, Moment(400), NOW).await.unwrap();
+    assert!(db.claim_job(NOW).await.unwrap().is_none());
+    // The process dies here.
+    assert_eq!(db.resume_jobs(NOW).await.unwrap(), 0);
+    let again = db.claim_job(NOW).await.unwrap().unwrap();
+    assert_ne!(again.id, job.id);
+    db.end_job(again.id, Ended::Retry { error: "no", due: NOW }, NOW).await.unwrap();
+    let third = db.claim_job(NOW).await.unwrap().unwrap();
+    assert_eq!((third.id, third.attempts, third.error.as_deref()), (again.id, 2, Some("no")));
+    assert_eq!(db.resume_jobs(NOW).await.unwrap(), 1);
+    let fourth = db.claim_job(NOW).await.unwrap().unwrap();
+    db.end_job(fourth.id, Ended::Done, NOW).await.unwrap();
+    assert!(db.claim_job(NOW).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_machine_has_one_open_install_and_its_end_is_remembered() {
+    let (_folder, db) = open().await;
+    let new = version(&db, "os", 1, &[segment(1)]).await;
+    let hello = TargetHello {
+        csr_pem: String::new(),
+        identity: MachineIdentity {
+            macs: vec!["52:54:00:00:00:01".into()],
+            ..MachineIdentity::default()
+        },
+        disks: Vec::new(),
+        firmware: Firmware::Uefi,
+        secure_boot: false,
+        image: None,
+    };
+    let machine = db.meet_machine(MachineId([1; 16]), &hello, NOW).await.unwrap();
+    assert_eq!(db.meet_machine(MachineId([2; 16]), &hello, NOW).await.unwrap(), machine);
+    let deploy = |id| {
+        let db = &db;
+        async move {
+            let installs = [(InstallId([id; 16]), machine)];
+            let deployment = NewDeployment {
+                version: new.version,
+                disk: &cairn_array::wire::DiskSelector::Only,
+                after: cairn_array::wire::AfterInstall::Reboot,
+                preapproved: false,
+                installs: &installs,
+            };
+            db.deploy(&deployment, NOW).await
+        }
+    };
+    deploy(1).await.unwrap();
+    assert!(matches!(deploy(2).await, Err(DeployError::Busy { .. })));
+    assert_eq!(db.deployments(10).await.unwrap().len(), 1);
+    assert!(!db.begin_removal(new.version).await.unwrap());
+    let id = InstallId([1; 16]);
+    assert_eq!(db.advance_install(id, InstallEvent::Finished, NOW).await.unwrap(), None);
+    for (event, state) in [
+        (InstallEvent::Ticket, InstallState::Ticketed),
+        (InstallEvent::Working, InstallState::Running),
+        (InstallEvent::Finished, InstallState::Done),
+    ] {
+        assert_eq!(db.advance_install(id, event, NOW).await.unwrap(), Some(state));
+    }
+    assert_eq!(db.machine(machine).await.unwrap().unwrap().installed, Some(new.version));
+    deploy(3).await.unwrap();
+}
+
+#[tokio::test]
+async fn events_come_back_in_order_from_an_id_on() {
+    let (_folder, db) = open().await;
+    for id in [5, 6, 9] {
+        db.record_event(id, "image-changed", "{}").await.unwrap();
+    }
+    let ids = |rows: Vec<event::EventRow>| rows.iter().map(|row| row.id).collect::<Vec<_>>();
+    assert_eq!(ids(db.events_after(5, 10).await.unwrap()), [6, 9]);
+    assert_eq!(ids(db.events_after(0, 2).await.unwrap()), [5, 6]);
+}

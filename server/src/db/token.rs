@@ -1,0 +1,145 @@
+//! Join and API tokens.
+
+use super::{Columns as _, Db, DbError, Result, words};
+use crate::moment::Moment;
+
+words! {
+    /// What a token is good for.
+    TokenKind {
+        /// Lets one agent join.
+        Join = "join",
+        /// Speaks for an administrator at the API.
+        Api = "api",
+    }
+}
+
+/// A token as it is listed; its secret is not kept.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenRow {
+    pub(crate) id: i64,
+    pub(crate) kind: TokenKind,
+    pub(crate) note: String,
+    pub(crate) auto_approve: bool,
+    pub(crate) created: Moment,
+    pub(crate) expires: Option<Moment>,
+    pub(crate) used: Option<Moment>,
+    pub(crate) revoked: Option<Moment>,
+}
+
+/// A token to be kept.
+#[derive(Clone, Debug)]
+pub(crate) struct NewToken<'a> {
+    pub(crate) kind: TokenKind,
+    pub(crate) secret: &'a str,
+    pub(crate) note: &'a str,
+    pub(crate) auto_approve: bool,
+    pub(crate) now: Moment,
+    pub(crate) expires: Option<Moment>,
+}
+
+/// Why a join token lets nobody in.
+#[derive(Debug, thiserror::Error)]
+pub enum SpendError {
+    #[error("the join token is unknown")]
+    Unknown,
+    #[error("the join token was used already")]
+    Used,
+    #[error("the join token has expired")]
+    Expired,
+    #[error("the join token was revoked")]
+    Revoked,
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// Decides whether a join token may be spent now.
+pub(crate) fn check(token: &TokenRow, now: Moment) -> Result<(), SpendError> {
+    if token.revoked.is_some() {
+        Err(SpendError::Revoked)
+    } else if token.used.is_some() {
+        Err(SpendError::Used)
+    } else if token.expires.is_some_and(|expires| expires <= now) {
+        Err(SpendError::Expired)
+    } else {
+        Ok(())
+    }
+}
+
+fn token(row: &sqlx::sqlite::SqliteRow) -> Result<TokenRow> {
+    Ok(TokenRow {
+        id: i64::from(row.small("id")?),
+        kind: row.word("kind")?,
+        note: row.text("note")?,
+        auto_approve: row.flag("auto_approve")?,
+        created: row.moment("created")?,
+        expires: row.maybe_moment("expires")?,
+        used: row.maybe_moment("used")?,
+        revoked: row.maybe_moment("revoked")?,
+    })
+}
+
+impl Db {
+    pub(crate) async fn keep_token(&self, new: NewToken<'_>) -> Result<i64> {
+        let done = sqlx::query(
+            "INSERT INTO token (kind, hash, note, auto_approve, created, expires)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(new.kind.word())
+        .bind(crate::secret::hash(new.secret).as_slice())
+        .bind(new.note)
+        .bind(new.auto_approve)
+        .bind(new.now.0)
+        .bind(new.expires.map(|expires| expires.0))
+        .execute(&self.pool)
+        .await?;
+        Ok(done.last_insert_rowid())
+    }
+
+    pub(crate) async fn tokens(&self) -> Result<Vec<TokenRow>> {
+        sqlx::query("SELECT * FROM token ORDER BY id")
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(token)
+            .collect()
+    }
+
+    /// Whether there was such a token. A revoked token stays revoked from when it first was.
+    pub(crate) async fn revoke_token(&self, id: i64, now: Moment) -> Result<bool> {
+        let done = sqlx::query("UPDATE token SET revoked = coalesce(revoked, $2) WHERE id = $1")
+            .bind(id)
+            .bind(now.0)
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Whether this is the secret of an API token that is good now.
+    pub(crate) async fn api_token_is_good(&self, secret: &str, now: Moment) -> Result<bool> {
+        Ok(sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM token WHERE hash = $1 AND kind = 'api'
+               AND revoked IS NULL AND (expires IS NULL OR expires > $2))",
+        )
+        .bind(crate::secret::hash(secret).as_slice())
+        .bind(now.0)
+        .fetch_one(&self.pool)
+        .await?)
+    }
+
+    /// Looks at a join token without spending it.
+    pub(crate) async fn join_token(
+        &self,
+        secret: &str,
+        now: Moment,
+    ) -> Result<TokenRow, SpendError> {
+        let found = sqlx::query("SELECT * FROM token WHERE hash = $1 AND kind = 'join'")
+            .bind(crate::secret::hash(secret).as_slice())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(DbError::from)?
+            .ok_or(SpendError::Unknown)?;
+        let found = token(&found)?;
+        check(&found, now)?;
+        Ok(found)
+    }
+}

@@ -1,0 +1,251 @@
+//! The life of an install, and what a target is told; decisions without I/O.
+//!
+//! ```text
+//!             ticket               working              finished
+//!  scheduled ────────► ticketed ────────────► running ────────────► done
+//!      ▲ │                 │ │                  │ │ └─ broke ─────► failed
+//!      │ └──── cancel ─────┼─┼─── cancel ───────┼─┴───────────────► cancelled
+//!      └───── restart ─────┴─┴──────────────────┘
+//! ```
+//!
+//! Invariants: `done`, `failed` and `cancelled` are final; an event that the table does not have changes nothing.
+
+use cairn_array::wire::InstallPhase;
+use cairn_core::id::InstallId;
+
+use crate::db::{deployment::InstallState, target::TargetState};
+
+/// What happens to an install.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InstallEvent {
+    /// A target of its machine gets the ticket, perhaps once more.
+    Ticket,
+    /// The target reports that it is at work.
+    Working,
+    Finished,
+    /// The target reports that it gave up.
+    Broke,
+    /// An administrator takes it back.
+    Cancel,
+    /// Another run of the installer on the same machine takes over.
+    Restart,
+}
+
+impl From<InstallPhase> for InstallEvent {
+    fn from(phase: InstallPhase) -> Self {
+        match phase {
+            InstallPhase::Planning
+            | InstallPhase::Writing
+            | InstallPhase::Verifying
+            | InstallPhase::Finishing => Self::Working,
+            InstallPhase::Done => Self::Finished,
+            InstallPhase::Failed => Self::Broke,
+        }
+    }
+}
+
+/// Where `event` takes an install from `state`; nothing when it is rejected.
+pub(crate) const fn next(state: InstallState, event: InstallEvent) -> Option<InstallState> {
+    use InstallEvent as E;
+    use InstallState as S;
+    match (state, event) {
+        (S::Scheduled, E::Ticket) | (S::Ticketed, E::Ticket) => Some(S::Ticketed),
+        (S::Ticketed | S::Running, E::Working) | (S::Running, E::Ticket) => Some(S::Running),
+        (S::Ticketed | S::Running, E::Finished) => Some(S::Done),
+        (S::Ticketed | S::Running, E::Broke) => Some(S::Failed),
+        (S::Scheduled | S::Ticketed | S::Running, E::Cancel) => Some(S::Cancelled),
+        (S::Ticketed | S::Running, E::Restart) => Some(S::Scheduled),
+        _ => None,
+    }
+}
+
+/// Whether an install is over for good.
+pub(crate) const fn is_over(state: InstallState) -> bool {
+    matches!(state, InstallState::Done | InstallState::Failed | InstallState::Cancelled)
+}
+
+/// A deployment as the sum of its installs: the state that needs attention first.
+pub(crate) fn sum(installs: impl IntoIterator<Item = InstallState>) -> InstallState {
+    let weight = |state: &InstallState| match state {
+        InstallState::Running => 5,
+        InstallState::Ticketed => 4,
+        InstallState::Scheduled => 3,
+        InstallState::Failed => 2,
+        InstallState::Cancelled => 1,
+        InstallState::Done => 0,
+    };
+    installs.into_iter().max_by_key(weight).unwrap_or(InstallState::Cancelled)
+}
+
+/// An install as far as it matters to a target that asks for its ticket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub(crate) install: InstallId,
+    pub(crate) state: InstallState,
+    /// The image it installs.
+    pub(crate) image: String,
+    pub(crate) preapproved: bool,
+}
+
+/// A target as far as it matters to its ticket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Asker<'a> {
+    pub(crate) state: TargetState,
+    /// The image asked for by name, without its number.
+    pub(crate) image: Option<&'a str>,
+    /// The install it has a ticket for.
+    pub(crate) bound: Option<&'a Offer>,
+    /// The install that is not over, of its machine.
+    pub(crate) open: Option<&'a Offer>,
+}
+
+/// What a target that asks for its ticket gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    AwaitApproval,
+    AwaitDeployment,
+    Refuse(&'static str),
+    /// The ticket of this install; with `take_over`, another run of the installer had it before.
+    Issue {
+        install: InstallId,
+        take_over: bool,
+    },
+}
+
+/// Decides what a target gets. Its identity alone never gets it a ticket, unless an administrator approved that
+/// beforehand.
+pub(crate) fn answer(asker: &Asker<'_>) -> Answer {
+    let offer = match asker.bound {
+        Some(bound) if is_over(bound.state) => {
+            return Answer::Refuse(match bound.state {
+                InstallState::Cancelled => "this install was cancelled by an administrator",
+                _ => "this install is over: start the installer again for another one",
+            });
+        }
+        Some(bound) => Some(bound),
+        None => asker.open,
+    };
+    match asker.state {
+        TargetState::Refused => {
+            return Answer::Refuse("an administrator refused this machine");
+        }
+        TargetState::Ended => {
+            return Answer::Refuse("another run of the installer on this machine took over");
+        }
+        TargetState::Waiting if !offer.is_some_and(|offer| offer.preapproved) => {
+            return Answer::AwaitApproval;
+        }
+        TargetState::Waiting | TargetState::Approved => {}
+    }
+    let Some(offer) = offer else { return Answer::AwaitDeployment };
+    if asker.image.is_some_and(|asked| asked != offer.image) {
+        return Answer::Refuse(
+            "this machine was given another image than the one asked for: ask for that one, or have the deployment cancelled",
+        );
+    }
+    let take_over = asker.bound.is_none() && offer.state != InstallState::Scheduled;
+    Answer::Issue { install: offer.install, take_over }
+}
+
+/// `NAME` or `NAME@N`.
+pub(crate) fn split_name(text: &str) -> Option<(&str, Option<u32>)> {
+    match text.rsplit_once('@') {
+        None => Some((text, None)),
+        Some((name, number)) => Some((name, Some(number.parse().ok()?))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use InstallEvent as E;
+    use InstallState as S;
+
+    use super::*;
+
+    #[test]
+    fn the_table_has_these_transitions_and_no_others() {
+        let table = [
+            (S::Scheduled, E::Ticket, S::Ticketed),
+            (S::Scheduled, E::Cancel, S::Cancelled),
+            (S::Ticketed, E::Ticket, S::Ticketed),
+            (S::Ticketed, E::Working, S::Running),
+            (S::Ticketed, E::Finished, S::Done),
+            (S::Ticketed, E::Broke, S::Failed),
+            (S::Ticketed, E::Cancel, S::Cancelled),
+            (S::Ticketed, E::Restart, S::Scheduled),
+            (S::Running, E::Ticket, S::Running),
+            (S::Running, E::Working, S::Running),
+            (S::Running, E::Finished, S::Done),
+            (S::Running, E::Broke, S::Failed),
+            (S::Running, E::Cancel, S::Cancelled),
+            (S::Running, E::Restart, S::Scheduled),
+        ];
+        for state in [S::Scheduled, S::Ticketed, S::Running, S::Done, S::Failed, S::Cancelled] {
+            for event in [E::Ticket, E::Working, E::Finished, E::Broke, E::Cancel, E::Restart] {
+                let wanted = table
+                    .iter()
+                    .find(|(from, by, _)| (*from, *by) == (state, event))
+                    .map(|(_, _, to)| *to);
+                assert_eq!(next(state, event), wanted, "{state:?} {event:?}");
+            }
+        }
+    }
+
+    fn offer(state: S, preapproved: bool) -> Offer {
+        Offer { install: InstallId([1; 16]), state, image: "classroom".to_owned(), preapproved }
+    }
+
+    fn ask(state: TargetState, open: Option<&Offer>) -> Answer {
+        answer(&Asker { state, image: None, bound: None, open })
+    }
+
+    #[test]
+    fn identity_alone_gets_no_ticket() {
+        let scheduled = offer(S::Scheduled, false);
+        assert_eq!(ask(TargetState::Waiting, Some(&scheduled)), Answer::AwaitApproval);
+        assert_eq!(ask(TargetState::Waiting, None), Answer::AwaitApproval);
+        assert_eq!(ask(TargetState::Approved, None), Answer::AwaitDeployment);
+        let issue = Answer::Issue { install: scheduled.install, take_over: false };
+        assert_eq!(ask(TargetState::Approved, Some(&scheduled)), issue);
+        assert_eq!(ask(TargetState::Waiting, Some(&offer(S::Scheduled, true))), issue);
+        assert!(matches!(ask(TargetState::Refused, Some(&scheduled)), Answer::Refuse(_)));
+        assert!(matches!(ask(TargetState::Ended, Some(&scheduled)), Answer::Refuse(_)));
+    }
+
+    #[test]
+    fn a_second_run_takes_over_and_a_finished_install_is_not_given_again() {
+        let running = offer(S::Running, false);
+        let answered = ask(TargetState::Approved, Some(&running));
+        assert_eq!(answered, Answer::Issue { install: running.install, take_over: true });
+        let bound = Asker {
+            state: TargetState::Approved,
+            image: None,
+            bound: Some(&running),
+            open: Some(&running),
+        };
+        assert_eq!(answer(&bound), Answer::Issue { install: running.install, take_over: false });
+        let done = offer(S::Done, false);
+        assert!(matches!(answer(&Asker { bound: Some(&done), ..bound }), Answer::Refuse(_)));
+    }
+
+    #[test]
+    fn a_target_gets_the_image_it_asked_for_or_none() {
+        let scheduled = offer(S::Scheduled, false);
+        let mut asker = Asker {
+            state: TargetState::Approved,
+            image: Some("office"),
+            bound: None,
+            open: Some(&scheduled),
+        };
+        assert!(matches!(answer(&asker), Answer::Refuse(_)));
+        asker.image = Some("classroom");
+        assert!(matches!(answer(&asker), Answer::Issue { .. }));
+    }
+
+    #[test]
+    fn a_name_may_carry_a_number() {
+        assert_eq!(split_name("a"), Some(("a", None)));
+        assert_eq!(split_name("a@3"), Some(("a", Some(3))));
+        assert_eq!(split_name("a@x"), None);
+    }
+}

@@ -1,0 +1,197 @@
+//! The worker that takes jobs from the database: a few at once, again after a failure, again after kill -9.
+//!
+//! Invariants: no job runs twice at once; a job that was cut short is begun again at the next start; every kind is
+//! idempotent, so beginning again is safe.
+
+use std::{sync::Mutex, time::Duration};
+
+use anyhow::Context as _;
+use tokio::{sync::Notify, task::JoinSet, time::Instant};
+
+pub use crate::db::job::{JobProgress, Kind};
+use crate::{
+    app::App,
+    db::job::{Ended, JobRow},
+    events::Event,
+    moment::Moment,
+};
+
+/// Jobs that run at once: they share disks and network with everything else here.
+const AT_ONCE: usize = 2;
+/// After this many failures in a row a job is given up.
+const MAX_ATTEMPTS: u32 = 12;
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// How often a job's progress is written down.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Wakes the worker.
+#[derive(Debug, Default)]
+pub struct Bell(Notify);
+
+/// How long after its `attempts`-th failure a job is begun again: 1 s, doubled each time, at most five minutes.
+fn pause_after(attempts: u32) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(16);
+    Duration::from_secs(1 << doublings).min(LONGEST_PAUSE)
+}
+
+/// What a running job tells of itself.
+#[derive(Debug)]
+pub struct JobHandle {
+    app: App,
+    id: i64,
+    told: Mutex<Option<Instant>>,
+}
+
+impl JobHandle {
+    /// Says how far the job is. Cheap to call often: about once a second it is passed on.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn progress(&self, done: u64, total: u64, unit: &str) -> anyhow::Result<()> {
+        let due = {
+            let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let due = done == total || told.is_none_or(|told| told.elapsed() >= PROGRESS_EVERY);
+            if due {
+                *told = Some(Instant::now());
+            }
+            due
+        };
+        if due {
+            let progress = JobProgress { done, total, unit: unit.to_owned() };
+            self.app.db.note_job_progress(self.id, &progress, Moment::now()).await?;
+            self.app.events.emit(Event::JobProgress { id: self.id, progress }).await;
+        }
+        Ok(())
+    }
+}
+
+impl App {
+    /// Queues work for now. Work that waits already is not queued twice.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn queue(&self, kind: Kind) -> crate::db::Result<()> {
+        self.queue_after(kind, Duration::ZERO).await
+    }
+
+    /// Queues work for later; what happens often in a row (agents joining) then costs one run.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn queue_after(&self, kind: Kind, delay: Duration) -> crate::db::Result<()> {
+        let now = Moment::now();
+        self.db.queue_job(kind, now.plus(delay), now).await?;
+        self.bell.0.notify_one();
+        Ok(())
+    }
+
+    /// Queues [`Kind::Scatter`] for every image: the fleet changed.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn queue_scatter_of_all(&self, delay: Duration) -> crate::db::Result<()> {
+        for image in self.db.images().await? {
+            self.queue_after(Kind::Scatter { image: image.id }, delay).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes jobs until the server stops. What runs then is dropped, and begun again at the next start.
+pub(crate) async fn work(app: App) {
+    let mut running = JoinSet::new();
+    loop {
+        let wake_at = match fill(&app, &mut running).await {
+            Ok(due) => due,
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "take jobs");
+                Some(Instant::now() + Duration::from_secs(5))
+            }
+        };
+        tokio::select! {
+            () = app.stop.cancelled() => break,
+            () = app.bell.0.notified() => {}
+            Some(ended) = running.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a job panicked");
+                }
+            }
+            () = sleep_until(wake_at) => {}
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Begins jobs while there is room; returns when to look again.
+async fn fill(app: &App, running: &mut JoinSet<()>) -> anyhow::Result<Option<Instant>> {
+    while running.len() < AT_ONCE {
+        let Some(job) = app.db.claim_job(Moment::now()).await.context("claim a job")? else {
+            let due = app.db.next_job_due().await.context("look for the next job")?;
+            // A job that is due but was not claimed waits for its like to end: the end wakes us.
+            return Ok(due
+                .map(|due| due.since(Moment::now()))
+                .filter(|wait| !wait.is_zero())
+                .map(|wait| Instant::now() + wait));
+        };
+        running.spawn(run(app.clone(), job));
+    }
+    Ok(None)
+}
+
+async fn run(app: App, job: JobRow) {
+    app.events.emit(Event::JobChanged { id: job.id, state: "running".to_owned() }).await;
+    let handle = JobHandle { app: app.clone(), id: job.id, told: Mutex::new(None) };
+    let done = match job.kind {
+        Kind::Scatter { image } => crate::scatter::converge(&app, image, &handle).await,
+        Kind::RemoveVersion { version } => crate::removal::remove(&app, version, &handle).await,
+    };
+    let error = done.as_ref().err().map(|error| format!("{error:#}"));
+    let now = Moment::now();
+    let ended = match &error {
+        None => Ended::Done,
+        Some(error) if job.attempts < MAX_ATTEMPTS => {
+            tracing::warn!(
+                job = job.id,
+                kind = job.kind.word(),
+                error,
+                "job failed, it is tried again"
+            );
+            Ended::Retry { error, due: now.plus(pause_after(job.attempts)) }
+        }
+        Some(error) => {
+            tracing::error!(job = job.id, kind = job.kind.word(), error, "job given up");
+            Ended::Failed { error }
+        }
+    };
+    let state = match ended {
+        Ended::Done => "done",
+        Ended::Retry { .. } => "queued",
+        Ended::Failed { .. } => "failed",
+    };
+    if let Err(error) = app.db.end_job(job.id, ended, now).await {
+        tracing::error!(
+            job = job.id,
+            error = &error as &dyn std::error::Error,
+            "write down a job's end"
+        );
+    }
+    app.events.emit(Event::JobChanged { id: job.id, state: state.to_owned() }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_five_minutes() {
+        let pauses: Vec<u64> = (1..=12).map(|attempts| pause_after(attempts).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+        assert_eq!(pause_after(0).as_secs(), 1);
+    }
+}

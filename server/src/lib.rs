@@ -1,0 +1,36 @@
+//! The controller: HTTP API, jobs, database, and what agents and targets talk to.
+//!
+//! ```text
+//!  api/  agents/  targets/  peers      what comes in over HTTPS, one file per noun
+//!     │       │       │
+//!  deployments, machines, boot         decisions without I/O
+//!     │       │       │
+//!  register   scatter   removal        work that moves bytes, through jobs where it must survive a kill
+//!     └───────┴───────┴──► db/         the only place with SQL
+//! ```
+//!
+//! Invariants: nothing outside `db/` writes SQL; nothing outside `site/` touches a secret file; a decision about a machine
+//! never rests on what the machine says of itself alone.
+
+mod agents;
+pub mod api;
+pub mod app;
+mod boot;
+mod boot_build;
+pub mod cli;
+pub mod config;
+mod dashboard;
+pub mod db;
+mod deployments;
+pub mod events;
+pub mod jobs;
+mod machines;
+mod moment;
+mod peers;
+pub mod register;
+mod removal;
+pub mod scatter;
+mod secret;
+pub mod serve;
+pub mod site;
+mod targets;

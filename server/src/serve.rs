@@ -1,0 +1,355 @@
+//! `cairn-server serve`: the order in which a server comes up and goes down.
+//!
+//! Lock, secrets, database, what a kill cut short, sockets, then the sign that it serves. Everything that can be refused
+//! is refused before the first socket is bound; everything is bound before `ready:` is printed.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use cairn_array::tls::{self, Member, NameTable, Token};
+use cairn_pxe::{DhcpMode, FullDhcp, PayloadFiles, PxeConfig};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    agents::directory::DirectoryKeeper,
+    api,
+    app::{App, Changes, Inner},
+    boot::Decider,
+    boot_build,
+    config::{DhcpChoice, ServeOptions, reachable},
+    db::{Db, token::TokenKind},
+    events::Events,
+    jobs,
+    moment::Moment,
+    register::{self, Registrations},
+    secret,
+    site::{Opened, Site, local_addresses, secrets},
+};
+
+/// What the command line on this machine finds the server by: `DATA/run/server.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerFile {
+    pub url: String,
+    /// SHA-256 of the CA certificate.
+    pub ca: String,
+}
+
+/// The file with [`ServerFile`].
+#[must_use]
+pub fn server_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("run").join("server.json")
+}
+
+/// What the first start shows once.
+#[derive(Clone, Debug)]
+pub struct FirstStart {
+    pub password: String,
+    /// What to run on the first client.
+    pub join: String,
+    pub recovery_file: PathBuf,
+}
+
+/// A server that serves.
+#[derive(Debug)]
+pub struct Running {
+    app: App,
+    /// Where the HTTPS service is bound.
+    pub bound: SocketAddr,
+    /// Where boot files are served.
+    pub boot: SocketAddr,
+    pub first_start: Option<FirstStart>,
+    services: JoinSet<anyhow::Result<()>>,
+    _lock: File,
+}
+
+impl Running {
+    /// What its parts share.
+    #[must_use]
+    pub const fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// Where others reach the HTTPS service.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://{}", self.app.address)
+    }
+
+    /// Runs until the server is told to stop or a service fails for good, then goes down in order.
+    ///
+    /// # Errors
+    /// When a service failed.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.services.join_next().await {
+            let ended = ended.context("wait for a service").and_then(|ended| ended);
+            if ended.is_err() && result.is_ok() {
+                result = ended;
+            }
+            // The others do not outlive the first that ended.
+            self.app.stop.cancel();
+        }
+        self.app.tasks.close();
+        self.app.tasks.wait().await;
+        self.app.db.close().await;
+        result
+    }
+}
+
+/// Runs a server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or a service fails for good.
+pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let running = start(options, stop).await?;
+    announce(&running).context("write to standard output")?;
+    running.run().await
+}
+
+fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
+    let stop = stop.clone();
+    // Lives as long as the process; there is nothing to wait for.
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        stop.cancel();
+    });
+    Ok(())
+}
+
+fn announce(running: &Running) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let url = running.url();
+    if let Some(first) = &running.first_start {
+        writeln!(out, "dashboard: {url}")?;
+        writeln!(out, "sign in:   {} with password {}", api::session::ADMIN, first.password)?;
+        writeln!(out, "join:      {}", first.join)?;
+        writeln!(out, "recovery:  {}", first.recovery_file.display())?;
+        writeln!(out, "           {}", secrets::RECOVERY_ADVICE)?;
+        writeln!(out, "This is shown once.")?;
+    }
+    writeln!(out, "ready: {url}")?;
+    out.flush()
+}
+
+/// Starts a server; when this returns, it serves.
+///
+/// # Errors
+/// Each says what to do: the folder is in use, a secret is not as it must be, a port is taken.
+pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Result<Running> {
+    let data_dir = options.data_dir.clone();
+    let lock = lock(&data_dir)?;
+    let Opened { site, first_start } = Site::open(&data_dir)?;
+    let db = Db::open(&options.database_file())
+        .await
+        .with_context(|| format!("open database {}", options.database_file().display()))?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .with_context(|| format!("listen on {}: choose another with --listen", options.listen))?;
+    let bound = listener.local_addr().context("read the address that was bound")?;
+    let boot_ip = boot_address(&options)?;
+    let address = reachable(bound, boot_ip, &local_addresses()?);
+    let directory = DirectoryKeeper::open(&db, &site).await?;
+    let app = App::new(Inner {
+        events: Events::new(db.clone()),
+        db,
+        site,
+        data_dir: data_dir.clone(),
+        store_folders: options.store_folders(),
+        address,
+        bound,
+        names: Arc::new(NameTable::default()),
+        boot: Arc::default(),
+        stop: stop.clone(),
+        tasks: TaskTracker::new(),
+        directory,
+        bell: jobs::Bell::default(),
+        login_limit: api::session::LoginLimit::default(),
+        registrations: Registrations::default(),
+        agents_changed: Changes::default(),
+        holdings_changed: Changes::default(),
+        targets_changed: Changes::default(),
+    });
+    take_up(&app).await?;
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let server = tls::server_tls(&app.site.server_papers(Some(&hostname))?)?;
+    let decider = Arc::new(Decider::new(app.clone(), address));
+    let pxe =
+        cairn_pxe::bind(pxe_config(&options, address)?, decider, Arc::clone(&app.boot)).await?;
+    let boot = pxe.http_addr().context("read the address of boot files")?;
+    let mut services = JoinSet::new();
+    services.spawn(tls::serve(listener, server, api::router(&app), stop.clone()));
+    services.spawn(pxe.run(stop.clone()));
+    let worker = app.clone();
+    services.spawn(async move {
+        jobs::work(worker).await;
+        Ok(())
+    });
+    keep_cli_token(&app).await?;
+    write_server_file(&app)?;
+    let first_start = greet(&app, first_start).await?;
+    Ok(Running { app, bound, boot, first_start, services, _lock: lock })
+}
+
+/// Two servers on one folder would undo each other's work.
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    let run = data_dir.join("run");
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&run)
+        .with_context(|| format!("make folder {}", run.display()))?;
+    let path = run.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => anyhow::bail!(
+            "another cairn-server uses {}: stop it, or name another folder with --data-dir",
+            data_dir.display()
+        ),
+        Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+/// Takes up what a stop or a kill cut short, before anybody is served.
+async fn take_up(app: &App) -> anyhow::Result<()> {
+    register::clear_away(app).await.context("clear away registrations that were cut short")?;
+    let resumed = app.db.resume_jobs(Moment::now()).await?;
+    if resumed > 0 {
+        tracing::info!(resumed, "jobs that were cut short are begun again");
+    }
+    for agent in app.db.approved_agents().await? {
+        if let Some(address) = agent.address {
+            app.names.set(Member::Agent(agent.id), address);
+        }
+    }
+    Ok(())
+}
+
+/// The address on the boot interface, when there is one.
+fn boot_address(options: &ServeOptions) -> anyhow::Result<Option<IpAddr>> {
+    let Some(interface) = &options.boot_interface else { return Ok(None) };
+    Ok(Some(IpAddr::V4(cairn_pxe::address_of_interface(interface)?)))
+}
+
+fn pxe_config(options: &ServeOptions, address: SocketAddr) -> anyhow::Result<PxeConfig> {
+    let dhcp = match (options.dhcp, &options.boot_interface, options.dhcp_pool) {
+        (DhcpChoice::Off, _, _) | (DhcpChoice::Proxy, None, _) => DhcpMode::Off,
+        (DhcpChoice::Proxy, Some(_), _) => DhcpMode::Proxy,
+        (DhcpChoice::Full, None, _) => anyhow::bail!("full DHCP needs --boot-interface"),
+        (DhcpChoice::Full, _, None) => anyhow::bail!("full DHCP needs --dhcp-pool A-B"),
+        (DhcpChoice::Full, Some(_), Some(pool)) => DhcpMode::Full(FullDhcp {
+            pool_start: pool.first,
+            pool_end: pool.last,
+            mask: options.dhcp_mask,
+            router: options.dhcp_router,
+            dns: options.dhcp_dns.clone(),
+            lease_seconds: options.dhcp_lease,
+        }),
+    };
+    let server_addr = match boot_address(options)? {
+        Some(IpAddr::V4(ip)) => ip,
+        _ => match (options.boot_listen.ip(), address.ip()) {
+            (IpAddr::V4(ip), _) if !ip.is_unspecified() => ip,
+            (_, IpAddr::V4(ip)) => ip,
+            (_, IpAddr::V6(_)) => Ipv4Addr::LOCALHOST,
+        },
+    };
+    let folder = options.boot_folder();
+    Ok(PxeConfig {
+        interface: options.boot_interface.clone(),
+        server_addr,
+        http_addr: options.boot_listen,
+        dhcp,
+        ipxe_dir: options.ipxe_dir.clone(),
+        files: PayloadFiles {
+            kernel: folder.join(boot_build::KERNEL_FILE),
+            initrd: folder.join(boot_build::INITRD_FILE),
+        },
+        state_dir: options.data_dir.clone(),
+    })
+}
+
+/// The command line on this machine needs a token that works; one that was revoked or lost is replaced.
+async fn keep_cli_token(app: &App) -> anyhow::Result<()> {
+    if let Some(text) = secrets::read_cli_token(&app.data_dir)?
+        && let Ok(token) = text.parse::<Token>()
+        && app.db.api_token_is_good(&token.secret, Moment::now()).await?
+    {
+        return Ok(());
+    }
+    let request = api::token::TokenRequest {
+        kind: TokenKind::Api,
+        auto_approve: false,
+        expires_in: None,
+        note: "command line on the server".to_owned(),
+    };
+    let made =
+        api::token::make(app, &request).await.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    secrets::keep_cli_token(&app.data_dir, &made.token)
+}
+
+fn write_server_file(app: &App) -> anyhow::Result<()> {
+    let path = server_file(&app.data_dir);
+    let mut here = app.address;
+    // The command line runs here: loopback works whatever happens to the net, when the service listens there.
+    if app.bound.ip().is_unspecified() {
+        here.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let file =
+        ServerFile { url: format!("https://{here}"), ca: app.site.fingerprint().to_string() };
+    let text = serde_json::to_vec_pretty(&file).context("write server.json")?;
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).with_context(|| format!("write {}", beside.display()))?;
+    fs::rename(&beside, &path).with_context(|| format!("put {} in place", path.display()))
+}
+
+/// Makes the administrator's account and the first join token when there is no account yet.
+async fn greet(app: &App, site_is_new: bool) -> anyhow::Result<Option<FirstStart>> {
+    if app.db.has_an_account().await? {
+        return Ok(None);
+    }
+    if !site_is_new {
+        tracing::warn!("there was no account: a start was cut short, or the database is new");
+    }
+    let password = secret::random_password()?;
+    let kept = api::session::hash_password(&password)?;
+    let request = api::token::TokenRequest {
+        kind: TokenKind::Join,
+        auto_approve: false,
+        expires_in: None,
+        note: "first start".to_owned(),
+    };
+    let made =
+        api::token::make(app, &request).await.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    app.db.add_account(api::session::ADMIN, &kept, Moment::now()).await?;
+    Ok(Some(FirstStart {
+        password,
+        join: made.command.unwrap_or_default(),
+        recovery_file: app.data_dir.join(secrets::RECOVERY_FILE),
+    }))
+}

@@ -1,0 +1,134 @@
+//! The site's secrets and what is done with them.
+//!
+//! | file in `DATA/secrets/` (0700; files 0600) | what it is |
+//! |---|---|
+//! | `ca.key`, `ca.pem` | the site's CA: every certificate hangs on it |
+//! | `signing.key` | 32 bytes of Ed25519 seed, in hex: signs directory, manifests and stripe maps |
+//! | `server.agekey` | age identity: opens content keys |
+//! | `recovery.pub` | age recipient of the recovery key, whose private half is not here |
+//! | `cli-token` | API token for the command line on this machine; made anew when absent |
+//!
+//! The folder appears whole, by one rename, at the first start. From then on a file that is missing, empty or readable by
+//! others keeps the server from starting: to go on with a new key would cut the fleet off or expose it.
+//!
+//! Invariants: the private half of the recovery key is written once and never read; no secret leaves this module in a log
+//! or a `Debug` text; the names in a certificate are chosen here, what a request says is not looked at.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use cairn_array::{
+    tls::{Fingerprint, Papers},
+    wrap::{Identity, Recipient, wrap_key},
+};
+use cairn_core::{
+    id::SiteId,
+    seal::SealKey,
+    sign::{SigningKey, VerifyingKey},
+};
+
+mod addresses;
+mod authority;
+pub(crate) mod secrets;
+
+pub use addresses::local_addresses;
+pub use authority::{Authority, Certified};
+pub use secrets::{MakeError, RefusedSecret, Secrets};
+
+/// A running site's identity: everything that its secrets are good for.
+#[derive(Debug)]
+pub struct Site {
+    id: SiteId,
+    fingerprint: Fingerprint,
+    authority: Authority,
+    signer: SigningKey,
+    server_key: Identity,
+    recovery: Recipient,
+}
+
+/// A site and whether it was made just now.
+#[derive(Debug)]
+pub struct Opened {
+    pub site: Site,
+    pub first_start: bool,
+}
+
+impl Site {
+    /// Opens the site in `data_dir`; makes it when the folder has no site yet.
+    ///
+    /// # Errors
+    /// When a secret is missing, empty, readable by others or unusable; each error says what to do.
+    pub fn open(data_dir: &Path) -> anyhow::Result<Opened> {
+        let first_start = Secrets::are_absent(data_dir)?;
+        if first_start {
+            Secrets::make(data_dir).context("make the site's secrets")?;
+        }
+        let secrets = Secrets::read(data_dir)?;
+        let authority = Authority::new(secrets.ca_pem.clone(), &secrets.ca_key)?;
+        let fingerprint = Fingerprint::of_pem(&secrets.ca_pem)?;
+        let mut id = [0; SiteId::BYTES];
+        id.copy_from_slice(&fingerprint.0[..SiteId::BYTES]);
+        let site = Self {
+            id: SiteId(id),
+            fingerprint,
+            authority,
+            signer: secrets.signer()?,
+            server_key: secrets.server_agekey.parse().context("read secrets/server.agekey")?,
+            recovery: secrets.recovery.parse().context("read secrets/recovery.pub")?,
+        };
+        Ok(Opened { site, first_start })
+    }
+
+    /// The start of the CA's fingerprint: a site is its CA.
+    #[must_use]
+    pub const fn id(&self) -> SiteId {
+        self.id
+    }
+
+    #[must_use]
+    pub const fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    #[must_use]
+    pub const fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    #[must_use]
+    pub const fn signer(&self) -> &SigningKey {
+        &self.signer
+    }
+
+    #[must_use]
+    pub fn verifying_key(&self) -> VerifyingKey {
+        self.signer.verifying_key()
+    }
+
+    /// Wraps a content key for the server and the recovery key, and for nobody else.
+    ///
+    /// # Errors
+    /// When the age format cannot be written.
+    pub fn wrap_content_key(&self, key: &SealKey) -> anyhow::Result<Vec<u8>> {
+        wrap_key(key, &[self.server_key.recipient(), self.recovery.clone()])
+    }
+
+    /// Opens a content key that [`Site::wrap_content_key`] wrapped.
+    ///
+    /// # Errors
+    /// When it was wrapped for others, or changed.
+    pub fn open_content_key(&self, wrapped: &[u8]) -> anyhow::Result<SealKey> {
+        self.server_key.unwrap_key(wrapped)
+    }
+
+    /// Papers for the server itself, made for this start: nobody pins them, so their key need not be kept.
+    ///
+    /// # Errors
+    /// When the system has no randomness, or the CA's key does not sign.
+    pub fn server_papers(&self, hostname: Option<&str>) -> anyhow::Result<Papers> {
+        self.authority.certify_server(hostname, &local_addresses()?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+//! What a target reports while it installs.
+
+use axum::{Extension, Json, extract::State, http::StatusCode};
+use cairn_array::{
+    tls::Peer,
+    wire::{BadSegment, InstallProgress, ProgressReply},
+};
+
+use super::{session::Ticketed, ticket::tell_install};
+use crate::{
+    agents,
+    api::{self, error::ApiError, extract::Body},
+    app::App,
+    db::deployment::InstallState,
+    deployments::is_over,
+    events::Event,
+    moment::Moment,
+};
+
+/// The longest reason for a failure that is kept.
+const MAX_ERROR: usize = 4000;
+
+pub(super) async fn progress(
+    State(app): State<App>,
+    Ticketed(install): Ticketed,
+    Body(mut progress): Body<InstallProgress>,
+) -> Result<Json<ProgressReply>, ApiError> {
+    if let Some(error) = &mut progress.error {
+        *error = error
+            .chars()
+            .filter(|sign| !sign.is_control() || *sign == '\n')
+            .take(MAX_ERROR)
+            .collect();
+    }
+    let now = Moment::now();
+    let state = app.db.note_install_progress(install.id, &progress, now).await?;
+    let Some(state) = state else {
+        return Ok(Json(ProgressReply { cancel: install.state == InstallState::Cancelled }));
+    };
+    if state == install.state {
+        if let Some(row) = app.db.install(install.id).await? {
+            let view = api::deployment::install_view(&app, row).await?;
+            app.events.emit(Event::InstallProgress(Box::new(view))).await;
+        }
+        return Ok(Json(ProgressReply { cancel: false }));
+    }
+    if let Some(error) = &progress.error {
+        tracing::warn!(install = %install.id, machine = %install.machine, error, "an install failed");
+    }
+    tell_install(&app, install.id).await?;
+    if is_over(state) {
+        app.targets_changed.notify();
+        api::machine::tell(&app, install.machine).await?;
+        app.events.emit(Event::DeploymentChanged { id: install.deployment }).await;
+    }
+    Ok(Json(ProgressReply { cancel: false }))
+}
+
+pub(super) async fn bad_segment(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Ticketed(install): Ticketed,
+    Body(bad): Body<BadSegment>,
+) -> Result<StatusCode, ApiError> {
+    // A target tells about segments of its own version; about others it cannot know.
+    if !app.db.segment_serves_version(bad.segment, install.version).await? {
+        return Err(ApiError::forbidden(
+            "not_your_segment",
+            "this segment does not belong to the image of this install",
+        ));
+    }
+    let told_by = format!("install {} at {}", install.id, peer.addr.ip());
+    agents::note_bad_segment(&app, bad, told_by).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

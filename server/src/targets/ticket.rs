@@ -1,0 +1,121 @@
+//! `GET /target/v1/ticket`: held until there is something to say, then all that an install needs.
+
+use axum::{Json, extract::State};
+use cairn_array::{
+    tls::Member,
+    wire::{AfterInstall, SYNC_HOLD, Ticket, TicketReply},
+};
+use cairn_core::id::InstallId;
+use tokio::time::Instant;
+
+use super::session::Session;
+use crate::{
+    api::{self, error::ApiError},
+    app::App,
+    db::{deployment::InstallRow, target::TargetRow},
+    deployments::{Answer, Asker, Offer, answer, split_name},
+    events::Event,
+    moment::Moment,
+};
+
+pub(super) async fn ticket(
+    State(app): State<App>,
+    Session(target): Session,
+) -> Result<Json<TicketReply>, ApiError> {
+    let deadline = Instant::now() + SYNC_HOLD;
+    let mut changes = app.targets_changed.watch();
+    loop {
+        let reply = reply(&app, target.hash).await?;
+        let waits =
+            matches!(reply, TicketReply::AwaitingApproval | TicketReply::AwaitingDeployment);
+        if !waits {
+            return Ok(Json(reply));
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return Ok(Json(reply)) },
+            () = tokio::time::sleep_until(deadline) => return Ok(Json(reply)),
+            () = app.stop.cancelled() => return Ok(Json(reply)),
+        }
+    }
+}
+
+fn offer(row: &InstallRow) -> Offer {
+    Offer {
+        install: row.id,
+        state: row.state,
+        image: row.image.clone(),
+        preapproved: row.preapproved,
+    }
+}
+
+async fn reply(app: &App, hash: [u8; 32]) -> Result<TicketReply, ApiError> {
+    let now = Moment::now();
+    let Some(target) = app.db.target_seen(hash, now).await? else {
+        let reason = "this machine was forgotten: start the installer again".to_owned();
+        return Ok(TicketReply::Refused { reason });
+    };
+    let bound = match target.install {
+        Some(install) => app.db.install(install).await?,
+        None => None,
+    };
+    let open = app.db.open_install_of_machine(target.machine).await?;
+    let (bound, open) = (bound.as_ref().map(offer), open.as_ref().map(offer));
+    let asker = Asker {
+        state: target.state,
+        image: target.image.as_deref().and_then(split_name).map(|(name, _)| name),
+        bound: bound.as_ref(),
+        open: open.as_ref(),
+    };
+    match answer(&asker) {
+        Answer::AwaitApproval => Ok(TicketReply::AwaitingApproval),
+        Answer::AwaitDeployment => Ok(TicketReply::AwaitingDeployment),
+        Answer::Refuse(reason) => Ok(TicketReply::Refused { reason: reason.to_owned() }),
+        Answer::Issue { install, take_over } => issue(app, &target, install, take_over).await,
+    }
+}
+
+async fn issue(
+    app: &App,
+    target: &TargetRow,
+    install: InstallId,
+    take_over: bool,
+) -> Result<TicketReply, ApiError> {
+    let over = || TicketReply::Refused {
+        reason: "this install is over: start the installer again".to_owned(),
+    };
+    let Some(row) = app.db.install(install).await? else { return Ok(over()) };
+    let Some(version) = app.db.version(row.version).await? else { return Ok(over()) };
+    let content_key = app.site.open_content_key(&version.content_key)?;
+    let certified = app.site.authority().certify(&Member::Target(install), &target.public_key)?;
+    let handed = app.db.hand_install_to(install, target.hash, take_over, Moment::now()).await?;
+    if handed.is_none() {
+        return Ok(over());
+    }
+    tracing::info!(install = %install, machine = %target.machine, code = target.code, "a ticket was issued");
+    // Another run of the same machine may wait for a ticket that it does not get any more.
+    app.targets_changed.notify();
+    tell_install(app, install).await?;
+    // On a running system the operator's installer ends where it began.
+    let then = if target.image.is_some() { AfterInstall::Exit } else { row.after };
+    Ok(TicketReply::Ready(Box::new(Ticket {
+        install,
+        image: row.image,
+        number: row.number,
+        version: row.version,
+        certificate_pem: certified.certificate_pem,
+        ca_pem: app.site.authority().ca_pem().to_owned(),
+        signing_key: app.site.verifying_key(),
+        content_key: content_key.0,
+        disk: row.disk,
+        then,
+    })))
+}
+
+/// Tells listeners how an install is now.
+pub(super) async fn tell_install(app: &App, install: InstallId) -> Result<(), ApiError> {
+    if let Some(row) = app.db.install(install).await? {
+        let view = api::deployment::install_view(app, row).await?;
+        app.events.emit(Event::InstallChanged(Box::new(view))).await;
+    }
+    Ok(())
+}
