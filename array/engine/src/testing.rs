@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    dsf::CheckedSegment,
     map_reader::PriorVersion,
     peer::{SegmentSource, routes},
     register::{Counters, Input, RawSource, SegmentSink, register},
@@ -56,12 +57,9 @@ impl Site {
 pub(crate) struct Memory(pub(crate) HashMap<SegmentId, Vec<u8>>);
 
 impl SegmentSink for Memory {
-    fn put(&mut self, id: SegmentId, sealed: Vec<u8>) -> anyhow::Result<()> {
-        assert_eq!(SegmentId::of(&sealed), id);
-        assert!(
-            self.0.insert(id, sealed).is_none(),
-            "a random key never seals the same segment twice"
-        );
+    fn put(&mut self, segment: CheckedSegment) -> anyhow::Result<()> {
+        let known = self.0.insert(segment.id(), segment.bytes().to_vec());
+        assert!(known.is_none(), "a random key never seals the same segment twice");
         Ok(())
     }
 }

@@ -32,14 +32,16 @@ use std::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use cairn_core::{
-    id::SegmentId,
+    id::sha256,
     manifest::{MapSegmentKey, SegmentEntry},
     seal::SealKey,
     units::{BlockIndex, ByteCount},
 };
 use tokio_util::sync::CancellationToken;
 
-pub use source::{BlockSource, Input, MAX_IMAGE_BYTES, RawSource, SourceError};
+pub use source::{BlockSource, Input, MAX_IMAGE_BYTES, RawSource, SourceError, SparseSource};
+
+use crate::dsf::CheckedSegment;
 
 use crate::map_reader::PriorVersion;
 use index::BlockIndexCache;
@@ -62,7 +64,7 @@ pub trait SegmentSink: Send {
     ///
     /// # Errors
     /// When it cannot be kept; registering ends with this error.
-    fn put(&mut self, id: SegmentId, sealed: Vec<u8>) -> anyhow::Result<()>;
+    fn put(&mut self, segment: CheckedSegment) -> anyhow::Result<()>;
 }
 
 /// What came out: the parts of a manifest.
@@ -75,6 +77,8 @@ pub struct Registered {
     pub map: Vec<SegmentEntry>,
     pub map_keys: Vec<MapSegmentKey>,
     pub data_blocks: u64,
+    /// SHA-256 over size, positions and hashes of all data blocks: equal for equal content.
+    pub content: [u8; 32],
 }
 
 /// How far it is: read by others while it runs.
@@ -183,7 +187,10 @@ fn first_error(
     let packed = packed.map_err(|error| errors.push(error));
     let cause = errors.iter().position(|error| !error.is::<StageGone>()).unwrap_or(0);
     match (size, packed) {
-        (Ok(size), Ok(registered)) if errors.is_empty() => Ok(Registered { size, ..registered }),
+        (Ok(size), Ok(registered)) if errors.is_empty() => {
+            let content = sha256(&[&registered.content[..], &size.0.to_le_bytes()].concat());
+            Ok(Registered { size, content, ..registered })
+        }
         _ => Err(errors.swap_remove(cause)),
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use cairn_core::{
-    id::SegmentId,
+    id::{Hasher, SegmentId},
     manifest::{MAX_DATA_SEGMENTS, MAX_MAP_SEGMENTS, MapSegmentKey, SegmentEntry},
     map::{Extent, MapPage, Origin, PAGE_BLOCKS},
     seal::SealKey,
@@ -20,7 +20,7 @@ use super::{
     sequence::{DraftBlock, DraftPage, Step},
     workers::WorkerGone,
 };
-use crate::{frame::FrameCompressor, random};
+use crate::{dsf::CheckedSegment, frame::FrameCompressor, random};
 
 /// Runs until the sequencer ends. The size in the result is the reader's to fill in.
 pub(super) fn run(
@@ -45,6 +45,7 @@ pub(super) fn run(
             open: None,
         },
         data_blocks: 0,
+        content: Hasher::default(),
     };
     while let Ok(step) = steps.recv() {
         match step {
@@ -70,6 +71,7 @@ struct Packer<'a> {
     frames: Vec<(SegmentIndex, FrameIndex)>,
     map: MapPacker,
     data_blocks: u64,
+    content: Hasher,
 }
 
 impl Packer<'_> {
@@ -115,6 +117,8 @@ impl Packer<'_> {
         let mut hashes = Vec::with_capacity(draft.blocks.len());
         for DraftBlock { block, hash, place } in &draft.blocks {
             hashes.push(*hash);
+            self.content.update(&block.0.to_le_bytes());
+            self.content.update(hash.as_bytes());
             let origin = self.origin(*place)?;
             match extents.last_mut() {
                 Some(last) if continues(last, *block, origin) => last.blocks += 1,
@@ -172,6 +176,7 @@ impl Packer<'_> {
             map: self.map.entries,
             map_keys: self.map.keys,
             data_blocks: self.data_blocks,
+            content: self.content.finish(),
         })
     }
 }
@@ -240,9 +245,9 @@ fn keep(
     counters: &Arc<Counters>,
     builder: SegmentBuilder,
 ) -> anyhow::Result<SegmentEntry> {
-    let sealed = builder.finish();
-    let entry = SegmentEntry { id: SegmentId::of(&sealed), bytes: u32::try_from(sealed.len())? };
-    Counters::add(&counters.stored, sealed.len());
-    sink.put(entry.id, sealed).context("keep a segment")?;
+    let segment = CheckedSegment::of(builder.finish().into()).context("name a segment")?;
+    let entry = SegmentEntry { id: segment.id(), bytes: segment.length() };
+    Counters::add(&counters.stored, segment.bytes().len());
+    sink.put(segment).context("keep a segment")?;
     Ok(entry)
 }

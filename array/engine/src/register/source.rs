@@ -5,7 +5,11 @@ use std::{
     sync::{Arc, atomic::Ordering, mpsc::SyncSender},
 };
 
-use cairn_core::units::{BLOCK_BYTES, BlockIndex, ByteCount};
+use cairn_core::{
+    free::{FreeFilter, Use},
+    sparse,
+    units::{BLOCK_BYTES, BlockIndex, ByteCount, blocks_for},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Counters, Run, StageGone, sequence::Piece, workers::Workers};
@@ -45,6 +49,9 @@ pub trait BlockSource: Send {
     /// # Errors
     /// See [`SourceError`].
     fn next_run(&mut self) -> Result<Option<Run>, SourceError>;
+
+    /// The image's size in bytes, when it is known before the end.
+    fn declared(&self) -> Option<ByteCount>;
 
     /// The image's size in bytes: known for certain once [`BlockSource::next_run`] gave none.
     fn size(&self) -> ByteCount;
@@ -118,8 +125,86 @@ impl<R: Read + Send> BlockSource for RawSource<R> {
         }
     }
 
+    fn declared(&self) -> Option<ByteCount> {
+        self.declared
+    }
+
     fn size(&self) -> ByteCount {
         ByteCount(self.position)
+    }
+}
+
+/// A sparse stream ([`cairn_core::sparse`]): only what is not zero.
+#[derive(Debug)]
+pub struct SparseSource<R> {
+    input: R,
+    decoder: sparse::Decoder,
+    /// Events that are decoded and not yet handed out, last first.
+    events: Vec<sparse::Event>,
+    buffer: Vec<u8>,
+    total: Option<ByteCount>,
+}
+
+impl<R: Read + Send> SparseSource<R> {
+    /// Reads the head of `input`, which declares the image's size.
+    ///
+    /// # Errors
+    /// [`SourceError`] when there is none, or it declares too much.
+    pub fn open(input: R) -> Result<Self, SourceError> {
+        let decoder = sparse::Decoder::new(ByteCount(MAX_IMAGE_BYTES));
+        let mut source =
+            Self { input, decoder, events: Vec::new(), buffer: vec![0; 256 << 10], total: None };
+        while source.total.is_none() && source.fill()? {}
+        match source.total {
+            Some(ByteCount(0)) => Err(SourceError::Empty),
+            _ => Ok(source),
+        }
+    }
+
+    /// Decodes some more. False at the end.
+    fn fill(&mut self) -> Result<bool, SourceError> {
+        let malformed = |error| SourceError::Malformed(Box::new(error));
+        let count = self.input.read(&mut self.buffer).map_err(SourceError::Read)?;
+        if count == 0 {
+            self.decoder.finish().map_err(malformed)?;
+            return Ok(false);
+        }
+        let mut events = self.decoder.push(&self.buffer[..count]).map_err(malformed)?;
+        for event in &events {
+            if let sparse::Event::Start { total } = event {
+                self.total = Some(*total);
+            }
+        }
+        events.reverse();
+        self.events = events;
+        Ok(true)
+    }
+}
+
+impl<R: Read + Send> BlockSource for SparseSource<R> {
+    fn next_run(&mut self) -> Result<Option<Run>, SourceError> {
+        loop {
+            match self.events.pop() {
+                Some(sparse::Event::Data { offset, mut bytes }) => {
+                    bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
+                    return Ok(Some(Run {
+                        first: BlockIndex(offset / BLOCK_BYTES as u64),
+                        bytes: bytes.into(),
+                    }));
+                }
+                Some(sparse::Event::Start { .. } | sparse::Event::End) => {}
+                None if self.fill()? => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn declared(&self) -> Option<ByteCount> {
+        self.total
+    }
+
+    fn size(&self) -> ByteCount {
+        self.total.unwrap_or_default()
     }
 }
 
@@ -153,7 +238,8 @@ pub(super) fn read(
     counters: &Arc<Counters>,
     cancel: &CancellationToken,
 ) -> anyhow::Result<ByteCount> {
-    let mut reader = Reader { workers, pieces, counters };
+    let filter = FreeFilter::new(input.source.declared().unwrap_or(ByteCount(MAX_IMAGE_BYTES)));
+    let mut reader = Reader { workers, pieces, counters, filter, next: 0, free: None };
     let mut looks_right = input.any_content;
     while let Some(run) = input.source.next_run()? {
         anyhow::ensure!(!cancel.is_cancelled(), "registering was cancelled");
@@ -164,12 +250,14 @@ pub(super) fn read(
         reader.run(&run)?;
         counters
             .position
-            .store((run.first.0 * BLOCK_BYTES as u64) + run.bytes.len() as u64, Ordering::Relaxed);
+            .store(run.first.byte_offset() + run.bytes.len() as u64, Ordering::Relaxed);
     }
-    let size = input.source.size();
     if !looks_right {
         return Err(SourceError::NotAnImage.into());
     }
+    let size = input.source.size();
+    reader.zeros_until(blocks_for(size))?;
+    reader.end_free()?;
     counters.position.store(size.0, Ordering::Relaxed);
     Ok(size)
 }
@@ -179,50 +267,86 @@ struct Reader<'a> {
     workers: &'a Workers,
     pieces: &'a SyncSender<Piece>,
     counters: &'a Arc<Counters>,
+    filter: FreeFilter,
+    /// The next block not looked at.
+    next: u64,
+    /// A run of free blocks not yet handed on: first, count.
+    free: Option<(BlockIndex, u64)>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Zero,
-    Free,
-    Data,
-}
+static ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
 impl Reader<'_> {
     fn run(&mut self, run: &Run) -> anyhow::Result<()> {
-        let mut start = 0;
-        let mut kind = Kind::Zero;
-        let count = run.bytes.len() / BLOCK_BYTES;
-        let blocks = run.bytes.as_chunks::<BLOCK_BYTES>().0;
-        for (number, block) in blocks.iter().enumerate() {
-            let now = if is_zero(block) { Kind::Zero } else { Kind::Data };
-            if now != kind {
-                self.piece(run, kind, start, number)?;
-                (start, kind) = (number, now);
+        self.zeros_until(run.first.0)?;
+        let mut data = None;
+        for (number, block) in run.bytes.as_chunks::<BLOCK_BYTES>().0.iter().enumerate() {
+            let index = BlockIndex(self.next);
+            self.next += 1;
+            let is_data = match (self.filter.observe(index, block), is_zero(block)) {
+                (Use::Free, zero) => {
+                    Counters::add(&self.counters.free, if zero { 0 } else { BLOCK_BYTES });
+                    self.free_block(index)?;
+                    false
+                }
+                (Use::Keep, zero) => !zero,
+            };
+            match (is_data, data) {
+                (true, None) => data = Some(number),
+                (false, Some(start)) => {
+                    self.data(run, start, number)?;
+                    data = None;
+                }
+                _ => {}
             }
         }
-        self.piece(run, kind, start, count)
+        match data {
+            Some(start) => self.data(run, start, run.bytes.len() / BLOCK_BYTES),
+            None => Ok(()),
+        }
+    }
+
+    /// What the source left out is zero, and of that the file system may call some free.
+    fn zeros_until(&mut self, end: u64) -> anyhow::Result<()> {
+        while self.next < end {
+            let index = BlockIndex(self.next);
+            self.next += 1;
+            if self.filter.observe(index, &ZERO_BLOCK) == Use::Free {
+                self.free_block(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn free_block(&mut self, block: BlockIndex) -> anyhow::Result<()> {
+        match &mut self.free {
+            Some((first, blocks)) if first.0 + *blocks == block.0 => *blocks += 1,
+            _ => {
+                self.end_free()?;
+                self.free = Some((block, 1));
+            }
+        }
+        Ok(())
+    }
+
+    fn end_free(&mut self) -> anyhow::Result<()> {
+        match self.free.take() {
+            Some((first, blocks)) => self.send(Piece::Free { first, blocks }),
+            None => Ok(()),
+        }
     }
 
     /// Hands on blocks `start..end` of a run.
-    fn piece(&self, run: &Run, kind: Kind, start: usize, end: usize) -> anyhow::Result<()> {
-        if start == end {
-            return Ok(());
-        }
+    fn data(&mut self, run: &Run, start: usize, end: usize) -> anyhow::Result<()> {
+        // Pieces go on in ascending order: free blocks before this one first.
+        self.end_free()?;
+        let bytes = run.bytes.slice(start * BLOCK_BYTES..end * BLOCK_BYTES);
+        Counters::add(&self.counters.data, bytes.len());
         let first = BlockIndex(run.first.0 + start as u64);
-        let bytes = (end - start) * BLOCK_BYTES;
-        let piece = match kind {
-            Kind::Zero => return Ok(()),
-            Kind::Free => {
-                Counters::add(&self.counters.free, bytes);
-                Piece::Free { first, blocks: (end - start) as u64 }
-            }
-            Kind::Data => {
-                Counters::add(&self.counters.data, bytes);
-                let bytes = run.bytes.slice(start * BLOCK_BYTES..end * BLOCK_BYTES);
-                Piece::Data { first, bytes: bytes.clone(), hashes: self.workers.hash(bytes)? }
-            }
-        };
+        self.send(Piece::Data { first, bytes: bytes.clone(), hashes: self.workers.hash(bytes)? })
+    }
+
+    fn send(&self, piece: Piece) -> anyhow::Result<()> {
         self.pieces.send(piece).map_err(|_| StageGone.into())
     }
 }

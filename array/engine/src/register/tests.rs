@@ -1,14 +1,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cairn_core::{id::SegmentId, map::Origin, units::BLOCK_BYTES};
+use cairn_core::{map::Origin, units::BLOCK_BYTES};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
     frame::{FrameReader, OpenSegment},
     map_reader::PriorVersion,
-    testing::{Memory, Version, input, version},
+    testing::{Memory, Version, input, noise, version},
 };
 
 /// Reads an image back the slow, obvious way.
@@ -51,7 +51,7 @@ fn image_of(blocks: &[u8], tail: usize) -> Vec<u8> {
             0 => image.extend_from_slice(&[0; BLOCK_BYTES]),
             1..=20 => image.extend_from_slice(&[*kind; BLOCK_BYTES]),
             _ => {
-                let seed = cairn_core::id::sha256(&[number.to_le_bytes(), [*kind; 8]].concat());
+                let seed = sha256(&[number.to_le_bytes(), [*kind; 8]].concat());
                 image.extend(seed.iter().cycle().take(BLOCK_BYTES));
             }
         }
@@ -133,7 +133,7 @@ fn a_text_file_is_no_image() {
 struct FullDisk;
 
 impl SegmentSink for FullDisk {
-    fn put(&mut self, _: SegmentId, _: Vec<u8>) -> anyhow::Result<()> {
+    fn put(&mut self, _: CheckedSegment) -> anyhow::Result<()> {
         Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into())
     }
 }
@@ -151,4 +151,59 @@ fn a_sink_that_fails_ends_the_run_with_its_own_error() {
         error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some()),
         "{error:#}"
     );
+}
+
+/// What free space looks like on a real ext4: files are written, then deleted, so that free blocks hold old bytes.
+#[test]
+fn blocks_that_ext4_calls_free_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, path) = (folder.path().join("tree"), folder.path().join("fs.img"));
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("kept"), noise(500, 1)).unwrap();
+    std::fs::write(tree.join("deleted"), noise(3000, 2)).unwrap();
+    let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+        let status = std::process::Command::new(program).args(arguments).output().unwrap();
+        assert!(status.status.success(), "{program}: {}", String::from_utf8_lossy(&status.stderr));
+    };
+    run("mkfs.ext4", &["-q".as_ref(), "-d".as_ref(), tree.as_ref(), path.as_ref(), "64M".as_ref()]);
+    run("debugfs", &["-w".as_ref(), "-R".as_ref(), "rm deleted".as_ref(), path.as_ref()]);
+    let image = std::fs::read(&path).unwrap();
+    let mut store = Memory::default();
+    let (version, counters) = version(&image, None, &mut store);
+    let free = counters.free.into_inner();
+    assert!(free >= 2900 * 4096, "{free} bytes were seen to be free");
+    // What is used reads back; what is free reads as zeros, and e2fsck has nothing to complain about.
+    let back = read_back(&version, &store);
+    assert!(back != image);
+    std::fs::write(&path, back).unwrap();
+    run("e2fsck", &["-fn".as_ref(), path.as_ref()]);
+    run("debugfs", &["-R".as_ref(), "dump kept /dev/null".as_ref(), path.as_ref()]);
+}
+
+#[test]
+fn a_sparse_stream_registers_as_the_bytes_it_stands_for() {
+    let image = image_of(&[0, 0, 30, 31, 0, 0, 40, 0], 100);
+    let mut stream = Vec::new();
+    let mut encoder = cairn_core::sparse::Encoder::new(ByteCount(image.len() as u64), &mut stream);
+    encoder.push(&image, &mut stream).unwrap();
+    encoder.finish(&mut stream).unwrap();
+    let sparse = |stream: &[u8]| {
+        let source = SparseSource::open(std::io::Cursor::new(stream.to_vec()))?;
+        let input = Input { source: Box::new(source), any_content: true };
+        let counters = Arc::new(Counters::default());
+        let done =
+            register(input, None, &mut Memory::default(), &counters, &CancellationToken::new());
+        done.map_err(|error| error.downcast::<SourceError>().unwrap())
+    };
+    let counters = Arc::new(Counters::default());
+    let raw =
+        register(input(&image), None, &mut Memory::default(), &counters, &CancellationToken::new())
+            .unwrap();
+    let done = sparse(&stream).unwrap();
+    assert_eq!(
+        (done.size, done.content, done.data_blocks),
+        (raw.size, raw.content, raw.data_blocks)
+    );
+    assert!(matches!(sparse(&stream[..stream.len() - 1]), Err(SourceError::Malformed(_))));
+    assert!(matches!(sparse(b"no such stream"), Err(SourceError::Malformed(_))));
 }
