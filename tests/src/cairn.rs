@@ -20,6 +20,8 @@ use crate::{
 
 /// The port of dashboard, API and agents.
 pub const PORT: u16 = 8440;
+/// What the server prints when everything is bound.
+const READY: &str = "^ready: https://";
 const START: Duration = Duration::from_secs(30);
 /// Between two looks at something that only the command line can tell.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -46,7 +48,6 @@ pub struct Server {
 #[derive(Debug, Clone, Deserialize)]
 pub struct AgentLine {
     pub id: String,
-    pub name: String,
     pub state: String,
 }
 
@@ -54,52 +55,62 @@ pub struct AgentLine {
 #[derive(Debug, Clone, Deserialize)]
 pub struct MachineLine {
     pub id: String,
-    /// Of the target that waits on it now.
-    pub code: Option<String>,
     pub state: String,
     pub macs: Vec<String>,
+    /// What its screen shows while it waits for approval.
+    pub codes: Vec<String>,
 }
 
 /// An image of `image show NAME --json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ImageDetail {
     pub name: String,
+    /// What may be lost, in words.
+    pub redundancy: Option<String>,
+    pub scatter: Scatter,
+    /// Oldest first.
+    pub versions: Vec<VersionLine>,
+}
+
+/// How far the segments of an image are where they are to be.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Scatter {
+    pub wanted_bytes: u64,
+    pub held_bytes: u64,
+    pub complete: bool,
+}
+
+/// A version of an image.
+#[derive(Debug, Clone, Deserialize)]
+pub struct VersionLine {
     /// Length of the raw image.
     pub size: u64,
     /// Sealed bytes of its segments.
     pub stored: u64,
-    /// What may be lost, in words.
-    pub promise: Option<String>,
-    /// Whether every data and parity segment is where the placement wants it.
-    pub scattered: bool,
+    /// Those that no earlier version had.
+    pub added: u64,
 }
 
-/// An install of `status --json`.
+/// A deployment of `deploy --json` and `deployment show ID --json`.
 #[derive(Debug, Clone, Deserialize)]
-pub struct InstallLine {
-    pub machine: String,
-    pub state: String,
-    pub error: Option<String>,
-    pub progress: Option<InstallProgress>,
+pub struct Deployment {
+    pub id: i64,
+    pub installs: Vec<Install>,
 }
 
-/// Where an install stands; bytes are sealed unless said otherwise.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-pub struct InstallProgress {
-    pub phase: String,
+/// One machine's share of a deployment; bytes are sealed unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Install {
+    pub state: String,
+    pub phase: Option<String>,
     pub total: u64,
     pub from_peers: u64,
     pub from_server: u64,
     pub rebuilt: u64,
-    /// Plain bytes written to the disk.
+    /// Plain bytes that were right already, and that were written.
+    pub already: u64,
     pub written: u64,
-    pub milliseconds: u64,
-}
-
-/// What `status --json` says, as far as it is needed here.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Status {
-    pub installs: Vec<InstallLine>,
+    pub error: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -129,16 +140,15 @@ impl Server {
     /// It ends, or does not print what a first start prints.
     pub fn first_start(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Self> {
         let process = serve(lab, host, data_dir, options)?;
+        process.wait_for_line(READY, START).context("start the server")?;
         let find = |pattern: &str| {
-            process
-                .wait_for_line(pattern, START)
-                .map(|found| found.groups)
-                .context("start the server")
+            let found = process.wait_for_line(pattern, START).context("read the first start")?;
+            Ok::<_, anyhow::Error>(found.groups)
         };
-        let join = find(r"cairn-agent join (https://\S+) (\S+)")?;
+        let join = find(r"^join: .*cairn-agent join (https://\S+) (\S+)")?;
         let first_start = FirstStart {
-            dashboard: find(r"(?i)dashboard\W+(https://\S+)")?[1].clone(),
-            password: find(r"(?i)password\W+(\S+)")?[1].clone(),
+            dashboard: find(r"^dashboard: +(https://\S+)")?[1].clone(),
+            password: find(r"^sign in: .* password (\S+)")?[1].clone(),
             join_url: join[1].clone(),
             join_token: join[2].clone(),
         };
@@ -151,7 +161,7 @@ impl Server {
     /// It does not come up.
     pub fn restart(&mut self, lab: &Lab, options: &[&str]) -> Result<()> {
         self.process = serve(lab, &self.host, &self.data_dir, options)?;
-        self.process.wait_for_line(r"(?i)dashboard\W+https://", START).map(drop)
+        self.process.wait_for_line(READY, START).map(drop)
     }
 
     pub fn first(&self) -> &FirstStart {
@@ -220,10 +230,18 @@ impl Server {
         self.json(&["image", "show", name])
     }
 
+    /// Deploys `image` to `machine`.
+    ///
     /// # Errors
     /// The server refuses.
-    pub fn status(&self) -> Result<Status> {
-        self.json(&["status"])
+    pub fn deploy(&self, image: &str, machine: &str) -> Result<Deployment> {
+        self.json(&["deploy", image, "--machine", machine])
+    }
+
+    /// # Errors
+    /// The server refuses.
+    pub fn deployment(&self, id: i64) -> Result<Deployment> {
+        self.json(&["deployment", "show", &id.to_string()])
     }
 
     /// Waits until all agents whose state is pending are approved and `count` are members.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    cairn::{self, Agent, InstallProgress, Server, eventually},
+    cairn::{self, Agent, Deployment, Install, Server, eventually},
     dhcpd::Dhcpd,
     image::{Image, LOGIN_PROMPT, Variant, first_difference},
     netns::Lab,
@@ -36,8 +36,9 @@ const SCATTER: Duration = Duration::from_secs(600);
 const NETWORK_BOOT: Duration = Duration::from_secs(240);
 const INSTALL: Duration = Duration::from_secs(1200);
 const LOGIN: Duration = Duration::from_secs(300);
+const SHOW_EVERY: Duration = Duration::from_secs(2);
 /// What the installer shows for the administrator to compare.
-const CODE: &str = r"\b([0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4})\b";
+const CODE: &str = r"\bcode: ([0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4})\b";
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -56,7 +57,7 @@ struct Installed {
     to_installer: Duration,
     install: Duration,
     to_login: Duration,
-    progress: InstallProgress,
+    outcome: Install,
 }
 
 /// Runs the demo and prints what happens.
@@ -93,10 +94,10 @@ fn run_in(lab: &mut Lab, options: &Options, image: &Image, report: &mut Report) 
     let detail = report.phase("scatter", || {
         eventually("the image to be scattered", SCATTER, || {
             let detail = server.image(NAME)?;
-            Ok(detail.scattered.then_some(detail))
+            Ok(detail.scatter.complete.then_some(detail))
         })
     })?;
-    if let Some(promise) = &detail.promise {
+    if let Some(promise) = &detail.redundancy {
         say(&format!("promise: {promise}"));
     }
     let stopped = clients.first_mut().context("find a client")?;
@@ -109,7 +110,7 @@ fn run_in(lab: &mut Lab, options: &Options, image: &Image, report: &mut Report) 
     }
     report.print(&detail, &dashboard);
     for installed in &installed {
-        judge(&installed.progress)?;
+        judge(&installed.outcome)?;
     }
     if options.keep {
         say(&format!("still running: {dashboard} (password {})", server.first().password));
@@ -189,10 +190,10 @@ fn journey(lab: &Lab, server: &Server, hardware: &Hardware, image: &Image) -> Re
     let to_installer = started.elapsed();
     say(&format!("{name}: shows code {code} after {:.1} s", to_installer.as_secs_f64()));
     let id = approve(server, hardware, code)?;
-    server.run(&["deploy", NAME, "--machine", &id])?;
+    let deployment = server.deploy(NAME, &id)?;
 
     let started = Instant::now();
-    let progress = follow(server, name, &id)?;
+    let outcome = follow(server, name, &deployment)?;
     let status = machine.wait_off(INSTALL).context("wait for the reboot")?;
     ensure!(status.success(), "{name}: QEMU ended with {}", describe(status));
     let install = started.elapsed();
@@ -208,7 +209,7 @@ fn journey(lab: &Lab, server: &Server, hardware: &Hardware, image: &Image) -> Re
     let whose = if prompt { LOGIN_PROMPT } else { "login:" };
     say(&format!("{name}: `{whose}` after {:.1} s", to_login.as_secs_f64()));
     machine.switch_off()?;
-    Ok(Installed { to_installer, install, to_login, progress })
+    Ok(Installed { to_installer, install, to_login, outcome })
 }
 
 /// Finds the machine that shows `code`, and approves it.
@@ -216,7 +217,7 @@ fn approve(server: &Server, hardware: &Hardware, code: &str) -> Result<String> {
     let mac = hardware.mac();
     let machine = eventually("the machine to be listed", JOIN, || {
         let machines = server.machines()?;
-        Ok(machines.into_iter().find(|machine| machine.code.as_deref() == Some(code)))
+        Ok(machines.into_iter().find(|machine| machine.codes.contains(code)))
     })?;
     ensure!(
         machine.macs.contains(&mac),
@@ -228,25 +229,21 @@ fn approve(server: &Server, hardware: &Hardware, code: &str) -> Result<String> {
 }
 
 /// Shows the progress until the install is done.
-fn follow(server: &Server, name: &str, machine: &str) -> Result<InstallProgress> {
+fn follow(server: &Server, name: &str, deployment: &Deployment) -> Result<Install> {
     let mut shown = Instant::now();
     eventually("the install", INSTALL, || {
-        let status = server.status()?;
-        let Some(install) = status.installs.iter().find(|install| install.machine == machine)
-        else {
-            return Ok(None);
-        };
-        let progress = install.progress.clone().unwrap_or_default();
+        let deployment = server.deployment(deployment.id)?;
+        let install = deployment.installs.into_iter().next().context("find the install")?;
         match install.state.as_str() {
-            "done" => return Ok(Some(progress)),
-            "failed" | "cancelled" => {
-                bail!("{name}: {}: {}", install.state, install.error.as_deref().unwrap_or_default())
+            "done" => return Ok(Some(install)),
+            state @ ("failed" | "cancelled") => {
+                bail!("{name}: {state}: {}", install.error.as_deref().unwrap_or("no reason given"))
             }
             _ => {}
         }
-        if shown.elapsed() >= Duration::from_secs(2) {
+        if shown.elapsed() >= SHOW_EVERY {
             shown = Instant::now();
-            say(&report::progress(name, &progress));
+            say(&report::progress(name, &install));
         }
         Ok(None)
     })
@@ -260,13 +257,13 @@ fn compare(image: &Path, disk: &Path) -> Result<()> {
 }
 
 /// Whether the install was what Cairn is for.
-fn judge(progress: &InstallProgress) -> Result<()> {
+fn judge(install: &Install) -> Result<()> {
     ensure!(
-        progress.from_peers > progress.from_server,
+        install.from_peers > install.from_server,
         "most bytes should come from peers: {} from peers, {} from the server",
-        progress.from_peers,
-        progress.from_server
+        install.from_peers,
+        install.from_server
     );
-    ensure!(progress.rebuilt > 0, "a client was switched off and yet parity was not used");
+    ensure!(install.rebuilt > 0, "a client was switched off and yet parity was not used");
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 
 use super::Installed;
-use crate::cairn::{ImageDetail, InstallProgress};
+use crate::cairn::{ImageDetail, Install};
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -45,7 +45,7 @@ impl Report {
         for (phase, took) in phases {
             self.rows.push((format!("{name}: {phase}"), took));
         }
-        self.sources.push(format!("{name}: {}", sources(&installed.progress)));
+        self.sources.push(format!("{name}: {}", sources(&installed.outcome)));
     }
 
     pub(super) fn print(&self, image: &ImageDetail, dashboard: &str) {
@@ -53,7 +53,11 @@ impl Report {
         for (phase, took) in &self.rows {
             say(&format!("  {phase:<32} {:>7.1} s", took.as_secs_f64()));
         }
-        say(&format!("  image: {} raw, {} sealed", megabytes(image.size), megabytes(image.stored)));
+        for version in &image.versions {
+            let (raw, sealed) = (megabytes(version.size), megabytes(version.stored));
+            say(&format!("  image: {raw} raw, {sealed} sealed"));
+        }
+        say(&format!("  on clients: {} with parity", megabytes(image.scatter.held_bytes)));
         for line in &self.sources {
             say(&format!("  {line}"));
         }
@@ -62,18 +66,19 @@ impl Report {
 }
 
 /// One line while an install runs.
-pub(super) fn progress(name: &str, progress: &InstallProgress) -> String {
-    let here = progress.from_peers + progress.from_server + progress.rebuilt;
-    let percent = (here * 100).checked_div(progress.total).unwrap_or_default();
-    format!("{name}: {} {percent} %, {}", progress.phase, sources(progress))
+pub(super) fn progress(name: &str, install: &Install) -> String {
+    let here = install.from_peers + install.from_server + install.rebuilt;
+    let percent = (here * 100).checked_div(install.total).unwrap_or_default();
+    let phase = install.phase.as_deref().unwrap_or("starting");
+    format!("{name}: {phase} {percent} %, {}", sources(install))
 }
 
-fn sources(progress: &InstallProgress) -> String {
+fn sources(install: &Install) -> String {
     format!(
         "{} from peers, {} rebuilt from parity, {} from the server",
-        megabytes(progress.from_peers),
-        megabytes(progress.rebuilt),
-        megabytes(progress.from_server)
+        megabytes(install.from_peers),
+        megabytes(install.rebuilt),
+        megabytes(install.from_server)
     )
 }
 
