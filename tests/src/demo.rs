@@ -215,9 +215,10 @@ fn journey(lab: &Lab, server: &Server, hardware: &Hardware, image: &Image) -> Re
 /// Finds the machine that shows `code`, and approves it.
 fn approve(server: &Server, hardware: &Hardware, code: &str) -> Result<String> {
     let mac = hardware.mac();
+    let shown = code.to_owned();
     let machine = eventually("the machine to be listed", JOIN, || {
         let machines = server.machines()?;
-        Ok(machines.into_iter().find(|machine| machine.codes.contains(code)))
+        Ok(machines.into_iter().find(|machine| machine.codes.contains(&shown)))
     })?;
     ensure!(
         machine.macs.contains(&mac),
