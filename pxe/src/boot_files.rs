@@ -220,7 +220,6 @@ mod tests {
         let error = BootFiles::load(folder.path(), &payload).unwrap_err();
         assert!(matches!(error, LoadLoaderError::Absent { .. }));
         assert!(error.to_string().contains("install the package `ipxe`"), "{error}");
-        std::fs::write(folder.path().join("ipxe.efi"), b"").unwrap();
         std::fs::write(folder.path().join("undionly.kpxe"), b"").unwrap();
         assert!(matches!(
             BootFiles::load(folder.path(), &payload),

@@ -19,7 +19,7 @@ pub struct PxeConfig {
     /// Where the boot files are served by plain HTTP.
     pub http_addr: SocketAddr,
     pub dhcp: DhcpMode,
-    /// The folder that has `undionly.kpxe` and `ipxe.efi`; Debian's is `/usr/lib/ipxe`.
+    /// The folder that has `undionly.kpxe`, `snponly.efi` and `ipxe.efi`; Debian's is `/usr/lib/ipxe`.
     pub ipxe_dir: PathBuf,
     pub files: PayloadFiles,
     /// Where leases are kept; exists already.

@@ -73,7 +73,7 @@ pub fn install_script(base_url: &str, cmdline: &str) -> Result<String, InvalidCm
 }
 
 /// Goes on to the machine's own disk. BIOS firmware often cannot return to its boot order, so the first disk is started
-/// directly; UEFI tries the next boot option when ours returns an error.
+/// directly. UEFI tries the next boot option when ours returns an error; without one it opens its setup instead.
 pub fn local_disk_script(platform: Platform) -> String {
     match platform {
         Platform::Bios => "#!ipxe\n\

@@ -4,7 +4,7 @@
 //!  firmware          cairn-pxe                                   caller
 //!  ────────          ─────────                                   ──────
 //!  DHCP DISCOVER ──► dhcp::respond      (pure) ─► OFFER
-//!  TFTP RRQ      ──► tftp::Transfer     (pure) ─► ipxe.efi / undionly.kpxe
+//!  TFTP RRQ      ──► tftp::Transfer     (pure) ─► snponly.efi / undionly.kpxe
 //!  GET start.ipxe ─► ipxe::ask_script   (pure) ─► script
 //!  GET menu.ipxe ──► MachineHint ───────────────────────────────► BootDecider
 //!                    ipxe::script_for   (pure) ◄──────────────── BootDecision

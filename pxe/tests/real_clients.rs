@@ -21,20 +21,20 @@ use tokio_util::sync::CancellationToken;
 
 const IPXE_DIR: &str = "/usr/lib/ipxe";
 const HTTP_PORT: u16 = 8441;
-const FIRMWARE_TIMEOUT: Duration = Duration::from_secs(120);
+const FIRMWARE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The kernel command line: iPXE's own bzImage, served as the kernel, runs it as a script.
 const CMDLINE: &str = "echo the served kernel runs";
 
-/// Answers every machine alike and remembers what it was asked.
+/// Decides by a closure and remembers what it was asked.
 struct Decider {
-    decision: BootDecision,
+    decide: Box<dyn Fn() -> BootDecision + Send + Sync>,
     hints: Mutex<Vec<MachineHint>>,
 }
 
 impl BootDecider for Decider {
     fn decide(&self, hint: MachineHint) -> DecisionFuture<'_> {
         self.hints.lock().unwrap().push(hint);
-        Box::pin(async { self.decision.clone() })
+        Box::pin(async { (self.decide)() })
     }
 }
 
@@ -48,7 +48,7 @@ struct Server {
 
 impl Server {
     fn start(lab: &Lab, host: &Host, dhcp: DhcpMode) -> anyhow::Result<Self> {
-        Self::start_with(lab, host, dhcp, BootDecision::Agent { cmdline: CMDLINE.to_owned() })
+        Self::start_with(lab, host, dhcp, || BootDecision::Agent { cmdline: CMDLINE.to_owned() })
     }
 
     /// Returns once machines are answered.
@@ -56,7 +56,7 @@ impl Server {
         lab: &Lab,
         host: &Host,
         dhcp: DhcpMode,
-        decision: BootDecision,
+        decide: impl Fn() -> BootDecision + Send + Sync + 'static,
     ) -> anyhow::Result<Self> {
         let state_dir = lab.dir().join("state");
         std::fs::create_dir_all(&state_dir)?;
@@ -74,7 +74,7 @@ impl Server {
         };
         let stop = CancellationToken::new();
         let counters = Arc::new(Counters::default());
-        let decider = Arc::new(Decider { decision, hints: Mutex::default() });
+        let decider = Arc::new(Decider { decide: Box::new(decide), hints: Mutex::default() });
         let (ready, is_ready) = mpsc::channel();
         let (token, shared, asked, host) =
             (stop.clone(), Arc::clone(&counters), Arc::clone(&decider), host.clone());
@@ -271,6 +271,55 @@ fn an_interface_or_address_that_is_not_there_is_named() {
     assert!(none.is_err());
     let error = Server::start(&lab, &unnumbered, DhcpMode::Proxy).err();
     assert!(error.is_some(), "0.0.0.0 is no address to send machines to");
+}
+
+/// A machine that a server sends on to its local disk. `prepare` is called with the disk when the machine asks: late enough
+/// for the firmware not to have booted from it by itself.
+fn sent_to_its_disk(name: &str, firmware: Firmware, prepare: fn(&Path), proof: &str) {
+    let mut lab = Lab::new(name).unwrap();
+    let host = lab.host("server", 2).unwrap();
+    let disk = lab.dir().join("disk");
+    blank_disk(&disk, 64 << 20).unwrap();
+    let mut hardware = Hardware::new("machine", 7, &disk);
+    hardware.firmware = firmware;
+    hardware.nic_rom = firmware == Firmware::Bios;
+    hardware.memory_mib = 512;
+    hardware.tap = Some(lab.tap().unwrap());
+    let decide = move || {
+        prepare(&disk);
+        BootDecision::LocalDisk
+    };
+    let server = Server::start_with(&lab, &host, full(), decide).unwrap();
+    let mut machine = hardware.start(&lab, OnReboot::Exit).unwrap();
+    machine.process().wait_for_line(proof, FIRMWARE_TIMEOUT).unwrap();
+    machine.cut_power().unwrap();
+    server.stop();
+}
+
+/// Says where it comes from and halts.
+fn write_boot_sector(disk: &Path) {
+    // xor ax,ax; mov ds,ax; mov si,0x7c19; cld; next: lodsb; test al,al; jz end; mov ah,14; mov bx,7; int 0x10; jmp next;
+    // end: hlt; jmp end
+    let code = [
+        0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x19, 0x7c, 0xfc, 0xac, 0x84, 0xc0, 0x74, 0x09, 0xb4, 0x0e,
+        0xbb, 0x07, 0x00, 0xcd, 0x10, 0xeb, 0xf2, 0xf4, 0xeb, 0xfd,
+    ];
+    let mut sector = [&code[..], b"the local disk runs\r\n\0"].concat();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    let file = std::fs::File::options().write(true).open(disk).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &sector, 0).unwrap();
+}
+
+#[test]
+fn bios_is_sent_to_its_local_disk() {
+    sent_to_its_disk("pxe-bios-local", Firmware::Bios, write_boot_sector, "^the local disk runs");
+}
+
+#[test]
+fn uefi_is_sent_to_its_next_boot_option() {
+    let next = "(?s)starting from the local disk.*BdsDxe: failed to start Boot.*>>Start PXE over IPv6";
+    sent_to_its_disk("pxe-uefi-local", Firmware::Uefi, |_| (), next);
 }
 
 /// A machine and the net it boots from.

@@ -33,10 +33,14 @@ pub enum Architecture {
     UefiX64Http,
 }
 
-/// The first loader, by name in the table of boot files.
+/// The first loaders, by name in the table of boot files.
+///
+/// UEFI gets the one that uses the firmware's own driver, which just proved that it works. `ipxe.efi`, with drivers of its
+/// own, never returns to the firmware when a script exits (seen with iPXE of 2019 under OVMF: it hangs), so that a machine
+/// sent to its local disk would stay where it is; it is in the table for servers of others that name it.
 pub(crate) const BIOS_LOADER: &str = "undionly.kpxe";
-pub(crate) const UEFI_LOADER: &str = "ipxe.efi";
-pub(crate) const LOADERS: [&str; 2] = [BIOS_LOADER, UEFI_LOADER];
+pub(crate) const UEFI_LOADER: &str = "snponly.efi";
+pub(crate) const LOADERS: [&str; 3] = [BIOS_LOADER, UEFI_LOADER, "ipxe.efi"];
 
 impl Client {
     pub fn of(request: &Packet) -> Self {

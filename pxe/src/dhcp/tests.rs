@@ -10,7 +10,7 @@ use super::*;
 
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 pub(super) const SCRIPT: &str = "http://10.77.0.2:8441/boot/start.ipxe";
-pub(super) const HTTP_LOADER: &str = "http://10.77.0.2:8441/boot/ipxe.efi";
+pub(super) const HTTP_LOADER: &str = "http://10.77.0.2:8441/boot/snponly.efi";
 
 pub(super) fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, last)

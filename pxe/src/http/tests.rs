@@ -26,6 +26,7 @@ struct Service {
 fn service(folder: &Path, decision: BootDecision) -> Service {
     let payload = PayloadFiles { kernel: folder.join("k"), initrd: folder.join("i") };
     std::fs::write(folder.join("ipxe.efi"), b"efi").unwrap();
+    std::fs::write(folder.join("snponly.efi"), b"snp").unwrap();
     std::fs::write(folder.join("undionly.kpxe"), b"bios").unwrap();
     let files = Arc::new(BootFiles::load(folder, &payload).unwrap());
     let counters = Arc::new(Counters::default());
@@ -134,7 +135,7 @@ async fn a_machine_is_told_what_was_decided() {
     let local = service(folder.path(), BootDecision::LocalDisk);
     assert_eq!(local.text("/boot/start.ipxe").await, ipxe::ask_script(BASE));
     assert!(local.text(MENU).await.contains("sanboot"));
-    assert!(local.text(&MENU.replace("pcbios", "efi")).await.contains("exit 1"));
+    assert!(local.text(&MENU.replace("pcbios", "efi")).await.contains("\nexit 1\n"));
     assert_eq!(
         local.send("GET", "/boot/menu.ipxe?platform=efi", &[]).await.0,
         StatusCode::BAD_REQUEST

@@ -59,7 +59,7 @@ fn boot_file(packet: &Packet) -> Option<String> {
 /// What ours must be where the recorded server said `recorded`.
 fn our_boot_file(recorded: &str) -> &'static str {
     match recorded {
-        "ipxe.efi" | "snponly.efi" | "shimx64.efi" => "ipxe.efi",
+        "ipxe.efi" | "snponly.efi" | "shimx64.efi" => "snponly.efi",
         url if url.ends_with(".ipxe") => SCRIPT,
         url if url.ends_with(".efi") => HTTP_LOADER,
         other => panic!("unknown recorded boot file {other}"),
