@@ -1,26 +1,11 @@
 //! Rebuilding: stripes of which a wanted data segment can be had from nobody, fetched whole and computed.
 
-use super::{Action, Fetcher, Flight, Status};
-use crate::id::SegmentId;
+use super::{Action, Fetcher, Flight, RebuildPlan, Status};
 use crate::stripe_map::{ShardPlace, Stripe};
 
 /// Names a rebuild from its first fetch to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(u64);
-
-/// What to compute from what. The places are those of [`crate::erasure::Recipe`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RebuildPlan {
-    pub job: JobId,
-    /// Data places of the stripe.
-    pub k: u8,
-    /// Data shards of the stripe.
-    pub data: u8,
-    /// What was kept for the job.
-    pub sources: Vec<(ShardPlace, SegmentId)>,
-    /// What to compute, with sealed bytes.
-    pub wanted: Vec<(ShardPlace, SegmentId, u32)>,
-}
 
 /// A stripe that has wanted segments.
 #[derive(Debug)]
@@ -184,11 +169,13 @@ impl Fetcher {
             return Some(self.give_up(id, State::Free));
         }
         let named = |shard: &usize| Some((stripe.place(*shard)?, self.shards[*shard].id));
+        let mut sources: Vec<_> = job.kept.iter().filter_map(named).collect();
+        sources.sort_unstable();
         let plan = RebuildPlan {
             job: id,
             k: stripe.k,
             data: stripe.data,
-            sources: job.kept.iter().filter_map(named).collect(),
+            sources,
             wanted: wanted
                 .iter()
                 .filter_map(|shard| {

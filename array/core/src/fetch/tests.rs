@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::erasure::Recipe;
 use crate::id::ImageId;
 use crate::layout::{DataSegment, Member, converge};
 use crate::planner::Redundancy;
@@ -395,6 +396,70 @@ fn kept_shards_stay_within_their_bound() {
             Next::Act(Action::Forget { job }) => drop(kept.remove(&job)),
             Next::Wait { until_ms } => now = until_ms.unwrap(),
             end => return assert_eq!(end, Next::Done),
+        }
+    }
+}
+
+/// Scheduler, stripe map and erasure code mean the same by a place: real bytes come back.
+#[test]
+fn a_rebuild_plan_is_what_the_recipe_takes() {
+    let plain: Vec<Vec<u8>> =
+        (1..=5_u8).map(|n| vec![n.wrapping_mul(37); 100 * usize::from(n)]).collect();
+    let data: Vec<_> = plain
+        .iter()
+        .map(|bytes| DataSegment {
+            id: SegmentId::of(bytes),
+            bytes: u32::try_from(bytes.len()).unwrap(),
+        })
+        .collect();
+    let members: Vec<_> = (0..5).map(|n| Member { agent: agent(n), room: 10 }).collect();
+    let layout = converge(None, &data, PARITY, &members).unwrap();
+    let bytes_of = |id: SegmentId| plain.iter().find(|bytes| SegmentId::of(bytes) == id).unwrap();
+    let mut stored: HashMap<SegmentId, Vec<u8>> =
+        plain.iter().map(|bytes| (SegmentId::of(bytes), bytes.clone())).collect();
+    let mut computed = HashMap::new();
+    for (index, row, bytes) in layout.to_compute() {
+        let stripe = &layout.stripes[usize::try_from(index.0).unwrap()];
+        let count = u8::try_from(stripe.data.len()).unwrap();
+        let recipe = Recipe::encode(stripe.k, count, &[ShardPlace(stripe.k + row)]).unwrap();
+        let sources: Vec<_> = stripe.data.iter().map(|s| bytes_of(s.id).as_slice()).collect();
+        let parity = recipe.whole(&sources, &[usize::try_from(bytes).unwrap()]).unwrap().remove(0);
+        computed.insert((index, row), SegmentId::of(&parity));
+        stored.insert(SegmentId::of(&parity), parity);
+    }
+    let map = layout.map(ImageId([0; 16]), Generation(1), &computed).unwrap();
+    map.check().unwrap();
+    let wanted: Vec<_> = data.iter().map(|s| Wanted { id: s.id, bytes: s.bytes }).collect();
+    for gone in 0..5 {
+        let members: Vec<_> = (0..5).filter(|n| *n != gone).map(agent).collect();
+        let maps = std::slice::from_ref(&map);
+        let mut fetcher = Fetcher::new(&wanted, maps, &members, false, Limits::for_peers(4), 1);
+        loop {
+            match fetcher.next(0) {
+                Next::Act(Action::Fetch { ticket, .. }) => fetcher.on_done(ticket),
+                Next::Act(Action::Rebuild { ticket, plan }) => {
+                    let (present, ids): (Vec<_>, Vec<_>) = plan.sources.iter().copied().unzip();
+                    let lost: Vec<_> = plan.wanted.iter().map(|(place, ..)| *place).collect();
+                    let recipe = Recipe::new(plan.k, plan.data, &present, &lost).unwrap();
+                    assert_eq!(recipe.sources(), present);
+                    let sources: Vec<_> = ids.iter().map(|id| stored[id].as_slice()).collect();
+                    let lengths: Vec<_> = plan
+                        .wanted
+                        .iter()
+                        .map(|(.., bytes)| usize::try_from(*bytes).unwrap())
+                        .collect();
+                    let rebuilt = recipe.whole(&sources, &lengths).unwrap();
+                    for ((_, id, _), bytes) in plan.wanted.iter().zip(rebuilt) {
+                        assert_eq!(SegmentId::of(&bytes), *id);
+                    }
+                    fetcher.on_done(ticket);
+                }
+                Next::Act(Action::Forget { .. }) => {}
+                end => {
+                    assert_eq!(end, Next::Done);
+                    break;
+                }
+            }
         }
     }
 }
