@@ -114,7 +114,7 @@ fn version(row: &SqliteRow) -> Result<VersionRow> {
 }
 
 impl Db {
-    /// Begins the next version of the image `name`, and the image when it is the first.
+    /// Begins the next version of the image `name`, and the image when it is the first. Both get random ids.
     ///
     /// # Errors
     /// [`BeginError::Busy`] when another registration of this name is under way.
@@ -122,40 +122,27 @@ impl Db {
         &self,
         name: &str,
         format: ImageFormat,
-        ids: (ImageId, VersionId),
         now: Moment,
     ) -> Result<NewVersion, BeginError> {
         let mut transaction = self.write().await?;
-        sqlx::query("INSERT INTO image (id, name, created) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING")
-            .bind(ids.0.as_bytes().as_slice())
-            .bind(name)
-            .bind(now.0)
-            .execute(&mut *transaction)
-            .await
-            .map_err(DbError::from)?;
-        let row = sqlx::query(
-            "SELECT image.id AS id, (SELECT coalesce(max(number), 0) + 1 FROM version WHERE image = image.id) AS number
-             FROM image WHERE name = $1",
+        sqlx::query(
+            "INSERT INTO image (id, name, created) VALUES (randomblob(16), $1, $2) ON CONFLICT (name) DO NOTHING",
         )
         .bind(name)
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(DbError::from)?;
-        let new = NewVersion {
-            image: ImageId(row.id("id")?),
-            version: ids.1,
-            number: row.small("number")?,
-        };
-        sqlx::query(
-            "INSERT INTO version (id, image, number, state, format, created)
-             VALUES ($1, $2, $3, 'registering', $4, $5)",
-        )
-        .bind(new.version.as_bytes().as_slice())
-        .bind(new.image.as_bytes().as_slice())
-        .bind(new.number)
-        .bind(format.word())
         .bind(now.0)
         .execute(&mut *transaction)
+        .await
+        .map_err(DbError::from)?;
+        let row = sqlx::query(
+            "INSERT INTO version (id, image, number, state, format, created)
+             SELECT randomblob(16), image.id,
+               (SELECT coalesce(max(number), 0) + 1 FROM version WHERE image = image.id), 'registering', $2, $3
+             FROM image WHERE name = $1 RETURNING id, image, number",
+        )
+        .bind(name)
+        .bind(format.word())
+        .bind(now.0)
+        .fetch_one(&mut *transaction)
         .await
         .map_err(|error| {
             if violates(&error, "version.image") {
@@ -164,6 +151,11 @@ impl Db {
                 DbError::Sql(error).into()
             }
         })?;
+        let new = NewVersion {
+            image: ImageId(row.id("image")?),
+            version: VersionId(row.id("id")?),
+            number: row.small("number")?,
+        };
         transaction.commit().await.map_err(DbError::from)?;
         Ok(new)
     }

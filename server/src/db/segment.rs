@@ -68,6 +68,19 @@ pub(super) async fn add_segments(
 }
 
 impl Db {
+    /// Every segment there is.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn all_segments(&self) -> Result<Vec<SegmentId>> {
+        sqlx::query("SELECT id FROM segment")
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(|row| row.id("id").map(SegmentId))
+            .collect()
+    }
+
     /// Adds segments to an image; those already there stay as they are.
     ///
     /// # Errors
