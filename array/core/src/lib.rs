@@ -4,34 +4,29 @@
 //! source of randomness: time, keys and entropy are arguments, so each function can be tested by calling it.
 //!
 //! ```text
-//!   image ── manifest ── map pages ──► extents ──► segment ── frames ── blocks
+//!   image ── manifest ── map pages ──► extents ──► segment ── frames ── blocks ◄── sparse, free
 //!                                                     │
-//!                              stripe map ◄── stripes ┘ ◄── placement ◄── planner
+//!                              stripe map ◄── stripes ┘ ◄── layout ◄── placement, planner
+//!                                   │
+//!                                   └──► fetch ──► erasure
 //! ```
 
 pub mod bytes;
-
-pub mod id;
-
-pub mod sign;
-
-pub mod units;
-
-pub mod stripe_map;
-
-pub mod erasure;
-
 pub mod directory;
-pub mod manifest;
-pub mod map;
-pub mod planner;
-pub mod seal;
-pub mod segment;
-
+pub mod erasure;
 pub mod ext4;
 pub mod fetch;
 pub mod free;
+pub mod id;
 pub mod layout;
+pub mod manifest;
+pub mod map;
 pub mod partition;
 pub mod placement;
+pub mod planner;
+pub mod seal;
+pub mod segment;
+pub mod sign;
 pub mod sparse;
+pub mod stripe_map;
+pub mod units;
