@@ -73,8 +73,6 @@ pub struct Lives {
     pub wanted: Bytes,
     /// Of them: what they said they hold.
     pub held: Bytes,
-    /// `10+4`, `2 copies`.
-    pub redundancy: Option<String>,
     /// What may be lost, in the planner's words; or why it cannot be spread.
     pub promise: Option<String>,
 }
@@ -131,7 +129,6 @@ mod tests {
                 clients: 14,
                 wanted: Bytes(1000),
                 held: Bytes(400),
-                redundancy: Some("10+4".into()),
                 promise: Some("The server and any 4 of the 14 clients may be lost.".into()),
             },
         }
@@ -146,7 +143,6 @@ mod tests {
             "20 GiB",
             "212 MiB",
             "Server and 14 clients",
-            "10+4",
             "40 %",
             "any 4 of the 14 clients may be lost",
             "11 min ago",

@@ -56,11 +56,21 @@ pub struct Waiting {
     pub targets: Targets,
     /// The value of the version that is offered first.
     pub version: Option<String>,
-    /// The image that its operator asked for.
-    pub asked: Option<String>,
-    pub since: Option<Ago>,
+    /// What it is to get.
+    pub wish: Wish,
     /// Approved already: only an image is missing.
     pub approved: bool,
+}
+
+/// What a waiting machine is to get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Somebody chooses now.
+    Open,
+    /// Its operator asked for this image by name.
+    Asked(String),
+    /// This is scheduled for it.
+    Scheduled(String),
 }
 
 /// A disk of a machine.
@@ -187,8 +197,7 @@ mod tests {
                 label: "/dev/vda, 20 GiB".into(),
             }),
             version: Some("classroom@3".into()),
-            asked: None,
-            since: None,
+            wish: Wish::Open,
             approved: false,
         }
     }
@@ -242,6 +251,20 @@ mod tests {
         let live = Machines { waiting: vec![waiting()], ..Machines::default() };
         let html = live.render().unwrap();
         assert!(html.contains(r#"href="/images""#) && !html.contains(">Install<"), "{html}");
+    }
+
+    #[test]
+    fn a_machine_that_knows_what_it_gets_is_only_approved() {
+        for wish in [Wish::Asked("office@2".into()), Wish::Scheduled("office@2".into())] {
+            let live = Machines {
+                waiting: vec![Waiting { wish, ..waiting() }],
+                versions: choices(),
+                ..Machines::default()
+            };
+            let html = live.render().unwrap();
+            assert!(html.contains("office@2") && html.contains(">Approve<"), "{html}");
+            assert!(!html.contains("<select"), "{html}");
+        }
     }
 
     #[test]

@@ -234,7 +234,6 @@ mod tests {
             clients,
             held: Bytes(held),
             wanted: Bytes(wanted),
-            redundancy: None,
             promise: (!promise.is_empty()).then(|| promise.to_owned()),
         }
     }

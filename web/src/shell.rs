@@ -108,14 +108,6 @@ pub struct SignIn {
     pub next: String,
 }
 
-/// A page that is not there, or that could not be made.
-#[derive(Clone, Debug, Template)]
-#[template(path = "lost.html")]
-pub struct Lost {
-    pub title: String,
-    pub detail: String,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,8 +10,16 @@
     !((name === "open" && node.nodeName === "DETAILS") || (name === "selected" && node.nodeName === "OPTION"));
 
   // htmx tells when the stream of events breaks and when it is there again.
-  document.body.addEventListener("htmx:sseError", () => { byId("offline").hidden = false; });
-  document.body.addEventListener("htmx:sseOpen", () => { byId("offline").hidden = true; });
+  // A moment without it, as when one goes to another page, is not worth a word.
+  let silence = 0;
+  document.body.addEventListener("htmx:sseError", () => {
+    silence ||= setTimeout(() => { byId("offline").hidden = false; }, 2000);
+  });
+  document.body.addEventListener("htmx:sseOpen", () => {
+    clearTimeout(silence);
+    silence = 0;
+    byId("offline").hidden = true;
+  });
 
   for (const time of document.querySelectorAll("time.absolute")) {
     const at = new Date(time.dateTime);
@@ -73,7 +81,7 @@
           .replace(/(\.(zst|raw|img|qcow2|dd|bin|disk))+$/, "")
           .replace(/[^a-z0-9._-]+/g, "-")
           .replace(/^[^a-z0-9]+|[^a-z0-9]+$/g, "")
-          .slice(0, 64);
+          .slice(0, 63);
         name.value = suggested;
       }
     }

@@ -1,0 +1,86 @@
+//! Fills the page of images.
+
+use axum::{extract::State, response::Response};
+use cairn_web::{
+    images::{Image, Images, Lives, Registration, Version},
+    shell::Place,
+    text::{Bytes, Rate, Span},
+};
+
+use super::{ago, answer};
+use crate::{
+    api::{self, error::ApiError, extract, machine::Machine},
+    app::App,
+    moment::Moment,
+};
+
+pub(super) async fn view(app: &App) -> Result<Images, ApiError> {
+    let machines = api::machine::all(app).await?;
+    let clients = app.db.approved_agents().await?.len();
+    Ok(Images {
+        registrations: app.registrations.all().into_iter().map(registration).collect(),
+        images: all(app, &machines).await?,
+        clients: u64::try_from(clients).unwrap_or(u64::MAX),
+    })
+}
+
+pub(super) async fn all(app: &App, machines: &[Machine]) -> Result<Vec<Image>, ApiError> {
+    let now = Moment::now();
+    let mut images = Vec::new();
+    for image in api::image::all(app).await? {
+        let clients = app.db.client_count_of_image(&image.name).await?;
+        images.push(fill(image, clients, machines, now));
+    }
+    Ok(images)
+}
+
+fn fill(image: api::image::Image, clients: u64, machines: &[Machine], now: Moment) -> Image {
+    let runs = |number: u32| {
+        let label = format!("{}@{number}", image.name);
+        let count =
+            machines.iter().filter(|machine| machine.installed.as_ref() == Some(&label)).count();
+        u64::try_from(count).unwrap_or(u64::MAX)
+    };
+    let versions = image.versions.iter().rev().map(|version| Version {
+        number: version.number,
+        size: Bytes(version.size),
+        stored: Bytes(version.stored),
+        added: Bytes(version.added),
+        created: ago(&version.created, now),
+        machines: runs(version.number),
+    });
+    Image {
+        versions: versions.collect(),
+        lives: Lives {
+            // The server keeps the data segments of every ready version.
+            server: true,
+            clients,
+            wanted: Bytes(image.scatter.wanted_bytes),
+            held: Bytes(image.scatter.held_bytes),
+            promise: image.redundancy,
+        },
+        name: image.name,
+    }
+}
+
+fn registration(from: api::image::Registration) -> Registration {
+    Registration {
+        image: from.name,
+        number: from.number,
+        read: Bytes(from.position),
+        size: from.total.map(Bytes),
+        rate: (from.bytes_per_second > 0).then_some(Rate(from.bytes_per_second)),
+        left: from.seconds_left.map(|seconds| Span { seconds }),
+        empty: Bytes(from.position.saturating_sub(from.data)),
+        known: Bytes(from.deduplicated),
+        stored: Bytes(from.stored),
+    }
+}
+
+pub(super) async fn remove(
+    State(app): State<App>,
+    extract::Place((name, number)): extract::Place<(String, u32)>,
+) -> Result<Response, ApiError> {
+    let done = api::image::remove_version(State(app.clone()), extract::Place((name, number))).await;
+    answer(&app, Place::Images, done).await
+}

@@ -1,0 +1,287 @@
+//! Fills the page of machines: who waits and what can be installed where.
+
+use axum::{Form, extract::State, response::Response};
+use cairn_web::{
+    machines::{Choice, Disk, Identity, Known, MachineState, Machines, Targets, Waiting, Wish},
+    shell::Place,
+    text::Bytes,
+};
+use serde::Deserialize;
+
+use super::{ago, answer, image_label};
+use crate::{
+    api::{
+        self,
+        deployment::DeploymentRequest,
+        error::ApiError,
+        extract,
+        machine::{Machine, MachineDisk},
+    },
+    app::App,
+    db::target::{TargetRow, TargetState},
+    moment::Moment,
+};
+
+pub(super) async fn view(app: &App) -> Result<Machines, ApiError> {
+    let now = Moment::now();
+    let machines = api::machine::all(app).await?;
+    let versions = choices(&api::image::all(app).await?);
+    let mut waiting = Vec::new();
+    for target in app.db.live_targets(now).await? {
+        let id = target.machine.to_string();
+        let Some(machine) = machines.iter().find(|machine| machine.id == id) else { continue };
+        if !waits(&target, machine) {
+            continue;
+        }
+        let wish = match (&target.image, &machine.install) {
+            (_, Some(_)) => {
+                let open = app.db.open_install_of_machine(target.machine).await?;
+                open.map_or(Wish::Open, |open| {
+                    Wish::Scheduled(format!("{}@{}", open.image, open.number))
+                })
+            }
+            (Some(image), None) => Wish::Asked(image.clone()),
+            (None, None) => Wish::Open,
+        };
+        waiting.push(wait(&target, machine, wish, &versions));
+    }
+    let known = machines.into_iter().map(|machine| know(machine, now)).collect();
+    Ok(Machines { waiting, known, versions })
+}
+
+/// Whether somebody has to do something before this run of the installer goes on.
+pub(super) fn waits(target: &TargetRow, machine: &Machine) -> bool {
+    match target.state {
+        TargetState::Waiting => true,
+        TargetState::Approved => target.install.is_none() && machine.install.is_none(),
+        TargetState::Refused | TargetState::Ended => false,
+    }
+}
+
+fn wait(target: &TargetRow, machine: &Machine, wish: Wish, versions: &[Choice]) -> Waiting {
+    Waiting {
+        machine: machine.id.clone(),
+        code: target.code.clone(),
+        identity: identity(machine),
+        address: target.address.ip().to_canonical().to_string(),
+        disks: machine.disks.iter().map(disk).collect(),
+        targets: targets(&machine.disks),
+        version: first_offer(machine, versions),
+        wish,
+        approved: target.state == TargetState::Approved,
+    }
+}
+
+/// What the machine has now in its newest version, else the first of all.
+fn first_offer(machine: &Machine, versions: &[Choice]) -> Option<String> {
+    let name = machine.installed.as_deref().and_then(|installed| installed.rsplit_once('@'));
+    let same = name.and_then(|(name, _)| {
+        versions
+            .iter()
+            .find(|choice| choice.value.rsplit_once('@').is_some_and(|(other, _)| other == name))
+    });
+    same.or_else(|| versions.first()).map(|choice| choice.value.clone())
+}
+
+/// Every version, each image's newest first.
+fn choices(images: &[api::image::Image]) -> Vec<Choice> {
+    let mut choices = Vec::new();
+    for image in images {
+        for (place, version) in image.versions.iter().rev().enumerate() {
+            let newest = if place == 0 && image.versions.len() > 1 { " (newest)" } else { "" };
+            let size = Bytes(version.size);
+            choices.push(Choice {
+                value: format!("{}@{}", image.name, version.number),
+                label: format!("{}, version {}{newest}, {size}", image.name, version.number),
+            });
+        }
+    }
+    choices
+}
+
+pub(super) fn label(machine: &Machine) -> String {
+    let made = [machine.vendor.as_deref(), machine.product.as_deref()];
+    let made = made.into_iter().flatten().collect::<Vec<_>>().join(" ");
+    machine
+        .name
+        .clone()
+        .or_else(|| (!made.is_empty()).then_some(made))
+        .or_else(|| machine.macs.first().cloned())
+        .unwrap_or_else(|| machine.id.clone())
+}
+
+fn identity(machine: &Machine) -> Identity {
+    Identity {
+        label: label(machine),
+        product: machine.product.clone(),
+        serial: machine.serial.clone(),
+        uuid: machine.uuid.clone(),
+        macs: machine.macs.clone(),
+        firmware: machine.firmware.as_deref().map(str::to_ascii_uppercase),
+        secure_boot: machine.secure_boot,
+    }
+}
+
+/// Why a disk is not installed to.
+const fn unfit(disk: &MachineDisk) -> Option<&'static str> {
+    if disk.busy {
+        Some("in use")
+    } else if disk.read_only {
+        Some("read-only")
+    } else if disk.removable {
+        Some("removable")
+    } else {
+        None
+    }
+}
+
+fn disk(disk: &MachineDisk) -> Disk {
+    let serial = disk.serial.as_ref().map(|serial| format!("serial {serial}"));
+    let kind = if disk.rotational { "hard disk" } else { "solid state" };
+    let what = [disk.model.clone(), serial, Some(kind.to_owned())]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>();
+    Disk {
+        path: disk.path.clone(),
+        size: Bytes(disk.size),
+        what: what.join(" · "),
+        unfit: unfit(disk),
+    }
+}
+
+/// Which disks can be installed to, each named by something that stays: a path is another disk after the next boot.
+fn targets(disks: &[MachineDisk]) -> Targets {
+    let fit: Vec<_> = disks.iter().filter(|disk| unfit(disk).is_none()).collect();
+    let text = |disk: &MachineDisk| {
+        let model = disk.model.as_ref().map(|model| format!(", {model}")).unwrap_or_default();
+        format!("{}, {}{model}", disk.path, Bytes(disk.size))
+    };
+    match fit.as_slice() {
+        [] => Targets::None,
+        [one] => Targets::One(Choice { value: "only".to_owned(), label: text(one) }),
+        many => {
+            let alone = |size| many.iter().filter(|disk| disk.size == size).count() == 1;
+            let value = |disk: &MachineDisk| match (&disk.serial, &disk.wwn) {
+                (Some(serial), _) => Some(format!("serial:{serial}")),
+                (None, Some(wwn)) => Some(format!("wwn:{wwn}")),
+                (None, None) if alone(disk.size) => Some(format!("size:{}", disk.size)),
+                (None, None) => None,
+            };
+            let choices = many
+                .iter()
+                .filter_map(|disk| Some(Choice { value: value(disk)?, label: text(disk) }));
+            let choices: Vec<_> = choices.collect();
+            if choices.is_empty() { Targets::None } else { Targets::Many(choices) }
+        }
+    }
+}
+
+fn know(machine: Machine, now: Moment) -> Known {
+    let state = match (machine.state.as_str(), &machine.install) {
+        ("waiting" | "approved", _) => MachineState::Waiting,
+        ("installing", _) => MachineState::Installing,
+        (_, Some(_)) => MachineState::Scheduled,
+        _ => MachineState::Idle,
+    };
+    Known {
+        identity: identity(&machine),
+        installed: machine.installed.as_deref().map(image_label),
+        state,
+        seen: ago(&machine.seen, now),
+        id: machine.id,
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct InstallForm {
+    code: String,
+    version: String,
+    #[serde(default)]
+    disk: String,
+}
+
+/// Deploys to the run that shows this code, and approves it.
+pub(super) async fn install(
+    State(app): State<App>,
+    extract::Place(_machine): extract::Place<String>,
+    Form(form): Form<InstallForm>,
+) -> Result<Response, ApiError> {
+    let request = DeploymentRequest {
+        image: form.version,
+        machines: vec![form.code],
+        disk: Some(form.disk),
+        then: None,
+        preapprove: false,
+    };
+    let done = api::deployment::create(State(app.clone()), extract::Body(request)).await;
+    let place = if done.is_ok() { Place::Deployments } else { Place::Machines };
+    answer(&app, place, done).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct CodeForm {
+    code: String,
+}
+
+pub(super) async fn approve(
+    State(app): State<App>,
+    extract::Place(_machine): extract::Place<String>,
+    Form(form): Form<CodeForm>,
+) -> Result<Response, ApiError> {
+    let done = api::machine::approve(State(app.clone()), extract::Place(form.code)).await;
+    answer(&app, Place::Machines, done).await
+}
+
+pub(super) async fn refuse(
+    State(app): State<App>,
+    extract::Place(_machine): extract::Place<String>,
+    Form(form): Form<CodeForm>,
+) -> Result<Response, ApiError> {
+    let done = api::machine::refuse(State(app.clone()), extract::Place(form.code)).await;
+    answer(&app, Place::Machines, done).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(path: &str, serial: Option<&str>, size: u64) -> MachineDisk {
+        MachineDisk {
+            path: path.into(),
+            size,
+            model: None,
+            serial: serial.map(str::to_owned),
+            wwn: None,
+            read_only: false,
+            removable: false,
+            rotational: false,
+            busy: false,
+        }
+    }
+
+    fn values(disks: &[MachineDisk]) -> Vec<String> {
+        match targets(disks) {
+            Targets::None => vec![],
+            Targets::One(choice) => vec![choice.value],
+            Targets::Many(choices) => choices.into_iter().map(|choice| choice.value).collect(),
+        }
+    }
+
+    #[test]
+    fn the_only_disk_is_the_default_and_others_are_named_by_what_stays() {
+        let mut stick = disk("/dev/sdb", Some("X"), 8);
+        stick.removable = true;
+        assert_eq!(values(&[disk("/dev/sda", Some("A"), 100), stick]), ["only"]);
+        assert_eq!(
+            values(&[disk("/dev/sda", Some("A"), 100), disk("/dev/sdb", None, 200)]),
+            ["serial:A", "size:200"]
+        );
+        // Two that nothing tells apart cannot be chosen.
+        assert_eq!(values(&[disk("/dev/sda", None, 100), disk("/dev/sdb", None, 100)]), [""; 0]);
+        assert_eq!(values(&[]), [""; 0]);
+        for choice in values(&[disk("/dev/sda", Some("A"), 100), disk("/dev/sdb", None, 200)]) {
+            assert!(api::deployment::parse_disk(&choice).is_some(), "{choice}");
+        }
+    }
+}

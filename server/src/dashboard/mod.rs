@@ -1,0 +1,270 @@
+//! The dashboard: pages for administrators, filled from what the API shows.
+//!
+//! | path | what |
+//! |---|---|
+//! | `/sign-in`, `/sign-out` | a session begins and ends |
+//! | `/`, `/images`, `/agents`, `/machines`, `/deployments` | the pages |
+//! | `/parts/…` | the live part of each page alone, and the navigation |
+//! | `/live` | names what changed, for a browser to fetch the parts again ([`live`]) |
+//! | `POST /…` | a form; goes back to its page, or shows the page with why not |
+//! | `/static/…` | style, script, icon |
+//!
+//! Invariants: a form decides nothing itself, it calls what the API calls; an unsafe request with a cookie must come from
+//! our own page; every page is sent with a policy that forbids inline scripts and framing.
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Query, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{Html, IntoResponse as _, Redirect, Response},
+    routing::{get, post},
+};
+use cairn_web::{
+    CONTENT_SECURITY_POLICY, Template,
+    agents::{AgentsPage, JoinCommand},
+    deployments::DeploymentsPage,
+    images::ImagesPage,
+    machines::MachinesPage,
+    overview::OverviewPage,
+    shell::{self, Place},
+};
+use serde::Deserialize;
+
+mod agents;
+mod deployments;
+mod door;
+mod files;
+mod images;
+mod live;
+mod machines;
+mod overview;
+
+use crate::{
+    api::{auth, error::ApiError},
+    app::App,
+    moment::Moment,
+    secret,
+};
+
+/// The largest form.
+const MAX_FORM: usize = 16 << 10;
+
+/// Everything that a browser sees.
+pub(crate) fn routes(app: &App) -> Router<App> {
+    let inside = Router::new()
+        .route("/", get(overview_page))
+        .route("/images", get(images_page))
+        .route("/images/{name}/{number}/remove", post(images::remove))
+        .route("/agents", get(agents_page))
+        .route("/agents/join", post(agents::join))
+        .route("/agents/{agent}/approve", post(agents::approve))
+        .route("/agents/{agent}/revoke", post(agents::revoke))
+        .route("/agents/{agent}/forget", post(agents::forget))
+        .route("/machines", get(machines_page))
+        .route("/machines/{machine}/install", post(machines::install))
+        .route("/machines/{machine}/approve", post(machines::approve))
+        .route("/machines/{machine}/refuse", post(machines::refuse))
+        .route("/deployments", get(deployments_page))
+        .route("/deployments/{deployment}/cancel", post(deployments::cancel))
+        .route("/parts/nav", get(nav_part))
+        .route("/parts/{part}", get(part))
+        .route("/live", get(live::listen))
+        .route("/sign-out", post(door::sign_out))
+        .layer(middleware::from_fn_with_state(app.clone(), guard));
+    let outside = Router::new()
+        .route("/sign-in", get(door::show).post(door::sign_in))
+        .route("/static/{*path}", get(files::serve));
+    inside
+        .merge(outside)
+        .layer(DefaultBodyLimit::max(MAX_FORM))
+        .layer(middleware::map_response(harden))
+}
+
+/// Lets in whoever signed in and sends everybody else to the door.
+async fn guard(State(app): State<App>, request: Request, next: Next) -> Result<Response, ApiError> {
+    let lives = match auth::session(request.headers()) {
+        Some(session) => app.db.session_lives(secret::hash(session), Moment::now()).await?,
+        None => false,
+    };
+    if !lives {
+        return Ok(to_the_door(&request));
+    }
+    let safe = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !safe && !auth::is_intended(request.headers()) {
+        return Err(ApiError::forbidden(
+            "cross_site",
+            "this form did not come from a page of this server: open the dashboard and try again",
+        ));
+    }
+    Ok(next.run(request).await)
+}
+
+fn to_the_door(request: &Request) -> Response {
+    let headers = request.headers();
+    if headers.contains_key("hx-request") {
+        // htmx follows a redirect by itself and would put the door into the page.
+        return (StatusCode::UNAUTHORIZED, [("hx-redirect", "/sign-in")]).into_response();
+    }
+    if request.uri().path() == "/live" {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    match *request.method() {
+        Method::GET => {
+            Redirect::to(&format!("/sign-in?next={}", request.uri().path())).into_response()
+        }
+        _ => Redirect::to("/sign-in").into_response(),
+    }
+}
+
+#[expect(clippy::unused_async, reason = "axum takes async functions here")]
+async fn harden(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    let fixed: [(HeaderName, &'static str); 4] = [
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if !headers.contains_key(header::CACHE_CONTROL) {
+        // What a page shows is for whoever signed in, and soon old.
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    response
+}
+
+async fn overview_page(State(app): State<App>) -> Result<Response, ApiError> {
+    page(&app, Place::Overview, None).await
+}
+
+async fn images_page(State(app): State<App>) -> Result<Response, ApiError> {
+    page(&app, Place::Images, None).await
+}
+
+async fn agents_page(State(app): State<App>) -> Result<Response, ApiError> {
+    page(&app, Place::Agents, None).await
+}
+
+async fn machines_page(State(app): State<App>) -> Result<Response, ApiError> {
+    page(&app, Place::Machines, None).await
+}
+
+async fn deployments_page(State(app): State<App>) -> Result<Response, ApiError> {
+    page(&app, Place::Deployments, None).await
+}
+
+#[derive(Deserialize)]
+struct At {
+    at: String,
+}
+
+async fn nav_part(
+    State(app): State<App>,
+    Query(At { at }): Query<At>,
+) -> Result<Response, ApiError> {
+    let at = Place::of_word(&at).ok_or_else(unknown_part)?;
+    fragment(&overview::nav(&app, at).await?)
+}
+
+async fn part(
+    State(app): State<App>,
+    axum::extract::Path(part): axum::extract::Path<String>,
+) -> Result<Response, ApiError> {
+    match Place::of_word(&part).ok_or_else(unknown_part)? {
+        Place::Overview => fragment(&overview::view(&app).await?),
+        Place::Images => fragment(&images::view(&app).await?),
+        Place::Agents => fragment(&agents::view(&app).await?),
+        Place::Machines => fragment(&machines::view(&app).await?),
+        Place::Deployments => fragment(&deployments::view(&app).await?),
+    }
+}
+
+fn unknown_part() -> ApiError {
+    ApiError::not_found("unknown_part", "no page has such a part")
+}
+
+fn fragment(view: &impl Template) -> Result<Response, ApiError> {
+    Ok(Html(rendered(view.render())?).into_response())
+}
+
+fn rendered(html: Result<String, impl Into<anyhow::Error>>) -> Result<String, ApiError> {
+    html.map_err(|error| ApiError::from(error.into().context("render a page")))
+}
+
+/// A page, with why what was asked for did not happen.
+async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response, ApiError> {
+    let nav = overview::nav(app, place).await?;
+    let html = match place {
+        Place::Overview => {
+            shell::page(&nav, notice, &OverviewPage { live: &overview::view(app).await? })
+        }
+        Place::Images => shell::page(&nav, notice, &ImagesPage { live: &images::view(app).await? }),
+        Place::Agents => return agents_with(app, notice, None).await,
+        Place::Machines => {
+            shell::page(&nav, notice, &MachinesPage { live: &machines::view(app).await? })
+        }
+        Place::Deployments => {
+            shell::page(&nav, notice, &DeploymentsPage { live: &deployments::view(app).await? })
+        }
+    };
+    Ok(Html(rendered(html)?).into_response())
+}
+
+/// The page of agents, with a join command that was made just now.
+async fn agents_with(
+    app: &App,
+    notice: Option<&str>,
+    join: Option<JoinCommand>,
+) -> Result<Response, ApiError> {
+    let nav = overview::nav(app, Place::Agents).await?;
+    let html = shell::page(&nav, notice, &AgentsPage { live: &agents::view(app).await?, join });
+    Ok(Html(rendered(html)?).into_response())
+}
+
+/// The answer to a form: to `place` when it was done, else `place` with why not.
+async fn answer<T>(
+    app: &App,
+    place: Place,
+    done: Result<T, ApiError>,
+) -> Result<Response, ApiError> {
+    let error = match done {
+        Ok(_) => return Ok(Redirect::to(place.path()).into_response()),
+        Err(error) => error,
+    };
+    let Some((status, why)) = error.for_people() else { return Err(error) };
+    let mut response = page(app, place, Some(why)).await?;
+    *response.status_mut() = status;
+    Ok(response)
+}
+
+/// A request's headers as far as a session goes; for handlers that end one.
+fn session_of(headers: &HeaderMap) -> Option<[u8; 32]> {
+    auth::session(headers).map(secret::hash)
+}
+
+/// A moment of the API, and how long ago it is.
+fn ago(text: &str, now: Moment) -> cairn_web::text::Ago {
+    let seconds = at(text).map_or(0, |moment| now.since(moment).as_secs());
+    cairn_web::text::Ago { at: text.to_owned(), seconds }
+}
+
+/// A moment as the API shows it.
+fn at(text: &str) -> Option<Moment> {
+    use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+    let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    Some(Moment(moment.unix_timestamp().checked_mul(1000)?))
+}
+
+/// `NAME@N` as people read it.
+fn image_label(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((name, number)) => format!("{name}, version {number}"),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! Fills the overview and the navigation.
+
+use std::{collections::HashSet, time::Duration};
+
+use cairn_web::{
+    agents::AgentState,
+    deployments::{Install, InstallState},
+    images::Image,
+    overview::{Overview, Safety, Tile, judge, needs},
+    shell::{Nav, Place},
+    text::{Bytes, counted},
+};
+
+use super::{agents, deployments, images, machines};
+use crate::{
+    api::{self, error::ApiError, machine::Machine},
+    app::App,
+    db::{job::JobState, target::TargetRow},
+    moment::Moment,
+};
+
+/// How long a failure is worth showing when nothing came after it.
+const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+/// Jobs that are looked at.
+const JOBS: u32 = 200;
+
+pub(super) async fn nav(app: &App, at: Place) -> Result<Nav, ApiError> {
+    let now = Moment::now();
+    let pending = app.db.agents().await?.into_iter();
+    let pending =
+        pending.filter(|agent| agent.state == cairn_array::wire::MemberState::Pending).count();
+    let targets = app.db.live_targets(now).await?;
+    let waiting = waiting_codes(&targets, &api::machine::all(app).await?).len();
+    let counts = app.db.counts().await?;
+    Ok(Nav {
+        at,
+        agents_pending: number(pending),
+        machines_waiting: number(waiting),
+        installs_running: counts.installs_running,
+    })
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+fn waiting_codes(targets: &[TargetRow], machines: &[Machine]) -> Vec<String> {
+    let waits = |target: &&TargetRow| {
+        let id = target.machine.to_string();
+        machines.iter().any(|machine| machine.id == id && machines::waits(target, machine))
+    };
+    targets.iter().filter(waits).map(|target| target.code.clone()).collect()
+}
+
+pub(super) async fn view(app: &App) -> Result<Overview, ApiError> {
+    let now = Moment::now();
+    let machines = api::machine::all(app).await?;
+    let agents = api::agent::all(app).await?;
+    let images = images::all(app, &machines).await?;
+    let installs = deployments::all(app).await?;
+    let codes = waiting_codes(&app.db.live_targets(now).await?, &machines);
+    let pending: Vec<_> = agents
+        .iter()
+        .filter(|agent| agent.state == "pending")
+        .map(|agent| agent.name.as_str())
+        .collect();
+    let safety: Vec<_> =
+        images.iter().map(|image| Safety { name: &image.name, lives: &image.lives }).collect();
+    let codes: Vec<_> = codes.iter().map(String::as_str).collect();
+    Ok(Overview {
+        verdict: judge(&safety),
+        needs: needs(&codes, &pending, &failed_installs(&installs), failed_jobs(app, now).await?),
+        tiles: tiles(&images, &agents, &machines, &installs, now),
+        running: installs.into_iter().filter(|install| !install.state.is_over()).collect(),
+    })
+}
+
+/// The machines whose newest install failed within [`FRESH`].
+fn failed_installs(newest_first: &[Install]) -> Vec<&str> {
+    let mut seen = HashSet::new();
+    newest_first
+        .iter()
+        .filter(|install| seen.insert(&install.machine))
+        .filter(|install| {
+            install.state == InstallState::Failed && install.created.seconds < FRESH.as_secs()
+        })
+        .map(|install| install.machine.as_str())
+        .collect()
+}
+
+/// Jobs that were given up within [`FRESH`] and have not succeeded since.
+async fn failed_jobs(app: &App, now: Moment) -> Result<u64, ApiError> {
+    let jobs = app.db.jobs(JOBS).await?;
+    let mut seen: Vec<crate::db::job::Kind> = Vec::new();
+    let mut failed = 0;
+    for job in jobs {
+        if seen.contains(&job.kind) || !matches!(job.state, JobState::Done | JobState::Failed) {
+            continue;
+        }
+        seen.push(job.kind);
+        failed += u64::from(job.state == JobState::Failed && now.since(job.updated) < FRESH);
+    }
+    Ok(failed)
+}
+
+fn tiles(
+    images: &[Image],
+    agents: &[api::agent::Agent],
+    machines: &[Machine],
+    installs: &[Install],
+    now: Moment,
+) -> Vec<Tile> {
+    let states: Vec<_> = agents.iter().map(|agent| (agents::state(agent, now), agent)).collect();
+    let here = states.iter().filter(|(state, _)| *state == AgentState::Here).count();
+    let members: Vec<_> = states
+        .iter()
+        .filter(|(state, _)| matches!(state, AgentState::Here | AgentState::Away))
+        .collect();
+    let lent: u64 = members.iter().map(|(_, agent)| agent.lend).fold(0, u64::saturating_add);
+    let used: u64 = members.iter().map(|(_, agent)| agent.used).fold(0, u64::saturating_add);
+    let versions = images.iter().map(|image| image.versions.len()).sum();
+    let stored = images.iter().flat_map(|image| &image.versions).map(|version| version.added.0);
+    let stored = Bytes(stored.fold(0, u64::saturating_add));
+    let ours = machines.iter().filter(|machine| machine.installed.is_some()).count();
+    let running = installs.iter().filter(|install| !install.state.is_over()).count();
+    let done = installs.iter().filter(|install| {
+        install.state == InstallState::Done && install.created.seconds < FRESH.as_secs()
+    });
+    let tile =
+        |place: Place, value, note| Tile { label: place.title(), value, note, href: place.path() };
+    vec![
+        tile(
+            Place::Images,
+            images.len().to_string(),
+            format!("{}, {stored} stored", counted(number(versions), "version", "versions")),
+        ),
+        tile(Place::Machines, machines.len().to_string(), format!("{ours} run an image of ours")),
+        tile(
+            Place::Deployments,
+            running.to_string(),
+            format!("{} done in the last day", done.count()),
+        ),
+        tile(
+            Place::Agents,
+            format!("{here} of {}", members.len()),
+            format!("here; {} of {} lent are used", Bytes(used), Bytes(lent)),
+        ),
+    ]
+}
