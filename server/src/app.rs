@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, ops::Deref, path::PathBuf, sync::Arc};
 
-use cairn_array::tls::NameTable;
+use cairn_array::{store::Store, tls::NameTable};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -22,8 +22,7 @@ pub struct Inner {
     pub site: Site,
     pub events: Events,
     pub data_dir: PathBuf,
-    /// The folders of the store.
-    pub store_folders: Vec<PathBuf>,
+    pub store: Arc<Store>,
     /// Where others reach the HTTPS service.
     pub address: SocketAddr,
     /// Where the HTTPS service is bound.

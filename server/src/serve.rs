@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cairn_array::tls::{self, Member, NameTable, Token};
+use cairn_array::{
+    store::{Device, Store},
+    tls::{self, Member, NameTable, Token},
+};
 use cairn_pxe::{DhcpMode, FullDhcp, PayloadFiles, PxeConfig};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -173,7 +176,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         db,
         site,
         data_dir: data_dir.clone(),
-        store_folders: options.store_folders(),
+        store: Arc::new(open_store(&options, first_start)?),
         address,
         bound,
         names: Arc::new(NameTable::default()),
@@ -207,6 +210,15 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     write_server_file(&app)?;
     let first_start = greet(&app, first_start).await?;
     Ok(Running { app, bound, boot, first_start, services, _lock: lock })
+}
+
+/// Opens the store's devices. They are made at the first start only: later, a folder that is not a device is a disk that is
+/// not mounted.
+fn open_store(options: &ServeOptions, first_start: bool) -> anyhow::Result<Store> {
+    let open = if first_start { Device::open_or_create } else { Device::open };
+    let devices =
+        options.store_folders().iter().map(|folder| open(folder)).collect::<Result<_, _>>();
+    Ok(Store::new(devices.context("open the store")?)?)
 }
 
 /// Two servers on one folder would undo each other's work.

@@ -310,11 +310,6 @@ fn refuse(error: RegisterError) -> ApiError {
             let said = format!("{:#}", anyhow::Error::from(error));
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code, said)
         }
-        RegisterError::NotBuilt => ApiError::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "not_built",
-            "this build cannot register images",
-        ),
         RegisterError::Failed(error) => error.into(),
     }
 }

@@ -284,6 +284,26 @@ impl Db {
         .collect()
     }
 
+    /// Slots of each agent that other images than this one take.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn slots_taken_by_other_images(
+        &self,
+        image: ImageId,
+    ) -> Result<BTreeMap<AgentId, u64>> {
+        sqlx::query(
+            "SELECT assignment.agent, count(*) AS slots FROM assignment
+             JOIN segment ON segment.id = assignment.segment AND segment.image <> $1 GROUP BY assignment.agent",
+        )
+        .bind(image.as_bytes().as_slice())
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(|row| Ok((AgentId(row.id("agent")?), row.number("slots")?)))
+        .collect()
+    }
+
     /// How far an image is scattered.
     ///
     /// # Errors

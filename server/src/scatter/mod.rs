@@ -1,0 +1,283 @@
+//! Scattering: brings what the fleet holds of an image to what the planner wants.
+//!
+//! ```text
+//!   plan ─► layout ─► missing parity ─► assign old and new ─► wait for the holders ─► publish the map ─► assign new only
+//! ```
+//!
+//! Every step can be done again: after a kill the layout comes out the same, parity has the same ids, and agents that hold
+//! something already say so.
+//!
+//! Invariants: a stripe map is published when every client that is there holds its part; what the map before it named is
+//! dropped only when the new one is held in full.
+
+mod parity;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::Context as _;
+use cairn_array::{dsf::SlotCount, wire::SegmentClass};
+use cairn_core::{
+    id::{AgentId, ImageId, SegmentId, VersionId},
+    layout::{DataSegment, Layout, Member, converge as lay_out},
+    planner::{Candidate, DEFAULT_AVAILABILITY, Plan, plan},
+    stripe_map::StripeMap,
+    units::{ByteCount, Generation, SEGMENT_MAX_BYTES},
+};
+
+pub(crate) use parity::compute_on_demand;
+
+use crate::{
+    app::App,
+    db::agent::AgentRow,
+    events::Event,
+    jobs::{JobHandle, Kind},
+    moment::Moment,
+    register::forget_manifest,
+};
+
+/// A client that was not heard of for so long is asleep: nobody waits for it.
+const ASLEEP_AFTER: Duration = Duration::from_secs(60);
+/// How long at most until the holders are looked at again.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// When an image whose holders sleep is looked at again.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// Slots of a DSF that the planner does not count on: old and new segments are held together while shards move.
+const SPARE_PERCENT: u64 = 5;
+
+/// Pairs of who holds what.
+type Pairs = BTreeSet<(AgentId, SegmentId)>;
+
+/// Makes stripes, parity and assignments of an image what the planner wants for the present fleet.
+///
+/// # Errors
+/// When the store or the database fails.
+pub async fn converge(app: &App, image: ImageId, job: &JobHandle) -> anyhow::Result<()> {
+    loop {
+        let fleet = app.db.approved_agents().await.context("list agents")?;
+        if attempt(app, image, job, &fleet).await? {
+            return Ok(());
+        }
+        tracing::info!(%image, "the fleet changed while an image was scattered: planning again");
+    }
+}
+
+/// False when the fleet changed meanwhile.
+async fn attempt(
+    app: &App,
+    image: ImageId,
+    job: &JobHandle,
+    fleet: &[AgentRow],
+) -> anyhow::Result<bool> {
+    let present = present_map(app, image).await?;
+    let segments = app.db.live_segments_of_image(image).await.context("list segments")?;
+    let data: Vec<_> = segments
+        .iter()
+        .filter(|segment| segment.class == SegmentClass::Data)
+        .map(|segment| DataSegment { id: segment.id, bytes: segment.bytes })
+        .collect();
+    if data.is_empty() {
+        assign(app, image, &Pairs::new()).await?;
+        return Ok(true);
+    }
+    let candidates = candidates(app, image, fleet).await?;
+    let needed = data.iter().map(|segment| u64::from(segment.bytes)).sum();
+    let plan = match plan(&candidates, ByteCount(needed)) {
+        Ok(plan) => plan,
+        Err(refusal) => {
+            let promise = format!("Only the server is sure to hold it: {refusal}.");
+            app.db.note_promise_of_image(image, &promise).await.context("note the promise")?;
+            return Ok(true);
+        }
+    };
+    let layout = lay_out(present.as_ref(), &data, plan.redundancy, &members(&candidates, &plan))
+        .context("lay out the stripes")?;
+    let next = complete(app, image, &layout, present.as_ref()).await?;
+    let (old, new) = (pairs(present.as_ref()), pairs(Some(&next)));
+    let approved: BTreeSet<_> = fleet.iter().map(|agent| agent.id).collect();
+    let both = old.union(&new).filter(|(agent, _)| approved.contains(agent)).copied().collect();
+    assign(app, image, &both).await?;
+    let Some(all_held) = wait_for_holders(app, image, job, fleet, &new).await? else {
+        return Ok(false);
+    };
+    publish(app, image, present.as_ref(), &next, &plan).await?;
+    if all_held {
+        assign(app, image, &new).await?;
+        drop_surplus(app, image, &next).await?;
+    } else {
+        app.queue_after(Kind::Scatter { image }, AGAIN_AFTER)
+            .await
+            .context("queue the scatter again")?;
+    }
+    Ok(true)
+}
+
+/// The stripe map that is published now.
+pub(super) async fn present_map(app: &App, image: ImageId) -> anyhow::Result<Option<StripeMap>> {
+    let signed = app.db.stripe_map_of_image(image).await.context("read the stripe map")?;
+    signed
+        .map(|signed| {
+            StripeMap::open(&app.site.verifying_key(), &signed).context("open the stripe map")
+        })
+        .transpose()
+}
+
+/// What each client has room for, less what other images take of it.
+async fn candidates(
+    app: &App,
+    image: ImageId,
+    fleet: &[AgentRow],
+) -> anyhow::Result<Vec<Candidate>> {
+    let taken = app.db.slots_taken_by_other_images(image).await.context("count slots")?;
+    let holders = app.db.holders_of_image(image).await.context("list holders")?;
+    let holders: BTreeSet<_> = holders.into_values().flatten().collect();
+    Ok(fleet
+        .iter()
+        .map(|agent| {
+            let slots = u64::from(SlotCount::fitting(agent.lend).0);
+            let usable = slots - slots * SPARE_PERCENT / 100;
+            let free = usable.saturating_sub(taken.get(&agent.id).copied().unwrap_or(0));
+            Candidate {
+                agent: agent.id,
+                room: ByteCount(free * SEGMENT_MAX_BYTES as u64),
+                availability: DEFAULT_AVAILABILITY,
+                holds: holders.contains(&agent.id),
+            }
+        })
+        .collect())
+}
+
+fn members(candidates: &[Candidate], plan: &Plan) -> Vec<Member> {
+    let in_group = candidates.iter().filter(|candidate| plan.group.contains(&candidate.agent));
+    in_group.map(|candidate| Member { agent: candidate.agent, room: candidate.slots() }).collect()
+}
+
+/// Computes the parity that is missing; the map of the layout. The present one when nothing changed.
+async fn complete(
+    app: &App,
+    image: ImageId,
+    layout: &Layout,
+    present: Option<&StripeMap>,
+) -> anyhow::Result<StripeMap> {
+    let computed = parity::compute(app, image, layout).await?;
+    let number = present.map_or(Generation(1), |map| Generation(map.number.0 + 1));
+    let next = layout.map(image, number, &computed).context("complete the stripe map")?;
+    let same = present.filter(|map| map.stripes == next.stripes && map.holders == next.holders);
+    Ok(same.cloned().unwrap_or(next))
+}
+
+fn pairs(map: Option<&StripeMap>) -> Pairs {
+    let stripes =
+        map.into_iter().flat_map(|map| map.stripes.iter().map(move |stripe| (map, stripe)));
+    stripes
+        .flat_map(|(map, stripe)| stripe.shards().map(move |(_, shard)| (map, shard)))
+        .flat_map(|(map, shard)| map.agents(shard).map(|agent| (agent, shard.id)))
+        .collect()
+}
+
+async fn assign(app: &App, image: ImageId, wanted: &Pairs) -> anyhow::Result<()> {
+    let wanted: Vec<_> = wanted.iter().copied().collect();
+    let changed = app.db.assign_image(image, &wanted).await.context("assign segments")?;
+    if !changed.is_empty() {
+        app.agents_changed.notify();
+    }
+    Ok(())
+}
+
+/// Waits until whoever is there holds what he shall. Whether nothing is missing then; none when the fleet changed.
+async fn wait_for_holders(
+    app: &App,
+    image: ImageId,
+    job: &JobHandle,
+    fleet: &[AgentRow],
+    wanted: &Pairs,
+) -> anyhow::Result<Option<bool>> {
+    let mut changes = app.holdings_changed.watch();
+    loop {
+        let now = app.db.approved_agents().await.context("list agents")?;
+        if !same_fleet(fleet, &now) {
+            return Ok(None);
+        }
+        let held: Pairs = app
+            .db
+            .holders_of_image(image)
+            .await
+            .context("list holders")?
+            .into_iter()
+            .flat_map(|(id, agents)| agents.into_iter().map(move |agent| (agent, id)))
+            .collect();
+        let missing: Vec<_> = wanted.difference(&held).collect();
+        job.progress((wanted.len() - missing.len()) as u64, wanted.len() as u64, "segments")
+            .await?;
+        let asleep: BTreeSet<_> =
+            now.iter().filter(|agent| is_asleep(agent)).map(|agent| agent.id).collect();
+        if missing.iter().all(|(agent, _)| asleep.contains(agent)) {
+            return Ok(Some(missing.is_empty()));
+        }
+        tokio::select! {
+            changed = changes.changed() => changed.context("wait for holdings")?,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+fn is_asleep(agent: &AgentRow) -> bool {
+    agent.seen.is_none_or(|seen| Moment::now().since(seen) > ASLEEP_AFTER)
+}
+
+fn same_fleet(before: &[AgentRow], now: &[AgentRow]) -> bool {
+    let of = |fleet: &[AgentRow]| {
+        fleet.iter().map(|agent| (agent.id, agent.lend)).collect::<BTreeSet<_>>()
+    };
+    of(before) == of(now)
+}
+
+async fn publish(
+    app: &App,
+    image: ImageId,
+    present: Option<&StripeMap>,
+    next: &StripeMap,
+    plan: &Plan,
+) -> anyhow::Result<()> {
+    if present.is_none_or(|map| map.number < next.number) {
+        let signed = next.sign(app.site.signer());
+        app.db
+            .keep_stripe_map(image, next.number, &signed)
+            .await
+            .context("publish the stripe map")?;
+    }
+    let promise =
+        format!("{} on {} clients. {}", plan.redundancy, plan.group.len(), plan.sentence());
+    app.db.note_promise_of_image(image, &promise).await.context("note the promise")?;
+    if let Some(row) = app.db.images().await?.into_iter().find(|row| row.id == image) {
+        app.events.emit(Event::ImageChanged { name: row.name }).await;
+    }
+    Ok(())
+}
+
+/// Forgets parity that no stripe has any more, and the server's copies of parity that clients hold.
+async fn drop_surplus(app: &App, image: ImageId, map: &StripeMap) -> anyhow::Result<()> {
+    let named: BTreeSet<_> =
+        map.stripes.iter().flat_map(|stripe| stripe.parity.iter().map(|shard| shard.id)).collect();
+    let rows = app.db.segments_of_image(image).await.context("list segments")?;
+    let parity = rows.iter().filter(|row| row.class == SegmentClass::Parity).map(|row| row.id);
+    let (kept, surplus): (Vec<_>, Vec<_>) = parity.partition(|id| named.contains(id));
+    for id in kept.iter().chain(&surplus) {
+        app.store.delete_segment(*id).await.context("delete parity from the store")?;
+    }
+    app.db.forget_segments(&surplus).await.context("forget parity")
+}
+
+/// Deletes the manifest of a version that is being taken apart and the bytes of segments that only it used.
+///
+/// # Errors
+/// When the store fails.
+pub async fn forget_bytes(
+    app: &App,
+    version: VersionId,
+    segments: &[SegmentId],
+) -> anyhow::Result<()> {
+    for id in segments {
+        app.store.delete_segment(*id).await.context("delete a segment")?;
+    }
+    forget_manifest(app, version).await
+}
