@@ -1,7 +1,13 @@
 //! The program `cairn-agent`: reads the command line, calls the library, prints, and ends with 0 (done),
 //! 1 (failed) or 2 (wrong usage).
 
-use std::{future::Future, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    future::Future,
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result};
 use cairn_agent::{
@@ -37,7 +43,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("CAIRN_LOG")
         .unwrap_or_else(|_| EnvFilter::new("warn,cairn_agent=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     if matches!(cli.command, Command::InitWorker) {
         return ExitCode::from(u8::try_from(init::work()).unwrap_or(1));
     }

@@ -126,6 +126,10 @@ impl Sync {
                 "the server gave an older directory or assignment than it announced"
             ));
         }
+        if self.status.borrow().problem.is_some() {
+            tracing::info!("the server answers again");
+            self.status.send_modify(|status| status.problem = None);
+        }
         Ok(None)
     }
 
@@ -157,17 +161,10 @@ impl Sync {
     }
 
     fn heard(&self, state: MemberState) {
-        let before = self.status.borrow().clone();
-        if before.problem.is_some() {
-            tracing::info!("the server answers again");
-        }
-        if before.state != Some(state) {
+        if self.status.borrow().state != Some(state) {
             tracing::info!(?state, "membership");
         }
-        self.status.send_modify(|status| {
-            status.state = Some(state);
-            status.problem = None;
-        });
+        self.status.send_modify(|status| status.state = Some(state));
     }
 
     /// Logged when it is news: an absent server would fill the log.

@@ -1,25 +1,8 @@
 //! The program as a user meets it where no site is needed: exit codes, and errors that say what to do.
 
-use std::{
-    net::TcpListener,
-    path::Path,
-    process::{Command, Output},
-};
+use std::{net::TcpListener, path::Path};
 
-fn agent(state: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_cairn-agent"))
-        .arg("--state-dir")
-        .arg(state)
-        .args(arguments)
-        .output()
-        .expect("start cairn-agent")
-}
-
-/// Exit code and what was said.
-fn outcome(state: &Path, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = agent(state, arguments);
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
+use crate::outcome;
 
 fn token() -> String {
     format!("cairn_join_{}_{}", "A".repeat(43), "ab".repeat(32))
