@@ -14,13 +14,13 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    cairn::{self, Agent, Deployment, Install, Server, eventually},
-    dhcpd::Dhcpd,
+    cairn::{self, Deployment, Install, Server, eventually},
     image::{Image, LOGIN_PROMPT, Variant, first_difference},
     netns::Lab,
     portal::Portal,
     process::describe,
     qemu::{Firmware, Hardware, OnReboot, blank_disk},
+    site::{CODE_LINE, NetworkBoot, Site},
 };
 
 mod report;
@@ -31,15 +31,11 @@ pub use report::say;
 const CLIENTS: u8 = 4;
 const LEND: &str = "4GiB";
 const NAME: &str = "demo";
-const JOIN: Duration = Duration::from_secs(60);
-const SCATTER: Duration = Duration::from_secs(600);
+const LISTED: Duration = Duration::from_secs(60);
 const NETWORK_BOOT: Duration = Duration::from_secs(240);
 const INSTALL: Duration = Duration::from_secs(1200);
 const LOGIN: Duration = Duration::from_secs(300);
 const SHOW_EVERY: Duration = Duration::from_secs(2);
-/// What the installer shows for the administrator to compare.
-const CODE: &str = r"\bcode: ([0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4})\b";
-
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Another image than the small Debian that is made for it.
@@ -73,38 +69,30 @@ pub fn run(options: &Options) -> Result<()> {
         Some(path) => Ok(Image { path: path.clone(), root_offset: 0 }),
         None => Variant::Small.image(),
     })?;
-    let mut lab = Lab::new("demo")?;
-    let outcome = run_in(&mut lab, options, &image, &mut report);
+    let mut site = report.phase("server", || Site::start("demo", NetworkBoot::Proxy))?;
+    let outcome = run_in(&mut site, options, &image, &mut report);
     if outcome.is_err() {
-        say(&format!("the logs are in {}", lab.rescue_logs()?.display()));
+        say(&format!("the logs are in {}", site.lab.rescue_logs()?.display()));
     }
     outcome
 }
 
-fn run_in(lab: &mut Lab, options: &Options, image: &Image, report: &mut Report) -> Result<()> {
-    let (mut server, _dhcpd) = report.phase("server", || start(lab))?;
-    let portal = Portal::open(server.host(), cairn::PORT)?;
+fn run_in(site: &mut Site, options: &Options, image: &Image, report: &mut Report) -> Result<()> {
+    let portal = Portal::open(site.server.host(), cairn::PORT)?;
     let dashboard = format!("https://{}/", portal.address());
-    say(&format!("dashboard: {dashboard} (password {})", server.first().password));
-    let mut clients = report.phase("clients join", || join(lab, &server))?;
-    report.phase("register", || {
-        let path = image.path.to_str().context("the image's path is not UTF-8")?;
-        server.run(&["image", "add", path, "--name", NAME]).map(drop)
-    })?;
-    let detail = report.phase("scatter", || {
-        eventually("the image to be scattered", SCATTER, || {
-            let detail = server.image(NAME)?;
-            Ok(detail.scatter.complete.then_some(detail))
-        })
-    })?;
+    let password = site.server.first().password.clone();
+    say(&format!("dashboard: {dashboard} (password {password})"));
+    report.phase("clients join", || site.join(CLIENTS, LEND))?;
+    report.phase("register", || site.add_image(&image.path, NAME))?;
+    let detail = report.phase("scatter", || site.wait_scattered(NAME))?;
     if let Some(promise) = &detail.redundancy {
         say(&format!("promise: {promise}"));
     }
-    let stopped = clients.first_mut().context("find a client")?;
+    let stopped = site.agents.first_mut().context("find a client")?;
     stopped.process().kill().context("switch a client off")?;
     say("one client is switched off");
-    let machines = hardware(lab, options, image)?;
-    let installed = all_at_once(lab, &server, &machines, image)?;
+    let machines = hardware(&mut site.lab, options, image)?;
+    let installed = all_at_once(&site.lab, &site.server, &machines, image)?;
     for (machine, installed) in machines.iter().zip(&installed) {
         report.machine(&machine.name, installed);
     }
@@ -113,14 +101,14 @@ fn run_in(lab: &mut Lab, options: &Options, image: &Image, report: &mut Report) 
         judge(&installed.outcome)?;
     }
     if options.keep {
-        say(&format!("still running: {dashboard} (password {})", server.first().password));
-        say(&format!("its network: ip netns exec {} sh", server.host().namespace()));
+        say(&format!("still running: {dashboard} (password {password})"));
+        say(&format!("its network: ip netns exec {} sh", site.server.host().namespace()));
         say("Ctrl-C ends it and cleans up");
         loop {
             thread::park();
         }
     }
-    server.process().terminate().map(drop)
+    site.server.process().terminate().map(drop)
 }
 
 fn all_at_once(
@@ -139,30 +127,6 @@ fn all_at_once(
             .map(|journey| journey.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     })
-}
-
-fn start(lab: &mut Lab) -> Result<(Server, Dhcpd)> {
-    let site = lab.host("dhcp", 2)?;
-    let dhcpd = Dhcpd::start(lab, &site)?;
-    let host = lab.host("server", 1)?;
-    let data_dir = lab.dir().join("server");
-    let server = Server::first_start(lab, &host, &data_dir, &["--boot-interface", "eth0"])?;
-    Ok((server, dhcpd))
-}
-
-fn join(lab: &mut Lab, server: &Server) -> Result<Vec<Agent>> {
-    let mut agents = Vec::new();
-    for number in 1..=CLIENTS {
-        let host = lab.host(&format!("client{number}"), 10 + number)?;
-        // The first start prints one token; the others are made as an administrator makes them.
-        let token = match number {
-            1 => server.first().join_token.clone(),
-            _ => server.join_token()?,
-        };
-        agents.push(Agent::join(lab, &host, server, &token, LEND)?);
-    }
-    server.approve_agents(agents.len(), JOIN)?;
-    Ok(agents)
 }
 
 fn hardware(lab: &mut Lab, options: &Options, image: &Image) -> Result<Vec<Hardware>> {
@@ -185,7 +149,7 @@ fn journey(lab: &Lab, server: &Server, hardware: &Hardware, image: &Image) -> Re
     let started = Instant::now();
     let mut machine = hardware.start(lab, OnReboot::Exit)?;
     say(&format!("{name}: boots from the network"));
-    let shown = machine.wait_for(&[CODE], &[], NETWORK_BOOT)?;
+    let shown = machine.wait_for(&[CODE_LINE], &[], NETWORK_BOOT)?;
     let code = shown.first().and_then(|found| found.groups.get(1)).context("read the code")?;
     let to_installer = started.elapsed();
     say(&format!("{name}: shows code {code} after {:.1} s", to_installer.as_secs_f64()));
@@ -216,7 +180,7 @@ fn journey(lab: &Lab, server: &Server, hardware: &Hardware, image: &Image) -> Re
 fn approve(server: &Server, hardware: &Hardware, code: &str) -> Result<String> {
     let mac = hardware.mac();
     let shown = code.to_owned();
-    let machine = eventually("the machine to be listed", JOIN, || {
+    let machine = eventually("the machine to be listed", LISTED, || {
         let machines = server.machines()?;
         Ok(machines.into_iter().find(|machine| machine.codes.contains(&shown)))
     })?;

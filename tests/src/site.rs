@@ -1,0 +1,135 @@
+//! A whole site in a lab: a server, and clients that lend space to it.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cairn::{Agent, ImageDetail, Server, binary, eventually},
+    dhcpd::Dhcpd,
+    netns::{Host, Lab},
+    process::{Process, Program},
+};
+
+const APPROVE: Duration = Duration::from_secs(60);
+const SCATTER: Duration = Duration::from_secs(600);
+const CODE: Duration = Duration::from_secs(60);
+/// How an installer shows the code that the administrator compares.
+pub const CODE_LINE: &str = r"\bcode: ([0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4})\b";
+
+/// Whether blank machines can boot from the site's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkBoot {
+    /// The server answers beside the site's DHCP server, which runs too.
+    Proxy,
+    Off,
+}
+
+/// Ends in this order: clients, server, DHCP server, network.
+#[derive(Debug)]
+pub struct Site {
+    pub agents: Vec<Agent>,
+    pub server: Server,
+    pub dhcpd: Option<Dhcpd>,
+    pub lab: Lab,
+}
+
+impl Site {
+    /// A server that has just been started for the first time, without clients.
+    ///
+    /// # Errors
+    /// A program is not built, or does not start.
+    pub fn start(name: &str, boot: NetworkBoot) -> Result<Self> {
+        // Noticed before anything is made.
+        binary("cairn-server")?;
+        binary("cairn-agent")?;
+        let mut lab = Lab::new(name)?;
+        let (dhcpd, options): (_, &[&str]) = match boot {
+            NetworkBoot::Off => (None, &[]),
+            NetworkBoot::Proxy => {
+                let host = lab.host("dhcp", 2)?;
+                (Some(Dhcpd::start(&lab, &host)?), &["--boot-interface", "eth0"])
+            }
+        };
+        let host = lab.host("server", 1)?;
+        let data_dir = lab.dir().join("server");
+        let server = Server::first_start(&lab, &host, &data_dir, options)?;
+        Ok(Self { agents: Vec::new(), server, dhcpd, lab })
+    }
+
+    /// Lets `count` clients join that lend `lend` each, and approves them.
+    ///
+    /// # Errors
+    /// One does not become a member.
+    pub fn join(&mut self, count: u8, lend: &str) -> Result<()> {
+        for _ in 0..count {
+            let number = u8::try_from(self.agents.len() + 1).context("number the client")?;
+            let host = self.lab.host(&format!("client{number}"), 10 + number)?;
+            // The first start prints one token; further ones are made as an administrator makes them.
+            let token = match number {
+                1 => self.server.first().join_token.clone(),
+                _ => self.server.join_token()?,
+            };
+            self.agents.push(Agent::join(&self.lab, &host, &self.server, &token, lend)?);
+        }
+        self.server.approve_agents(self.agents.len(), APPROVE)
+    }
+
+    /// Registers a raw image.
+    ///
+    /// # Errors
+    /// The server refuses it.
+    pub fn add_image(&self, file: &Path, name: &str) -> Result<()> {
+        let file = file.to_str().context("the image's path is not UTF-8")?;
+        self.server
+            .run(&["image", "add", file, "--name", name, "--format", "raw", "--any-content"])
+            .map(drop)
+    }
+
+    /// Waits until every segment of an image is where it is to be.
+    ///
+    /// # Errors
+    /// It is not in time.
+    pub fn wait_scattered(&self, name: &str) -> Result<ImageDetail> {
+        eventually(&format!("image {name} to be scattered"), SCATTER, || {
+            let detail = self.server.image(name)?;
+            Ok(detail.scatter.complete.then_some(detail))
+        })
+    }
+
+    /// Starts the installer on the machine of client `index`, to a file, and approves it. The file is
+    /// whole when the process ends with 0.
+    ///
+    /// # Errors
+    /// It does not start, or the server refuses it.
+    pub fn install_to_file(&self, index: usize, image: &str, file: &Path) -> Result<Process> {
+        let agent = self.agents.get(index).context("find the client")?;
+        let started = Instant::now();
+        let installer = self.installer(agent.host(), agent.state_dir(), image, file)?;
+        let found = installer.wait_for_line(CODE_LINE, CODE)?;
+        let code = found.groups.get(1).context("read the code")?;
+        // The code is shown before the server has heard of it.
+        eventually(
+            &format!("code {code} to be known"),
+            CODE.saturating_sub(started.elapsed()),
+            || {
+                let machines = self.server.machines()?;
+                Ok(machines.iter().any(|machine| machine.codes.contains(code)).then_some(()))
+            },
+        )?;
+        self.server.run(&["machine", "approve", code])?;
+        Ok(installer)
+    }
+
+    fn installer(&self, host: &Host, state: &Path, image: &str, file: &Path) -> Result<Process> {
+        Program::new("installer", binary("cairn-agent")?)
+            .args(["install", image, "--disk"])
+            .args([file.as_os_str(), "--state-dir".as_ref(), state.as_os_str()])
+            .on(host)
+            .log(self.lab.dir().join("installer.log"))
+            .start()
+    }
+}
