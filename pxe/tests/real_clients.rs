@@ -3,6 +3,8 @@
 //!
 //! Needs root, and the packages of `cargo xtask setup`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it is")]
+
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -318,7 +320,8 @@ fn bios_is_sent_to_its_local_disk() {
 
 #[test]
 fn uefi_is_sent_to_its_next_boot_option() {
-    let next = "(?s)starting from the local disk.*BdsDxe: failed to start Boot.*>>Start PXE over IPv6";
+    let next =
+        "(?s)starting from the local disk.*BdsDxe: failed to start Boot.*>>Start PXE over IPv6";
     sent_to_its_disk("pxe-uefi-local", Firmware::Uefi, |_| (), next);
 }
 

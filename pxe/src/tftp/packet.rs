@@ -80,13 +80,7 @@ impl<'a> Packet<'a> {
             }
             5 => {
                 let (code, message) = split_number(rest).ok_or(Malformed::Length)?;
-                let text: Vec<u8> = message
-                    .iter()
-                    .copied()
-                    .take_while(|byte| *byte != 0)
-                    .take(GREATEST_NAME)
-                    .collect();
-                Ok(Self::Error { code, message: String::from_utf8_lossy(&text).into_owned() })
+                Ok(Self::Error { code, message: readable(message) })
             }
             6 if bytes.len() <= GREATEST_REQUEST => {
                 Ok(Self::OptionAcknowledge { options: parse_options(rest)? })
@@ -184,6 +178,16 @@ fn parse_options(mut bytes: &[u8]) -> Result<Vec<(String, String)>, Malformed> {
     Ok(options)
 }
 
+/// An error text for logs: up to its NUL, bounded, and printable whatever was sent.
+fn readable(message: &[u8]) -> String {
+    let text = message.iter().take_while(|byte| **byte != 0).take(GREATEST_NAME);
+    text.map(|byte| if is_printable(*byte) { char::from(*byte) } else { '?' }).collect()
+}
+
+fn is_printable(byte: u8) -> bool {
+    byte.is_ascii_graphic() || byte == b' '
+}
+
 fn with_options(mut bytes: Vec<u8>, options: &[(String, String)]) -> Vec<u8> {
     for (name, value) in options {
         for text in [name, value] {
@@ -201,7 +205,7 @@ fn split_number(bytes: &[u8]) -> Option<(u16, &[u8])> {
 fn split_text(bytes: &[u8]) -> Result<(&str, &[u8]), Malformed> {
     let end = bytes.iter().position(|byte| *byte == 0).ok_or(Malformed::Text)?;
     let (text, rest) = bytes.split_at_checked(end).ok_or(Malformed::Text)?;
-    if !text.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') {
+    if !text.iter().copied().all(is_printable) {
         return Err(Malformed::Text);
     }
     let text = std::str::from_utf8(text).map_err(|_| Malformed::Text)?;

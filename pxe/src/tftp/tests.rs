@@ -231,6 +231,15 @@ fn options_that_cannot_be_are_ignored_and_greedy_ones_are_capped() {
 }
 
 #[test]
+fn an_error_text_is_bounded_and_printable() {
+    let bytes = [&[0, 5, 0, 1][..], &[0x9c; 300], b"\n\0"].concat();
+    let Ok(Packet::Error { code: 1, message }) = Packet::parse(&bytes) else { panic!("not read") };
+    assert_eq!(message, "?".repeat(255));
+    let again = Packet::Error { code: 1, message }.to_bytes();
+    assert_eq!(Packet::parse(&again), Packet::parse(&bytes));
+}
+
+#[test]
 fn malformed_requests_are_refused() {
     let many: Vec<u8> = [&b"\0\x01f\0octet\0"[..], &b"a\0b\0".repeat(17)].concat();
     for (bytes, reason) in [
