@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/api/v1/…` | administrators: an API token, or a dashboard session |
 //! | `/agent/v1/…`, `/target/v1/…`, `/peer/v1/…` | members; see `cairn_array::wire` |
+//! | `/`, `/images`, …, `/static/…` | browsers; see `dashboard` |
 //! | `/healthz`, `/readyz`, `/api/openapi.json`, `POST /api/v1/session` | anybody |
 
 use axum::{
@@ -28,7 +29,7 @@ pub mod session;
 pub mod status;
 pub mod token;
 
-use crate::{agents, app::App, peers, targets};
+use crate::{agents, app::App, dashboard, peers, targets};
 
 /// The largest JSON body of the API.
 const MAX_BODY: usize = 1 << 20;
@@ -120,6 +121,7 @@ pub(crate) fn router(app: &App) -> Router {
         .merge(agents::routes())
         .merge(targets::routes())
         .merge(peers::routes(app))
+        .merge(dashboard::routes(app))
         .route("/api/openapi.json", json)
         .fallback(error::unknown_path)
         .method_not_allowed_fallback(error::unknown_method)
