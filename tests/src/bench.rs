@@ -13,14 +13,42 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::paths;
 
+mod images;
 mod link;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 1] = [Bench {
-    name: "lab-link",
-    about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
-    run: link::measure,
-}];
+pub const BENCHES: [Bench; 6] = [
+    Bench {
+        name: "lab-link",
+        about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
+        run: link::measure,
+    },
+    Bench {
+        name: "register",
+        about: "`image add` of real file content and of zeros",
+        run: images::register,
+    },
+    Bench {
+        name: "install",
+        about: "an install to a file from four local clients",
+        run: images::install,
+    },
+    Bench {
+        name: "slow-link",
+        about: "an install over a link of 200 Mbit/s",
+        run: images::slow_link,
+    },
+    Bench {
+        name: "second-version",
+        about: "what a version with 8 % of its file bytes changed costs to store and to fetch",
+        run: images::second_version,
+    },
+    Bench {
+        name: "agent",
+        about: "an idle agent's memory, and its start with 20 GiB",
+        run: images::idle_agent,
+    },
+];
 
 #[derive(Debug, Clone, Copy)]
 pub struct Bench {
