@@ -44,7 +44,10 @@ pub(super) async fn obtain<S: Screen>(
             reply.code
         );
         let session = link.with_session(reply.session);
-        screen.say(&format!("code {code}: compare it with the dashboard, or run `cairn-server machine approve {code}`"));
+        screen.say(&format!(
+            "approve this machine in the dashboard if it shows the same code, or run \
+             `cairn-server machine approve {code}`"
+        ));
         if let Some(ticket) = wait(&session, screen).await? {
             return Ok(Granted { link: session, ticket });
         }
