@@ -29,6 +29,8 @@ pub struct Inner {
     pub bound: SocketAddr,
     /// Where members are.
     pub names: Arc<NameTable>,
+    /// The folder with kernel and initramfs for blank machines.
+    pub boot_folder: PathBuf,
     /// Counts of the boot services.
     pub boot: Arc<cairn_pxe::Counters>,
     /// Fires when the server is to stop.

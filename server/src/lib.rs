@@ -25,7 +25,7 @@ mod deployments;
 pub mod events;
 pub mod jobs;
 mod machines;
-mod moment;
+pub mod moment;
 mod peers;
 pub mod register;
 mod removal;

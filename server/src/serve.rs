@@ -180,6 +180,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         address,
         bound,
         names: Arc::new(NameTable::default()),
+        boot_folder: options.boot_folder(),
         boot: Arc::default(),
         stop: stop.clone(),
         tasks: TaskTracker::new(),
@@ -192,6 +193,12 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         targets_changed: Changes::default(),
     });
     take_up(&app).await?;
+    if options.boot_interface.is_some() && boot_build::built(&app.boot_folder)?.is_none() {
+        tracing::warn!(
+            folder = %app.boot_folder.display(),
+            "there is nothing for blank machines to boot yet: run `cairn-server boot build`"
+        );
+    }
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let server = tls::server_tls(&app.site.server_papers(Some(&hostname))?)?;
     let decider = Arc::new(Decider::new(app.clone(), address));

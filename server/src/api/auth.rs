@@ -88,8 +88,7 @@ pub(crate) fn is_intended(headers: &HeaderMap) -> bool {
     match (text("sec-fetch-site"), text("origin")) {
         (Some(site), _) => site == "same-origin",
         (None, Some(origin)) => {
-            let host = text("host").or_else(|| text(":authority"));
-            origin.strip_prefix("https://").is_some_and(|origin| Some(origin) == host)
+            origin.strip_prefix("https://").is_some_and(|origin| Some(origin) == text("host"))
         }
         (None, None) => false,
     }

@@ -333,7 +333,6 @@ pub(crate) async fn export(
 /// List the registrations that are under way
 #[utoipa::path(get, path = "/api/v1/registrations", tag = "images",
     responses((status = 200, body = Vec<Registration>)))]
-#[expect(clippy::unused_async, reason = "axum calls handlers, and they are async")]
 pub(crate) async fn registrations(State(app): State<App>) -> Json<Vec<Registration>> {
     Json(app.registrations.all())
 }

@@ -30,6 +30,8 @@ pub struct Status {
     pub installs_running: u64,
     pub installs_scheduled: u64,
     pub jobs: JobCounts,
+    /// The kernel that blank machines boot; none until `cairn-server boot build` made it.
+    pub boot_kernel: Option<String>,
     /// What the boot services did since the start.
     #[schema(value_type = Object)]
     pub boot: serde_json::Value,
@@ -81,6 +83,7 @@ pub(crate) async fn summary(app: &App) -> Result<Status, ApiError> {
     let live = app.db.live_targets(now).await?;
     let waiting = live.iter().filter(|target| target.state == TargetState::Waiting).count();
     let boot = serde_json::to_value(app.boot.snapshot()).map_err(anyhow::Error::from)?;
+    let payload = crate::boot_build::built(&app.boot_folder)?;
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         site: app.site.id().to_string(),
@@ -99,6 +102,7 @@ pub(crate) async fn summary(app: &App) -> Result<Status, ApiError> {
             running: counts.jobs_running,
             failed: counts.jobs_failed,
         },
+        boot_kernel: payload.map(|payload| payload.kernel),
         boot,
     })
 }
@@ -111,7 +115,6 @@ pub(crate) async fn show(State(app): State<App>) -> Result<Json<Status>, ApiErro
 
 /// Whether the server runs
 #[utoipa::path(get, path = "/healthz", tag = "status", responses((status = 200, body = Health)))]
-#[expect(clippy::unused_async, reason = "axum calls handlers, and they are async")]
 pub(crate) async fn healthz() -> Json<Health> {
     Json(Health { status: "ok".to_owned() })
 }

@@ -39,6 +39,8 @@ fn show(status: &Status) -> anyhow::Result<()> {
         "jobs      {} running, {} queued, {} failed",
         jobs.running, jobs.queued, jobs.failed
     ))?;
+    let kernel = status.boot_kernel.as_deref().unwrap_or("no payload yet: run `boot build`");
+    line(&format!("boot      {kernel}"))?;
     let row = |image: &crate::api::image::Image| {
         let scatter = image.scatter;
         vec![

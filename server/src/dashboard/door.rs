@@ -43,7 +43,6 @@ fn onward(next: &str) -> &'static str {
         .unwrap_or("/")
 }
 
-#[expect(clippy::unused_async, reason = "axum calls handlers, and they are async")]
 pub(super) async fn show(Query(ask): Query<Ask>) -> Result<Response, ApiError> {
     let view = shell::SignIn { problem: None, next: onward(&ask.next).to_owned() };
     Ok(Html(rendered(view.render())?).into_response())

@@ -11,7 +11,6 @@ use crate::api::error::ApiError;
 
 const FOR_EVER: &str = "public, max-age=31536000, immutable";
 
-#[expect(clippy::unused_async, reason = "axum calls handlers, and they are async")]
 pub(super) async fn serve(
     Path(path): Path<String>,
     RawQuery(query): RawQuery,

@@ -127,7 +127,6 @@ fn follow(events: Receiver<std::sync::Arc<Emitted>>) -> impl Stream<Item = Topic
     })
 }
 
-#[expect(clippy::unused_async, reason = "axum calls handlers, and they are async")]
 pub(super) async fn listen(State(app): State<App>) -> Response {
     let stop = app.stop.clone().cancelled_owned();
     let events = follow(app.events.listen())

@@ -117,7 +117,6 @@ fn to_the_door(request: &Request) -> Response {
     }
 }
 
-#[expect(clippy::unused_async, reason = "axum takes async functions here")]
 async fn harden(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let fixed: [(HeaderName, &'static str); 4] = [
@@ -230,10 +229,7 @@ async fn answer<T>(
     place: Place,
     done: Result<T, ApiError>,
 ) -> Result<Response, ApiError> {
-    let error = match done {
-        Ok(_) => return Ok(Redirect::to(place.path()).into_response()),
-        Err(error) => error,
-    };
+    let Err(error) = done else { return Ok(Redirect::to(place.path()).into_response()) };
     let Some((status, why)) = error.for_people() else { return Err(error) };
     let mut response = page(app, place, Some(why)).await?;
     *response.status_mut() = status;

@@ -24,32 +24,10 @@ impl Db {
         Ok(())
     }
 
-    /// Keeps `value` under `key` unless something is there; returns what is there then.
-    pub(crate) async fn keep_setting_once(
-        &self,
-        key: &'static str,
-        value: &[u8],
-    ) -> Result<Vec<u8>> {
-        let mut transaction = self.write().await?;
-        sqlx::query("INSERT INTO setting (key, value) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-            .bind(key)
-            .bind(value)
-            .execute(&mut *transaction)
-            .await?;
-        let kept = sqlx::query_scalar("SELECT value FROM setting WHERE key = $1")
-            .bind(key)
-            .fetch_one(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(kept)
-    }
-
     /// Counts the rows of a fleet in one look, for the status page.
     pub(crate) async fn counts(&self) -> Result<Counts> {
         let row = sqlx::query(
             "SELECT
-               (SELECT count(*) FROM image) AS images,
-               (SELECT count(*) FROM version WHERE state = 'ready') AS versions,
                (SELECT coalesce(sum(bytes), 0) FROM segment WHERE class = 'data') AS stored,
                (SELECT count(*) FROM job WHERE state = 'queued') AS jobs_queued,
                (SELECT count(*) FROM job WHERE state = 'running') AS jobs_running,
@@ -60,8 +38,6 @@ impl Db {
         .fetch_one(&self.pool)
         .await?;
         Ok(Counts {
-            images: row.number("images")?,
-            versions: row.number("versions")?,
             stored: row.number("stored")?,
             jobs_queued: row.number("jobs_queued")?,
             jobs_running: row.number("jobs_running")?,
@@ -75,8 +51,6 @@ impl Db {
 /// What [`Db::counts`] found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counts {
-    pub(crate) images: u64,
-    pub(crate) versions: u64,
     /// Sealed bytes of all data segments.
     pub(crate) stored: u64,
     pub(crate) jobs_queued: u64,

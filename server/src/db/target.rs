@@ -40,7 +40,6 @@ pub(crate) struct TargetRow {
     pub(crate) image: Option<String>,
     pub(crate) address: SocketAddr,
     pub(crate) install: Option<InstallId>,
-    pub(crate) seen: Moment,
 }
 
 /// Why a hello is not taken.
@@ -62,7 +61,6 @@ fn target(row: &SqliteRow) -> Result<TargetRow> {
         image: row.maybe_text("image")?,
         address: row.word("address")?,
         install: row.maybe_id("install")?.map(InstallId),
-        seen: row.moment("seen")?,
     })
 }
 

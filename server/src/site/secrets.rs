@@ -17,9 +17,9 @@ use super::authority;
 const FOLDER: &str = "secrets";
 const UNFINISHED: &str = "secrets.unfinished";
 /// Where the private half of the recovery key is written, in the data folder.
-pub const RECOVERY_FILE: &str = "recovery-key.txt";
+pub(crate) const RECOVERY_FILE: &str = "recovery-key.txt";
 /// The sentence that goes with the recovery key, in the file and on the first start's output.
-pub const RECOVERY_ADVICE: &str = "Take the recovery key offline now: copy it to paper or to a medium that stays \
+pub(crate) const RECOVERY_ADVICE: &str = "Take the recovery key offline now: copy it to paper or to a medium that stays \
      elsewhere, then delete this file. Whoever has it can read every image and act for this site; without it, nobody can \
      once the server is lost. The server never reads it again.";
 /// The largest secret.
@@ -140,7 +140,7 @@ impl Secrets {
 
 /// The file that the command line on this machine takes its token from.
 #[must_use]
-pub fn cli_token_file(data_dir: &Path) -> PathBuf {
+pub(crate) fn cli_token_file(data_dir: &Path) -> PathBuf {
     data_dir.join(FOLDER).join("cli-token")
 }
 

@@ -58,7 +58,6 @@ pub(super) async fn hello(
         image: hello.image,
         address: peer.addr,
         install: None,
-        seen: now,
     };
     app.db.begin_target(&target, now).await.map_err(|error| match error {
         HelloError::TooMany => too_many(),

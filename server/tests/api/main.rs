@@ -1,0 +1,15 @@
+//! The server from outside: the real one on loopback with a data folder of its own, and the real client.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and its helpers are not marked as tests"
+)]
+
+mod agents;
+mod command_line;
+mod harness;
+mod images;
+mod jobs;
+mod session;
+mod site;
+mod surface;
+mod targets;
