@@ -1,11 +1,16 @@
 //! The main job: an image goes in, a blank machine boots from the network and comes up running it,
 //! from its peers. It is the demo itself, with a system that boots quickly.
 
+use std::time::Duration;
+
 use cairn_tests::{
     demo::{self, Options},
-    image::Variant,
+    image::{Synthetic, Variant, first_difference, synthetic_ext4},
     qemu::Firmware,
+    site::{NetworkBoot, Site},
 };
+
+const INSTALL: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_blank_bios_machine_comes_up_from_its_peers() {
@@ -20,4 +25,20 @@ fn a_blank_uefi_machine_comes_up_from_its_peers() {
 fn comes_up(firmware: Firmware) {
     let image = Some(Variant::Tiny.image().unwrap().path);
     demo::run(&Options { image, firmware, targets: 1, keep: false }).unwrap();
+}
+
+/// The same journey without a machine: fast, so it is the first to say that something is wrong.
+#[test]
+fn an_image_travels_from_a_file_over_the_clients_to_a_file() {
+    let mut site = Site::start("travel", NetworkBoot::Off).unwrap();
+    site.join(3, "1GiB").unwrap();
+    let wanted = Synthetic { size_mib: 128, files_mib: 60, seed: 1 };
+    let image = synthetic_ext4(&site.lab.dir().join("image.raw"), wanted).unwrap();
+    site.add_image(&image.path, "travel").unwrap();
+    let detail = site.wait_scattered("travel").unwrap();
+    assert!(detail.scatter.held_bytes > detail.versions[0].stored, "parity is held too");
+    let file = site.lab.dir().join("installed.raw");
+    site.install_to_file(0, "travel", &file).unwrap().wait_success(INSTALL).unwrap();
+    // Free blocks of the file system are not carried: they are zeros in both.
+    assert_eq!(first_difference(&image.path, &file).unwrap(), None);
 }
