@@ -81,6 +81,8 @@ pub struct Hardware {
     /// Distinguishes the machines of a lab: last byte of MAC address and UUID.
     pub number: u8,
     pub tap: Option<Tap>,
+    /// Further arguments for QEMU.
+    pub extra: Vec<String>,
 }
 
 impl Hardware {
@@ -96,6 +98,7 @@ impl Hardware {
             disk: disk.to_owned(),
             number,
             tap: None,
+            extra: Vec::new(),
         }
     }
 
@@ -129,6 +132,7 @@ impl Hardware {
             .args(["-machine", "q35,graphics=off"])
             .args(self.disk_args())
             .args(self.nic_args())
+            .args(&self.extra)
             .log(&log);
         if self.firmware == Firmware::Uefi {
             program = program.args(self.firmware_args(lab)?);
