@@ -3,5 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod dashboard;
 mod deploy;
+mod faults;
 mod lab;

@@ -77,7 +77,8 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
             already: Bytes(install.already),
             written: Bytes(install.written),
             rate: (moves && install.bytes_per_second > 0).then_some(Rate(install.bytes_per_second)),
-            left: install.seconds_left.map(|seconds| Span { seconds }),
+            // Nothing is done in no time.
+            left: install.seconds_left.map(|seconds| Span { seconds: seconds.max(1) }),
         }),
         error: install.error.clone(),
         created: ago(&install.created, now),

@@ -70,7 +70,7 @@ fn registration(from: api::image::Registration) -> Registration {
         read: Bytes(from.position),
         size: from.total.map(Bytes),
         rate: (from.bytes_per_second > 0).then_some(Rate(from.bytes_per_second)),
-        left: from.seconds_left.map(|seconds| Span { seconds }),
+        left: from.seconds_left.map(|seconds| Span { seconds: seconds.max(1) }),
         empty: Bytes(from.position.saturating_sub(from.data)),
         known: Bytes(from.deduplicated),
         stored: Bytes(from.stored),

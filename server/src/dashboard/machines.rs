@@ -45,7 +45,11 @@ pub(super) async fn view(app: &App) -> Result<Machines, ApiError> {
         };
         waiting.push(wait(&target, machine, wish, &versions));
     }
-    let known = machines.into_iter().map(|machine| know(machine, now)).collect();
+    let known = machines.into_iter().map(|machine| {
+        let waits = waiting.iter().any(|waiting| waiting.machine == machine.id);
+        know(machine, waits, now)
+    });
+    let known = known.collect();
     Ok(Machines { waiting, known, versions })
 }
 
@@ -177,9 +181,9 @@ fn targets(disks: &[MachineDisk]) -> Targets {
     }
 }
 
-fn know(machine: Machine, now: Moment) -> Known {
+fn know(machine: Machine, waits: bool, now: Moment) -> Known {
     let state = match (machine.state.as_str(), &machine.install) {
-        ("waiting" | "approved", _) => MachineState::Waiting,
+        _ if waits => MachineState::Waiting,
         ("installing", _) => MachineState::Installing,
         (_, Some(_)) => MachineState::Scheduled,
         _ => MachineState::Idle,

@@ -143,7 +143,7 @@ fn tiles(
         tile(
             Place::Agents,
             format!("{here} of {}", members.len()),
-            format!("here; {} of {} lent are used", Bytes(used), Bytes(lent)),
+            format!("are here; {} of {} lent is in use", Bytes(used), Bytes(lent)),
         ),
     ]
 }

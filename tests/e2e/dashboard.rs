@@ -1,0 +1,260 @@
+//! The dashboard in a real browser: what an administrator clicks, and what moves on the page by itself.
+//!
+//! The server is the real program on loopback, the browser is Debian's Chromium; a blank machine and an agent are played
+//! here, with the messages that real ones send. Screenshots are left in `target/screenshots/`.
+
+use std::{fs, path::Path, time::Duration};
+
+use cairn_array::wire::{InstallPhase, InstallProgress, TicketReply};
+use cairn_core::units::ByteCount;
+use cairn_tests::{
+    cairn::binary,
+    image::{Synthetic, synthetic_ext4},
+    process::{Process, Program},
+};
+
+use browser::{Browser, PHONE, WIDE};
+use members::{Site, Target};
+
+mod browser;
+mod members;
+
+const START: Duration = Duration::from_secs(30);
+const IMAGE: Synthetic = Synthetic { size_mib: 64, files_mib: 24, seed: 5 };
+
+struct Server {
+    url: String,
+    password: String,
+    join: String,
+    _process: Process,
+}
+
+impl Server {
+    fn start(dir: &Path) -> Self {
+        let process = Program::new("cairn-server", binary("cairn-server").unwrap())
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--boot-listen",
+                "127.0.0.1:0",
+                "--data-dir",
+            ])
+            .args([dir.join("data")])
+            .log(dir.join("server.log"))
+            .start()
+            .unwrap();
+        let find = |pattern: &str| process.wait_for_line(pattern, START).unwrap().groups[1].clone();
+        Self {
+            join: find(r"cairn-agent join \S+ (\S+)"),
+            password: find(r"with password (\S+)"),
+            url: find(r"ready: (https://\S+)"),
+            _process: process,
+        }
+    }
+
+    async fn sign_in(&self, browser: &Browser) {
+        browser.go(&self.url).await;
+        browser.type_into("#password", &self.password).await;
+        browser.click("button.main").await;
+        browser.sees("nav", "Overview").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let site = Site::reach(&server.url, &server.join);
+    let browser = Browser::start(dir.path()).await;
+    wrong_passwords_are_told(&server, &browser).await;
+    server.sign_in(&browser).await;
+    browser.sees(".verdict", "There are no images yet.").await;
+
+    approve_an_agent(&server, &site, &browser).await;
+    register(&server, &browser, dir.path()).await;
+    let target = install(&server, &site, &browser).await;
+    watch(&server, &target, &browser).await;
+    look_at_all_pages(&server, &browser).await;
+    remove(&server, &browser).await;
+
+    browser.click("form.out button").await;
+    browser.sees("body", "Password of the administrator").await;
+    browser.quit().await;
+}
+
+async fn wrong_passwords_are_told(server: &Server, browser: &Browser) {
+    browser.go(&format!("{}/images", server.url)).await;
+    browser.type_into("#password", "not-the-password").await;
+    browser.click("button.main").await;
+    browser.sees("[role=alert]", "name or password is wrong").await;
+}
+
+/// An agent joins while the page is open; its row shows up by itself and is approved.
+async fn approve_an_agent(server: &Server, site: &Site, browser: &Browser) {
+    browser.go(&format!("{}/agents", server.url)).await;
+    browser.sees("#agents-live", "No agents yet").await;
+    browser.mark().await;
+    let name = "pc-01<script>alert(1)</script>";
+    let id = site.join(&server.join, name).await;
+    browser.sees(&format!("#agent-{id}"), name).await;
+    browser.sees("nav .badge", "1").await;
+    assert!(browser.is_marked().await, "the page was loaded again");
+    browser.click(&format!("#approve-{id}")).await;
+    browser.sees(&format!("#agent-{id}"), "away").await;
+    browser.click(".head button.main").await;
+    browser.sees("#join-command", "cairn-agent join https://").await;
+    browser.shoot("agents").await;
+}
+
+/// A file is chosen, its way to the server is shown, and its row is there in the end.
+async fn register(server: &Server, browser: &Browser, dir: &Path) {
+    let file = dir.join("Class Room.img");
+    synthetic_ext4(&file, IMAGE).unwrap();
+    let text = dir.join("notes.img");
+    fs::write(&text, "not a disk".repeat(1000)).unwrap();
+    browser.go(&format!("{}/images", server.url)).await;
+
+    browser.choose("#file", &text).await;
+    browser.click("#send").await;
+    browser.sees("#register-problem", "image").await;
+    browser.sees("#images-live", "No images yet").await;
+
+    browser.drop_file("#drop", "Office 2026.qcow2").await;
+    assert_eq!(browser.value("#name").await, "office-2026");
+    assert_eq!(browser.value("#format").await, "qcow2");
+
+    browser.choose("#file", &file).await;
+    assert_eq!(browser.value("#name").await, "class-room");
+    assert_eq!(browser.value("#format").await, "raw");
+    browser.slow_uploads(12_000_000).await;
+    browser.click("#send").await;
+    browser.sees("#sent-rate", "MB/s").await;
+    browser.sees("#sent-left", "left").await;
+    browser.sees("#images-live article.live", "Stored, compressed").await;
+    browser.shoot("images-coming-in").await;
+    browser.sees("#register-done", "Registered class-room, version 1.").await;
+    browser.slow_uploads(-1).await;
+    browser.sees("#image-class-room-1", "64 MiB").await;
+    browser.sees("#image-class-room-1", "Server").await;
+    assert!(!browser.exists("#images-live article.live").await);
+    browser.shoot("images").await;
+}
+
+/// A blank machine boots while the page is open; its code shows up by itself, and Install is clicked.
+async fn install(server: &Server, site: &Site, browser: &Browser) -> Target {
+    browser.go(&format!("{}/machines", server.url)).await;
+    browser.sees("#machines-live", "No machine is waiting").await;
+    browser.mark().await;
+    let target = site.hello("52:54:00:00:00:01").await;
+    let card = format!("#waiting-{}", target.code);
+    browser.sees(&format!("{card} .code"), &target.code).await;
+    browser.sees(&card, "QEMU").await;
+    browser.sees(&card, "/dev/vda").await;
+    browser.sees(&card, "removable").await;
+    assert!(browser.is_marked().await, "the page was loaded again");
+    assert_eq!(browser.value(&format!("{card} select[name=disk]")).await, "only");
+    assert_eq!(browser.value(&format!("{card} select[name=version]")).await, "class-room@1");
+    browser.shoot("machines").await;
+    assert!(matches!(target.ticket().await, TicketReply::AwaitingApproval));
+    browser.click(&format!("#install-{}", target.code)).await;
+    browser.sees("#deployments-live", "52:54:00:00:00:01").await;
+    let TicketReply::Ready(ticket) = target.ticket().await else { panic!("no ticket") };
+    assert_eq!((ticket.image.as_str(), ticket.number), ("class-room", 1));
+    target
+}
+
+/// The target reports, and the page follows.
+async fn watch(server: &Server, target: &Target, browser: &Browser) {
+    const MIB: u64 = 1 << 20;
+    browser.mark().await;
+    let mut progress = InstallProgress {
+        phase: InstallPhase::Writing,
+        total: ByteCount(100 * MIB),
+        from_peers: ByteCount(40 * MIB),
+        from_server: ByteCount(10 * MIB),
+        rebuilt: ByteCount(5 * MIB),
+        already: ByteCount(3 * MIB),
+        written: ByteCount(50 * MIB),
+        milliseconds: 1000,
+        error: None,
+    };
+    assert!(!target.report(&progress).await.cancel);
+    let row = "#deployments-live .open article";
+    for text in
+        ["Writing", "55 %", "57.6 MB/s", "left", "40 MiB from peers", "10 MiB from the server"]
+    {
+        browser.sees(row, text).await;
+    }
+    browser.sees(row, "5 MiB rebuilt from parity").await;
+    browser.sees(row, "3 MiB on the disk already").await;
+    browser.shoot("deployments-writing").await;
+    progress.phase = InstallPhase::Verifying;
+    progress.from_peers = ByteCount(85 * MIB);
+    target.report(&progress).await;
+    browser.sees(row, "Verifying").await;
+    progress.phase = InstallPhase::Done;
+    target.report(&progress).await;
+    browser.sees("#deployments-live .over article", "Done").await;
+    assert!(browser.is_marked().await, "the page was loaded again");
+    browser.go(&format!("{}/machines", server.url)).await;
+    browser.sees("#machines-live table", "class-room, version 1").await;
+}
+
+/// Nothing is removed before somebody said that he means it.
+async fn remove(server: &Server, browser: &Browser) {
+    browser.go(&format!("{}/images", server.url)).await;
+    browser.click("#remove-class-room-1").await;
+    browser.shoot("images-remove").await;
+    browser.click("#sure-class-room-1 button.plain").await;
+    browser.sees("#image-class-room-1", "64 MiB").await;
+    browser.click("#remove-class-room-1").await;
+    browser.click("#sure-class-room-1 button.danger").await;
+    browser.sees("#images-live", "No images yet").await;
+}
+
+/// Every page fits a phone and a desk, light and dark, and breaks no rule of its own policy.
+async fn look_at_all_pages(server: &Server, browser: &Browser) {
+    for page in ["", "images", "agents", "machines", "deployments"] {
+        let name = if page.is_empty() { "overview" } else { page };
+        browser.go(&format!("{}/{page}", server.url)).await;
+        browser.sees("main", "").await;
+        for (screen, size) in [("wide", WIDE), ("phone", PHONE)] {
+            browser.resize(size).await;
+            assert!(browser.fits().await, "{name} is wider than a {screen}");
+            browser.shoot(&format!("{name}-{screen}")).await;
+        }
+        browser.dark(true).await;
+        browser.shoot(&format!("{name}-phone-dark")).await;
+        browser.dark(false).await;
+        browser.resize(WIDE).await;
+        assert_eq!(browser.violations().await, Vec::<String>::new(), "on {name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pages_can_be_read_without_javascript_and_without_a_session_nothing_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let site = Site::reach(&server.url, &server.join);
+    let target = site.hello("52:54:00:00:00:02").await;
+    let browser = Browser::start(dir.path()).await;
+    browser.scripts(false).await;
+    for page in ["", "images", "agents", "machines", "deployments"] {
+        browser.go(&format!("{}/{page}", server.url)).await;
+        browser.sees("form", "Password of the administrator").await;
+    }
+    for path in ["parts/machines", "live", "images/x/1/remove"] {
+        let status = site.status(&format!("{}/{path}", server.url)).await;
+        assert!(matches!(status, 303 | 401 | 405), "{path}: {status}");
+    }
+    server.sign_in(&browser).await;
+    browser.go(&format!("{}/machines", server.url)).await;
+    browser.sees(".code", &target.code).await;
+    browser.click(&format!("#refuse-{}", target.code)).await;
+    browser.sees("#machines-live", "No machine is waiting").await;
+    assert!(matches!(target.ticket().await, TicketReply::Refused { .. }));
+    browser.go(&format!("{}/images", server.url)).await;
+    browser.sees("noscript", "cairn-server image add").await;
+    browser.quit().await;
+}
