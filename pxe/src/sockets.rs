@@ -83,17 +83,34 @@ pub async fn bind(
     counters: Arc<Counters>,
 ) -> anyhow::Result<Bound> {
     let (dhcp_config, pool) = config.checked().context("check network boot configuration")?;
-    let listener = TcpListener::bind(config.http_addr)
-        .await
-        .with_context(|| format!("listen on {} for boot files over HTTP", config.http_addr))?;
-    let base_url = config.base_url(listener.local_addr().context("read HTTP address")?.port());
     let files = Arc::new(match &config.interface {
         Some(_) => BootFiles::load(&config.ipxe_dir, &config.files).context("load iPXE")?,
         None => BootFiles::payload_only(&config.files),
     });
     let interface =
         config.interface.clone().map(|name| Interface { name, address: config.server_addr });
-    let tftp = match interface.clone() {
+    // DHCP first: it is the likeliest to be refused.
+    let dhcp = match (&interface, &config.dhcp) {
+        (None, _) | (_, DhcpMode::Off) => None,
+        (Some(interface), mode) => {
+            let lease_file = lease_file::path_in(&config.state_dir);
+            let (may_share, leases) = match mode {
+                DhcpMode::Full(_) => (false, Leases::restore(pool, lease_file::load(&lease_file)?)),
+                DhcpMode::Proxy | DhcpMode::Off => (true, Leases::new(pool)),
+            };
+            let (broadcasts, own) = interface.bind_dhcp(may_share)?;
+            Some(DhcpServer {
+                broadcasts,
+                own,
+                boot_server: interface.bind_own(dhcp::BOOT_SERVER_PORT)?,
+                config: dhcp_config,
+                leases,
+                lease_file,
+                counters: Arc::clone(&counters),
+            })
+        }
+    };
+    let tftp = match interface {
         Some(interface) => Some(TftpServer {
             socket: interface.bind_own(tftp::SERVER_PORT)?,
             interface,
@@ -102,29 +119,10 @@ pub async fn bind(
         }),
         None => None,
     };
-    let dhcp = match interface {
-        Some(interface) if !matches!(config.dhcp, DhcpMode::Off) => {
-            let lease_file = lease_file::path_in(&config.state_dir);
-            let leases = match config.dhcp {
-                DhcpMode::Full(_) => Leases::restore(pool, lease_file::load(&lease_file)?),
-                DhcpMode::Proxy | DhcpMode::Off => Leases::new(pool),
-            };
-            let is_proxy = matches!(config.dhcp, DhcpMode::Proxy);
-            let (broadcasts, own) = interface.bind_dhcp(is_proxy)?;
-            let boot_server = interface.bind_own(dhcp::BOOT_SERVER_PORT)?;
-            let counters = Arc::clone(&counters);
-            Some(DhcpServer {
-                broadcasts,
-                own,
-                boot_server,
-                config: dhcp_config,
-                leases,
-                lease_file,
-                counters,
-            })
-        }
-        _ => None,
-    };
+    let listener = TcpListener::bind(config.http_addr).await.with_context(|| {
+        format!("listen on {} for boot files over HTTP: is it free, and ours?", config.http_addr)
+    })?;
+    let base_url = config.base_url(listener.local_addr().context("read HTTP address")?.port());
     let router = http::router(files, decider, counters, base_url);
     Ok(Bound { dhcp, tftp, http: HttpServer { listener, router } })
 }

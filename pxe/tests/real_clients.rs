@@ -8,7 +8,7 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,6 +26,18 @@ const HTTP_PORT: u16 = 8441;
 const FIRMWARE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The kernel command line: iPXE's own bzImage, served as the kernel, runs it as a script.
 const CMDLINE: &str = "echo the served kernel runs";
+
+/// A server that is started again needs its ports free at once. While another test starts a program, the child has all
+/// our sockets for a moment, between fork and exec; so a test that starts twice runs alone.
+static STARTS: RwLock<()> = RwLock::new(());
+
+fn starts_once() -> RwLockReadGuard<'static, ()> {
+    STARTS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn starts_twice() -> RwLockWriteGuard<'static, ()> {
+    STARTS.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Decides by a closure and remembers what it was asked.
 struct Decider {
@@ -160,6 +172,7 @@ fn udhcpc(lab: &Lab, host: &Host) -> String {
 
 #[test]
 fn ordinary_clients_get_addresses_that_outlive_a_restart() {
+    let _alone = starts_twice();
     let mut lab = Lab::new("pxe-udhcpc").unwrap();
     let host = lab.host("server", 2).unwrap();
     let [first, second, third] =
@@ -185,6 +198,7 @@ fn ordinary_clients_get_addresses_that_outlive_a_restart() {
 
 #[test]
 fn curl_and_busybox_read_boot_files() {
+    let _shared = starts_once();
     let mut lab = Lab::new("pxe-files").unwrap();
     let host = lab.host("server", 2).unwrap();
     let client = lab.host("client", 9).unwrap();
@@ -244,6 +258,7 @@ fn curl_and_busybox_read_boot_files() {
 
 #[test]
 fn a_second_dhcp_server_on_this_machine_is_noticed() {
+    let _alone = starts_twice();
     let mut lab = Lab::new("pxe-neighbour").unwrap();
     let host = lab.host("server", 2).unwrap();
     let client = lab.host_without_address("client").unwrap();
@@ -260,6 +275,7 @@ fn a_second_dhcp_server_on_this_machine_is_noticed() {
 
 #[test]
 fn an_interface_or_address_that_is_not_there_is_named() {
+    let _shared = starts_once();
     let mut lab = Lab::new("pxe-interface").unwrap();
     let host = lab.host("server", 2).unwrap();
     let found = host.enter(|| {
@@ -278,6 +294,7 @@ fn an_interface_or_address_that_is_not_there_is_named() {
 /// A machine that a server sends on to its local disk. `prepare` is called with the disk when the machine asks: late enough
 /// for the firmware not to have booted from it by itself.
 fn sent_to_its_disk(name: &str, firmware: Firmware, prepare: fn(&Path), proof: &str) {
+    let _shared = starts_once();
     let mut lab = Lab::new(name).unwrap();
     let host = lab.host("server", 2).unwrap();
     let disk = lab.dir().join("disk");
@@ -331,11 +348,14 @@ struct Room {
     nic: Nic,
     nic_rom: bool,
     dhcp: DhcpMode,
+    /// UEFI without its PXE: HTTP Boot is what is left.
+    http_boot: bool,
 }
 
 impl Room {
     /// Boots a blank machine until the kernel we served runs.
     fn boots_the_payload(self, name: &str) {
+        let _shared = starts_once();
         let mut lab = Lab::new(name).unwrap();
         let host = lab.host("server", 2).unwrap();
         let _site = matches!(self.dhcp, DhcpMode::Proxy).then(|| {
@@ -358,6 +378,12 @@ impl Room {
         hardware.nic_rom = self.nic_rom;
         hardware.memory_mib = 512;
         hardware.tap = Some(lab.tap().unwrap());
+        if self.http_boot {
+            for name in ["IPv4PXESupport", "IPv6PXESupport"] {
+                let setting = format!("name=opt/org.tianocore/{name},string=no");
+                hardware.extra.extend(["-fw_cfg".to_owned(), setting]);
+            }
+        }
 
         let server = Server::start(&lab, &host, self.dhcp).unwrap();
         let mut machine = hardware.start(&lab, OnReboot::Exit).unwrap();
@@ -374,7 +400,9 @@ impl Room {
             0,
             "{counts:?}"
         );
-        if !self.nic_rom {
+        if self.http_boot {
+            assert_eq!((counts.tftp_transfers, counts.loaders_sent >= 1), (0, true), "{counts:?}");
+        } else if !self.nic_rom {
             assert!(counts.tftp_transfers >= 1 && counts.tftp_probes >= 1, "{counts:?}");
         }
         let hint = server.decider.hints.lock().unwrap()[0].clone();
@@ -391,32 +419,72 @@ impl Room {
 
 #[test]
 fn bios_boots_beside_the_sites_dhcp_server() {
-    let room =
-        Room { firmware: Firmware::Bios, nic: Nic::Virtio, nic_rom: true, dhcp: DhcpMode::Proxy };
+    let room = Room {
+        firmware: Firmware::Bios,
+        nic: Nic::Virtio,
+        nic_rom: true,
+        dhcp: DhcpMode::Proxy,
+        http_boot: false,
+    };
     room.boots_the_payload("pxe-bios-proxy");
 }
 
 #[test]
 fn bios_boots_from_our_dhcp_server() {
-    let room = Room { firmware: Firmware::Bios, nic: Nic::E1000, nic_rom: true, dhcp: full() };
+    let room = Room {
+        firmware: Firmware::Bios,
+        nic: Nic::E1000,
+        nic_rom: true,
+        dhcp: full(),
+        http_boot: false,
+    };
     room.boots_the_payload("pxe-bios-full");
 }
 
 #[test]
 fn uefi_boots_beside_the_sites_dhcp_server() {
-    let room =
-        Room { firmware: Firmware::Uefi, nic: Nic::Virtio, nic_rom: false, dhcp: DhcpMode::Proxy };
+    let room = Room {
+        firmware: Firmware::Uefi,
+        nic: Nic::Virtio,
+        nic_rom: false,
+        dhcp: DhcpMode::Proxy,
+        http_boot: false,
+    };
     room.boots_the_payload("pxe-uefi-proxy");
 }
 
 #[test]
 fn uefi_boots_from_our_dhcp_server() {
-    let room = Room { firmware: Firmware::Uefi, nic: Nic::Virtio, nic_rom: false, dhcp: full() };
+    let room = Room {
+        firmware: Firmware::Uefi,
+        nic: Nic::Virtio,
+        nic_rom: false,
+        dhcp: full(),
+        http_boot: false,
+    };
     room.boots_the_payload("pxe-uefi-full");
 }
 
 #[test]
 fn uefi_with_ipxe_in_its_card_boots_from_our_dhcp_server() {
-    let room = Room { firmware: Firmware::Uefi, nic: Nic::E1000, nic_rom: true, dhcp: full() };
+    let room = Room {
+        firmware: Firmware::Uefi,
+        nic: Nic::E1000,
+        nic_rom: true,
+        dhcp: full(),
+        http_boot: false,
+    };
     room.boots_the_payload("pxe-uefi-rom");
+}
+
+#[test]
+fn uefi_http_boot_works_beside_the_sites_dhcp_server() {
+    let room = Room {
+        firmware: Firmware::Uefi,
+        nic: Nic::Virtio,
+        nic_rom: false,
+        dhcp: DhcpMode::Proxy,
+        http_boot: true,
+    };
+    room.boots_the_payload("pxe-http-proxy");
 }
