@@ -28,14 +28,36 @@ fn payload() -> PathBuf {
     target().join("cairn-cache/boot")
 }
 
+/// Which build of server and agent is run.
+#[derive(Clone, Copy)]
+pub(crate) enum Programs {
+    /// For people and figures.
+    Release,
+    /// For tests, which build them anyway.
+    Debug,
+}
+
+impl Programs {
+    fn folder(self) -> PathBuf {
+        target().join(match self {
+            Self::Release => "release",
+            Self::Debug => "debug",
+        })
+    }
+}
+
 /// Tells the lab where the programs and the payload are.
-pub(crate) fn with_programs(command: &mut Command) -> &mut Command {
-    command.env("CAIRN_BIN_DIR", target().join("release")).env("CAIRN_BOOT_DIR", payload())
+pub(crate) fn with_programs(command: &mut Command, programs: Programs) -> &mut Command {
+    command.env("CAIRN_BIN_DIR", programs.folder()).env("CAIRN_BOOT_DIR", payload())
 }
 
 /// Server, agent, and the payload made of the static agent.
-pub(crate) fn all() -> Result<()> {
-    step::cargo("build", &["build", "--release", "-p", "cairn-server", "-p", "cairn-agent"])?;
+pub(crate) fn all(programs: Programs) -> Result<()> {
+    let mut build = vec!["build", "-p", "cairn-server", "-p", "cairn-agent"];
+    if matches!(programs, Programs::Release) {
+        build.push("--release");
+    }
+    step::cargo("build", &build)?;
     let mut agent = step::command("cargo");
     agent
         .args(["build", "--profile", "initramfs", "-p", "cairn-agent", "--target", TRIPLE])
@@ -44,10 +66,10 @@ pub(crate) fn all() -> Result<()> {
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     step::run("build the static agent", &mut agent)?;
     let agent = target().join(TRIPLE).join("initramfs/cairn-agent");
-    if is_current(&payload().join("boot.json"), &[&agent, &server()]) {
+    if is_current(&payload().join("boot.json"), &[&agent]) {
         return Ok(());
     }
-    let mut build = step::command(server());
+    let mut build = step::command(programs.folder().join("cairn-server"));
     build
         .args(["boot", "build", "--out"])
         .arg(payload())
@@ -56,10 +78,6 @@ pub(crate) fn all() -> Result<()> {
         .arg("--agent")
         .arg(&agent);
     step::run("build the boot payload", &mut build)
-}
-
-fn server() -> PathBuf {
-    target().join("release/cairn-server")
 }
 
 /// Whether `made` is newer than everything that it is made of.

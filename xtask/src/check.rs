@@ -7,7 +7,10 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
-use crate::{build, deny, setup, step};
+use crate::{
+    build::{self, Programs},
+    deny, setup, step,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
@@ -36,9 +39,9 @@ pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
     });
     verdict.step("dependencies", deny::run);
     verdict.step("unit and property tests", || step::succeed(&mut tests(Suite::Units, depth)));
-    if verdict.step("programs and boot payload", build::all) {
+    if verdict.step("programs and boot payload", || build::all(Programs::Debug)) {
         verdict.step("end-to-end tests", || {
-            step::succeed(build::with_programs(&mut tests(Suite::EndToEnd, depth)))
+            step::succeed(build::with_programs(&mut tests(Suite::EndToEnd, depth), Programs::Debug))
         });
     } else {
         verdict.failed.push("end-to-end tests (nothing to run)");

@@ -4,6 +4,7 @@
 use std::{env, process::ExitCode};
 
 use anyhow::{Result, bail};
+use build::Programs;
 
 mod build;
 mod check;
@@ -21,7 +22,7 @@ cargo xtask COMMAND
   bench [NAME…] [--record]
             measures; without a name, lists; --record appends to docs/BENCHMARKS.md
   setup     installs the Debian packages that the lab needs (needs root)
-  build     builds server, agent and the boot payload, as demo and test do
+  build     builds server, agent and the boot payload, as demo does
   fuzz NAME [SECONDS]
             fuzzes a decoder (needs a nightly toolchain and cargo-fuzz)
 ";
@@ -51,7 +52,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         },
         "bench" => bench(rest),
         "setup" if rest.is_empty() => setup::run().map(|()| ExitCode::SUCCESS),
-        "build" if rest.is_empty() => build::all().map(|()| ExitCode::SUCCESS),
+        "build" if rest.is_empty() => build::all(Programs::Release).map(|()| ExitCode::SUCCESS),
         "fuzz" => fuzz(rest),
         "help" | "--help" | "-h" => {
             step::say(USAGE);
@@ -68,27 +69,27 @@ fn usage() -> Result<ExitCode> {
 
 fn demo(args: &[String]) -> Result<ExitCode> {
     setup::run()?;
-    build::all()?;
+    build::all(Programs::Release)?;
     step::cargo(
         "build the demo",
         &["build", "--release", "-p", "cairn-tests", "--bin", "cairn-demo"],
     )?;
     let program = build::target().join("release/cairn-demo");
-    step::hand_over(build::with_programs(step::command(program).args(args)))
+    step::hand_over(build::with_programs(step::command(program).args(args), Programs::Release))
 }
 
 fn bench(args: &[String]) -> Result<ExitCode> {
     // Listing needs nothing to be built.
     if args.iter().any(|arg| !arg.starts_with("--")) {
         setup::run()?;
-        build::all()?;
+        build::all(Programs::Release)?;
     }
     step::cargo(
         "build the benches",
         &["build", "--release", "-p", "cairn-tests", "--bin", "cairn-bench"],
     )?;
     let program = build::target().join("release/cairn-bench");
-    step::hand_over(build::with_programs(step::command(program).args(args)))
+    step::hand_over(build::with_programs(step::command(program).args(args), Programs::Release))
 }
 
 fn fuzz(args: &[String]) -> Result<ExitCode> {
