@@ -59,7 +59,7 @@ pub struct SignedIn {
     pub expires: String,
 }
 
-/// Counts attempts to sign in, so that guessing takes longer than anybody has.
+/// Counts failed attempts to sign in, so that guessing takes longer than anybody has.
 #[derive(Debug, Default)]
 pub(crate) struct LoginLimit(Mutex<Window>);
 
@@ -81,6 +81,14 @@ impl LoginLimit {
         let mut window = self.window(now);
         window.total += 1;
         *window.by_address.entry(from).or_default() += 1;
+    }
+
+    /// Takes an attempt back: it was the right password.
+    fn forgive(&self, from: IpAddr, now: Instant) {
+        let mut window = self.window(now);
+        window.total = window.total.saturating_sub(1);
+        let by_address = window.by_address.entry(from).or_default();
+        *by_address = by_address.saturating_sub(1);
     }
 
     fn window(&self, now: Instant) -> std::sync::MutexGuard<'_, Window> {
@@ -132,6 +140,7 @@ pub(crate) async fn sign_in_with(
     if !right {
         return Err(wrong());
     }
+    app.login_limit.forgive(from, Instant::now());
     let cookie = secret::random_text()?;
     let now = Moment::now();
     let expires = now.plus(SESSION_LIFE);
@@ -188,6 +197,10 @@ mod tests {
         (0..ADDRESS_LIMIT).for_each(|_| limit.count(a, start));
         assert!(limit.is_reached(a, start));
         assert!(!limit.is_reached(b, start));
+        limit.forgive(a, start);
+        assert!(!limit.is_reached(a, start));
+        limit.count(a, start);
+        assert!(limit.is_reached(a, start));
         assert!(!limit.is_reached(a, start + LIMIT_WINDOW));
     }
 

@@ -144,24 +144,35 @@ struct Upload {
 }
 
 async fn add(client: &Client, upload: &Upload) -> anyhow::Result<Added> {
-    let file = tokio::fs::File::open(&upload.file)
-        .await
-        .with_context(|| format!("open {}", upload.file.display()))?;
     let length = length_of(&upload.file)?;
-    // A raw file's length is the disk's size; what a compressed one holds is only known to whoever made it.
-    let size = upload.size.or_else(|| (upload.format == ImageFormat::Raw).then_some(length));
-    let mut query = vec![("format", upload.format.word().to_owned())];
-    query.extend(size.map(|size| ("size", size.to_string())));
-    if upload.any_content {
-        query.push(("any_content", "true".to_owned()));
+    let raw = upload.format == ImageFormat::Raw;
+    if raw && upload.size.is_some_and(|size| size != length) {
+        bail!("{} has {length} bytes, --size says otherwise: drop --size", upload.file.display());
     }
-    let query: Vec<_> = query.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let path = format!("/api/v1/images/{}/versions?{}", part(&upload.name), query.join("&"));
-    let chunks = tokio_util::io::ReaderStream::with_capacity(file, CHUNK_BYTES);
+    // A raw file's length is the disk's size; what a compressed one holds is only known to whoever made it.
+    let size = upload.size.or_else(|| raw.then_some(length));
+    // Holes and zeros of a raw file stay at home.
+    let format = if raw { ImageFormat::Sparse } else { upload.format };
+    let mut query = format!("format={format}");
+    if let Some(size) = size {
+        query.push_str(&format!("&size={size}"));
+    }
+    if upload.any_content {
+        query.push_str("&any_content=true");
+    }
+    let path = format!("/api/v1/images/{}/versions?{query}", part(&upload.name));
+    let body = if raw {
+        reqwest::Body::wrap_stream(super::sparse::stream(upload.file.clone()))
+    } else {
+        let file = tokio::fs::File::open(&upload.file)
+            .await
+            .with_context(|| format!("open {}", upload.file.display()))?;
+        reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::with_capacity(file, CHUNK_BYTES))
+    };
     let request = client
         .request(Method::POST, &path)
         .header("content-type", "application/octet-stream")
-        .body(reqwest::Body::wrap_stream(chunks));
+        .body(body);
     let bar = progress_bar(size.unwrap_or(0));
     let sending = client.send(request);
     tokio::pin!(sending);

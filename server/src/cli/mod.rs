@@ -18,6 +18,7 @@ mod deployment;
 mod image;
 mod machine;
 mod output;
+mod sparse;
 mod status;
 mod token;
 

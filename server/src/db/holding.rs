@@ -38,6 +38,14 @@ async fn hold(
     agent: AgentId,
     segments: &[SegmentId],
 ) -> Result<()> {
+    // Seldom any; asked once, because a full list has one entry for each segment of a disk.
+    let doubted: BTreeSet<SegmentId> = sqlx::query("SELECT segment FROM recheck WHERE agent = $1")
+        .bind(agent.as_bytes().as_slice())
+        .fetch_all(&mut **transaction)
+        .await?
+        .iter()
+        .map(|row| row.id("segment").map(SegmentId))
+        .collect::<Result<_>>()?;
     for id in segments {
         // A segment that the server does not know is not worth a row: the agent drops it by its assignment.
         sqlx::query(
@@ -48,11 +56,13 @@ async fn hold(
         .bind(id.as_bytes().as_slice())
         .execute(&mut **transaction)
         .await?;
-        sqlx::query("DELETE FROM recheck WHERE agent = $1 AND segment = $2")
-            .bind(agent.as_bytes().as_slice())
-            .bind(id.as_bytes().as_slice())
-            .execute(&mut **transaction)
-            .await?;
+        if doubted.contains(id) {
+            sqlx::query("DELETE FROM recheck WHERE agent = $1 AND segment = $2")
+                .bind(agent.as_bytes().as_slice())
+                .bind(id.as_bytes().as_slice())
+                .execute(&mut **transaction)
+                .await?;
+        }
     }
     Ok(())
 }

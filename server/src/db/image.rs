@@ -22,7 +22,7 @@ words! {
         Raw = "raw",
         RawZst = "raw.zst",
         Qcow2 = "qcow2",
-        /// Records of offset, length and bytes; see `register`.
+        /// A raw image without its zeros on the way; see `cairn_core::sparse`.
         Sparse = "sparse",
     }
 }
@@ -124,6 +124,8 @@ impl Db {
         format: ImageFormat,
         now: Moment,
     ) -> Result<NewVersion, BeginError> {
+        // Sparse is a way to send a raw image, nothing that is left of it.
+        let format = if format == ImageFormat::Sparse { ImageFormat::Raw } else { format };
         let mut transaction = self.write().await?;
         sqlx::query(
             "INSERT INTO image (id, name, created) VALUES (randomblob(16), $1, $2) ON CONFLICT (name) DO NOTHING",

@@ -95,7 +95,7 @@ async fn a_waiting_machine_is_deployed_by_its_code() {
     let (ticket, made) =
         tokio::join!(target.ticket(), deploy(&server, "os", &target.reply.code, false));
     let made = made.unwrap();
-    assert_eq!(made.approved_codes, [target.reply.code.clone()]);
+    assert_eq!(made.approved_codes, std::slice::from_ref(&target.reply.code));
     let ticket = ready(ticket);
     assert_eq!((ticket.image.as_str(), ticket.number), ("os", 1));
     assert_eq!(ticket.disk, DiskSelector::Serial("disk-1".to_owned()));
