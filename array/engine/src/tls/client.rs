@@ -15,7 +15,7 @@ use rustls::{
 
 use super::{Fingerprint, Member, NameTable, Papers, key::certificate, window};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a client takes as proof that it talks to its site.
@@ -74,12 +74,16 @@ fn client_tls(trust: &Trust, papers: Option<&Papers>) -> anyhow::Result<ClientCo
             }))
         }
     };
-    match papers {
+    let mut config = match papers {
         Some(papers) => builder
             .with_client_auth_cert(papers.chain()?, papers.key()?)
-            .context("use the certificate"),
-        None => Ok(builder.with_no_client_auth()),
-    }
+            .context("use the certificate")?,
+        None => builder.with_no_client_auth(),
+    };
+    // A preconfigured TLS offers only what it says itself: without this every connection would speak HTTP/1.1, and an upload
+    // that is refused early would break off before the answer is read.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 pub(super) fn roots(ca: CertificateDer<'static>) -> anyhow::Result<RootCertStore> {
