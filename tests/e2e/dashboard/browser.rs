@@ -11,17 +11,16 @@ use cairn_tests::{
     process::{Process, Program},
 };
 use serde_json::{Value, json};
-use thirtyfour::{
-    By, ChromiumLikeCapabilities as _, DesiredCapabilities, WebDriver,
-    cdp::domains::network::NetworkConditions,
-};
+use thirtyfour::{By, ChromiumLikeCapabilities as _, DesiredCapabilities, WebDriver};
 
 /// Width and height of the page.
 pub(crate) type Size = (u32, u32);
 pub(crate) const WIDE: Size = (1280, 900);
 pub(crate) const PHONE: Size = (390, 844);
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(30);
+/// Less than the time after which a page looks again by itself: what it shows by then, an event brought.
+const PATIENCE: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const FLAGS: [&str; 10] = [
     "--headless",
@@ -57,9 +56,9 @@ impl Browser {
             .env("HOME", dir)
             .start()
             .unwrap();
-        let port =
-            chromedriver.wait_for_line(r"successfully on port (\d+)", PATIENCE).unwrap().groups[1]
-                .clone();
+        let port = chromedriver.wait_for_line(r"successfully on port (\d+)", START).unwrap().groups
+            [1]
+        .clone();
         let mut wish = DesiredCapabilities::chrome();
         for flag in FLAGS {
             wish.add_arg(flag).unwrap();
@@ -108,7 +107,11 @@ impl Browser {
 
     /// Waits until what `css` selects shows `text`.
     pub(crate) async fn sees(&self, css: &str, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        self.sees_within(PATIENCE, css, text).await;
+    }
+
+    pub(crate) async fn sees_within(&self, patience: Duration, css: &str, text: &str) {
+        let deadline = Instant::now() + patience;
         loop {
             let shown = self.shown(css).await;
             if shown.iter().any(|shown| shown.contains(text)) {
@@ -185,13 +188,6 @@ impl Browser {
 
     pub(crate) async fn scripts(&self, run: bool) {
         self.command("Emulation.setScriptExecutionDisabled", json!({ "value": !run })).await;
-    }
-
-    /// Bytes per second; -1 for as fast as it goes.
-    pub(crate) async fn slow_uploads(&self, upload_throughput: i32) {
-        let conditions = NetworkConditions { upload_throughput, ..NetworkConditions::default() };
-        let cdp = self.driver.cdp();
-        cdp.network().emulate_network_conditions(conditions).await.unwrap();
     }
 
     /// Keeps what is on the screen as `target/screenshots/NAME.png`.
