@@ -30,7 +30,7 @@ enum Verb {
         #[arg(long, value_name = "DIR", requires = "vmlinuz")]
         modules: Option<PathBuf>,
         /// A kernel package
-        #[arg(long, value_name = "DEB")]
+        #[arg(long = "kernel-deb", alias = "package", value_name = "DEB")]
         package: Option<PathBuf>,
         /// The static cairn-agent
         #[arg(long, value_name = "FILE")]
