@@ -121,3 +121,21 @@ async fn a_removed_image_is_gone() {
     server.api().delete("/api/v1/images/os").await.unwrap();
     assert!(images(&server).await.is_empty());
 }
+
+#[tokio::test]
+async fn a_refusal_is_read_although_the_upload_is_not_over() {
+    let server = Server::start().await;
+    let chunks =
+        || stream::iter((0..64).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![7; 1 << 20]))));
+    for (name, query, wanted) in [
+        ("a%20b", "format=raw", (400, "bad_name")),
+        ("os", "format=raw", (422, "not_an_image")),
+        ("os", "format=raw&any_content=true&size=4096", (422, "image_too_long")),
+    ] {
+        let response =
+            upload(&server, name, query, Body::wrap_stream(chunks())).send().await.unwrap();
+        let (status, code) = problem(response).await;
+        assert_eq!((status, code.as_str()), wanted);
+    }
+    assert!(images(&server).await.is_empty());
+}
