@@ -203,6 +203,10 @@ async fn watch(server: &Server, target: &Target, browser: &Browser) {
     assert!(browser.is_marked().await, "the page was loaded again");
     browser.go(&format!("{}/machines", server.url)).await;
     browser.sees("#machines-live table", "class-room, version 1").await;
+    browser.click(&format!("#name-{}", target.machine)).await;
+    browser.type_into(&format!("#new-name-{}", target.machine), "pc-14").await;
+    browser.click(&format!("#naming-{} button.main", target.machine)).await;
+    browser.sees(&format!("#machine-{} th", target.machine), "pc-14").await;
 }
 
 /// Nothing is removed before somebody said that he means it.

@@ -100,6 +100,8 @@ pub enum Targets {
 pub struct Known {
     /// Hex.
     pub id: String,
+    /// Given by an administrator.
+    pub name: Option<String>,
     pub identity: Identity,
     /// `classroom, version 3`.
     pub installed: Option<String>,
@@ -271,6 +273,7 @@ mod tests {
     fn a_known_machine_says_what_it_runs() {
         let known = Known {
             id: "bb".repeat(16),
+            name: Some("pc-14".into()),
             identity: Identity { label: "pc-14".into(), ..Identity::default() },
             installed: Some("classroom, version 3".into()),
             state: MachineState::Idle,
@@ -279,5 +282,6 @@ mod tests {
         let html = Machines { known: vec![known], ..Machines::default() }.render().unwrap();
         assert!(html.contains("pc-14") && html.contains("classroom, version 3"), "{html}");
         assert!(html.contains("No machine is waiting"), "{html}");
+        assert!(html.contains(">Rename<") && html.contains(r#"value="pc-14""#), "{html}");
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         deployment::DeploymentRequest,
         error::ApiError,
         extract,
-        machine::{Machine, MachineDisk},
+        machine::{Machine, MachineDisk, MachineName},
     },
     app::App,
     db::target::{TargetRow, TargetState},
@@ -193,6 +193,7 @@ fn know(machine: Machine, waits: bool, now: Moment) -> Known {
         installed: machine.installed.as_deref().map(image_label),
         state,
         seen: ago(&machine.seen, now),
+        name: machine.name,
         id: machine.id,
     }
 }
@@ -243,6 +244,15 @@ pub(super) async fn refuse(
     Form(form): Form<CodeForm>,
 ) -> Result<Response, ApiError> {
     let done = api::machine::refuse(State(app.clone()), extract::Place(form.code)).await;
+    answer(&app, Place::Machines, done).await
+}
+
+pub(super) async fn name(
+    State(app): State<App>,
+    machine: extract::Place<String>,
+    Form(new): Form<MachineName>,
+) -> Result<Response, ApiError> {
+    let done = api::machine::name(State(app.clone()), machine, extract::Body(new)).await;
     answer(&app, Place::Machines, done).await
 }
 

@@ -65,6 +65,7 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/machines/{machine}/install", post(machines::install))
         .route("/machines/{machine}/approve", post(machines::approve))
         .route("/machines/{machine}/refuse", post(machines::refuse))
+        .route("/machines/{machine}/name", post(machines::name))
         .route("/deployments", get(deployments_page))
         .route("/deployments/{deployment}/cancel", post(deployments::cancel))
         .route("/parts/nav", get(nav_part))

@@ -9,7 +9,10 @@ use cairn_array::{
         ProgressReply, TargetHello, TicketReply,
     },
 };
-use cairn_core::{id::AgentId, units::ByteCount};
+use cairn_core::{
+    id::{AgentId, MachineId},
+    units::ByteCount,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Where the server is, for those who trust its CA.
@@ -21,6 +24,7 @@ pub(crate) struct Site {
 pub(crate) struct Target {
     client: reqwest::Client,
     session: String,
+    pub(crate) machine: MachineId,
     pub(crate) code: String,
 }
 
@@ -77,7 +81,12 @@ impl Site {
         };
         let reply: HelloReply =
             post(self.client.post(url(&Member::Server, "/target/v1/hello")), &hello).await;
-        Target { client: self.client.clone(), session: reply.session, code: reply.code }
+        Target {
+            client: self.client.clone(),
+            session: reply.session,
+            machine: reply.machine,
+            code: reply.code,
+        }
     }
 
     /// What somebody without a session gets at an address.
