@@ -50,7 +50,11 @@ pub async fn leave(home: &Home, force: bool) -> Result<()> {
 async fn tell(home: &Home) -> Result<()> {
     let membership = home.membership()?;
     let link = member_link(home, &membership)?;
-    Ok(link.tell("/agent/v1/leave", &()).await?)
+    match link.tell("/agent/v1/leave", &()).await {
+        // Dismissed before: nothing is left to tell.
+        Err(error) if error.dismissal().is_some() => Ok(()),
+        told => Ok(told?),
+    }
 }
 
 async fn wait_for_lock(home: &Home) -> Result<Option<Lock>> {

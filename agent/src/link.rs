@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cairn_array::{
     tls::{Member, url},
-    wire::{MAX_BODY_BYTES, SYNC_HOLD},
+    wire::{MAX_BODY_BYTES, MemberState, SYNC_HOLD},
 };
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -40,7 +40,7 @@ pub enum CallError {
     )]
     Unreachable(#[source] reqwest::Error),
     #[error("the server refused ({status}): {problem}")]
-    Refused { status: StatusCode, problem: String },
+    Refused { status: StatusCode, code: Option<String>, problem: String },
     #[error("the server's answer broke off")]
     BrokeOff(#[source] reqwest::Error),
     #[error("the server's answer is longer than {limit} bytes")]
@@ -50,6 +50,19 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// How the site has dismissed this member, when that is why it refused.
+    #[must_use]
+    pub fn dismissal(&self) -> Option<MemberState> {
+        match self {
+            Self::Refused { code: Some(code), .. } => match code.as_str() {
+                "agent_revoked" => Some(MemberState::Revoked),
+                "agent_left" => Some(MemberState::Left),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether the server was there and said no: asking again the same way will not help.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
@@ -61,6 +74,8 @@ impl CallError {
 /// RFC 9457, as far as it is shown.
 #[derive(Deserialize)]
 struct Problem {
+    /// Stable; for programs.
+    code: Option<String>,
     title: Option<String>,
     detail: Option<String>,
 }
@@ -148,7 +163,8 @@ async fn read(call: RequestBuilder, limit: usize) -> Result<Vec<u8>, CallError> 
         return body(answer, limit).await;
     }
     let body = body(answer, MAX_PROBLEM_BYTES).await.unwrap_or_default();
-    Err(CallError::Refused { status, problem: problem(&body) })
+    let (code, problem) = problem(&body);
+    Err(CallError::Refused { status, code, problem })
 }
 
 async fn body(mut answer: reqwest::Response, limit: usize) -> Result<Vec<u8>, CallError> {
@@ -162,13 +178,13 @@ async fn body(mut answer: reqwest::Response, limit: usize) -> Result<Vec<u8>, Ca
     Ok(body)
 }
 
-/// What a problem document says to people.
-fn problem(body: &[u8]) -> String {
-    let said = serde_json::from_slice::<Problem>(body).ok();
-    said.and_then(|problem| problem.detail.or(problem.title))
-        .unwrap_or_else(|| "it did not say why; its log does".to_owned())
-        // It goes to a terminal.
-        .replace(|c: char| c.is_control(), " ")
+/// The code of a problem document, and what it says to people.
+fn problem(body: &[u8]) -> (Option<String>, String) {
+    let said: Option<Problem> = serde_json::from_slice(body).ok();
+    let (code, text) = said.map_or((None, None), |said| (said.code, said.detail.or(said.title)));
+    let text = text.unwrap_or_else(|| "it did not say why; its log does".to_owned());
+    // It goes to a terminal.
+    (code, text.replace(|c: char| c.is_control(), " "))
 }
 
 #[cfg(test)]
@@ -178,8 +194,9 @@ mod tests {
     #[test]
     fn a_problem_document_is_shown_by_its_detail() {
         let body = br#"{"type":"about:blank","title":"Gone","detail":"this token was used; make another","code":"x"}"#;
-        assert_eq!(problem(body), "this token was used; make another");
-        assert_eq!(problem(br#"{"title":"Gone\u001b[2J"}"#), "Gone [2J");
-        assert!(problem(b"<html>").contains("log"));
+        let detail = "this token was used; make another".to_owned();
+        assert_eq!(problem(body), (Some("x".to_owned()), detail));
+        assert_eq!(problem(br#"{"title":"Gone\u001b[2J"}"#), (None, "Gone [2J".to_owned()));
+        assert!(problem(b"<html>").1.contains("log"));
     }
 }

@@ -92,11 +92,14 @@ impl Sync {
             directory: self.roster.number(),
             assignment: self.assignment(),
         };
-        let reply: SyncReply = self
-            .link
-            .post("/agent/v1/sync", &request, Patience::Held)
-            .await
-            .context("ask the server what is new")?;
+        let reply: SyncReply =
+            match self.link.post("/agent/v1/sync", &request, Patience::Held).await {
+                Ok(reply) => reply,
+                Err(error) => match error.dismissal() {
+                    Some(state) => return Ok(Some(state)),
+                    None => return Err(error).context("ask the server what is new"),
+                },
+            };
         if matches!(reply.state, MemberState::Revoked | MemberState::Left) {
             return Ok(Some(reply.state));
         }

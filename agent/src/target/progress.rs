@@ -46,6 +46,7 @@ pub fn line(progress: &InstallProgress, speed: ByteCount) -> String {
     let seconds = progress.milliseconds / 1000;
     match progress.phase {
         InstallPhase::Planning => format!("comparing the disk with the image, {seconds} s"),
+        InstallPhase::Writing if progress.total.0 == 0 => "preparing the disk".to_owned(),
         InstallPhase::Writing => {
             let (total, done) = (progress.total.0, done(progress));
             let percent = (done * 100).checked_div(total).unwrap_or(100).min(100);

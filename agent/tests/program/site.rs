@@ -12,6 +12,7 @@ use axum::{
     Json, Router,
     extract::State,
     http::StatusCode,
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
@@ -234,7 +235,18 @@ async fn join(State(site): State<Site>, Json(request): Json<JoinRequest>) -> Jso
     })
 }
 
-async fn sync(State(site): State<Site>, Json(request): Json<SyncRequest>) -> Json<SyncReply> {
+/// The real server's words to a member that is none any more.
+fn dismissed(state: MemberState) -> Option<Response> {
+    let code = match state {
+        MemberState::Pending | MemberState::Approved => return None,
+        MemberState::Revoked => "agent_revoked",
+        MemberState::Left => "agent_left",
+    };
+    let problem = serde_json::json!({ "code": code, "title": "Forbidden", "detail": "join again" });
+    Some((StatusCode::FORBIDDEN, Json(problem)).into_response())
+}
+
+async fn sync(State(site): State<Site>, Json(request): Json<SyncRequest>) -> Response {
     let mut news = site.news.subscribe();
     let known = |script: &Script| {
         request.directory >= script.directory.number
@@ -249,11 +261,14 @@ async fn sync(State(site): State<Site>, Json(request): Json<SyncRequest>) -> Jso
     let wait = news.wait_for(|_| !known(&site.script()));
     drop(tokio::time::timeout(Duration::from_secs(5), wait).await);
     let script = site.script();
-    Json(SyncReply {
-        state: script.state,
-        directory: script.directory.number,
-        assignment: script.announced,
-        want_holdings: false,
+    dismissed(script.state).unwrap_or_else(|| {
+        let reply = SyncReply {
+            state: script.state,
+            directory: script.directory.number,
+            assignment: script.announced,
+            want_holdings: false,
+        };
+        Json(reply).into_response()
     })
 }
 
