@@ -111,7 +111,20 @@ impl Variant {
         grub::install(&made, disk::layout(), work.path())?;
         // On disk before it has its name: a name in the cache always means a whole image.
         File::open(&made).and_then(|file| file.sync_all()).context("write the image")?;
+        self.forget_other_recipes(cache)?;
         fs::rename(&made, path).context("put the image into the cache")
+    }
+
+    /// Images of earlier recipes would pile up. Whoever has one open keeps it until he closes it.
+    fn forget_other_recipes(self, cache: &Path) -> Result<()> {
+        for entry in fs::read_dir(cache).context("list the cache")? {
+            let path = entry.context("list the cache")?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(&format!("{}-", self.name())) && name.ends_with(".raw") {
+                fs::remove_file(&path).context("remove an image of an earlier recipe")?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -28,10 +28,9 @@ const QUIT: Duration = Duration::from_secs(10);
 
 /// What on a serial line means that waiting is useless. Written so that none of it appears in a boot
 /// that goes well.
-pub const BOOT_FAILURES: [&str; 8] = [
+pub const BOOT_FAILURES: [&str; 7] = [
     "PXE-E[0-9]",
     "No bootable device",
-    "Boot failed: not a bootable disk",
     "Kernel panic",
     "Access Denied",
     "Shell> ",
