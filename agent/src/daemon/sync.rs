@@ -62,7 +62,7 @@ impl Sync {
                     return Ok(());
                 }
                 Ok(Some(MemberState::Revoked)) => bail!(
-                    "the site has revoked this agent; `cairn-agent leave --force` removes what it holds, \
+                    "the site has revoked this agent; `cairn-agent leave` removes what it holds, \
                      a new token lets it join again"
                 ),
                 Ok(_) => {

@@ -215,7 +215,7 @@ async fn a_revoked_client_stops_and_says_why() {
     let (code, said) =
         tokio::task::spawn_blocking(move || outcome(&state, &["run"])).await.unwrap();
     assert_eq!(code, Some(1));
-    assert!(said.contains("revoked") && said.contains("leave --force"), "{said}");
+    assert!(said.contains("revoked") && said.contains("cairn-agent leave"), "{said}");
 }
 
 fn resident_kib(process: &Child) -> u64 {
