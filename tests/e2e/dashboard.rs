@@ -114,7 +114,7 @@ async fn register(server: &Server, browser: &Browser, dir: &Path) {
     let file = dir.join("Class Room.img");
     synthetic_ext4(&file, IMAGE).unwrap();
     let text = dir.join("notes.img");
-    fs::write(&text, "not a disk".repeat(1000)).unwrap();
+    fs::write(&text, "not a disk".repeat(5 << 20)).unwrap();
     browser.go(&format!("{}/images", server.url)).await;
 
     browser.choose("#file", &text).await;
@@ -129,6 +129,12 @@ async fn register(server: &Server, browser: &Browser, dir: &Path) {
     browser.choose("#file", &file).await;
     assert_eq!(browser.value("#name").await, "class-room");
     assert_eq!(browser.value("#format").await, "raw");
+    // Begun, taken back, and begun again: nothing of the first is left.
+    browser.click("#send").await;
+    browser.sees("#images-live article.live", "Stored, compressed").await;
+    browser.click("#abort").await;
+    browser.sees("#register-problem", "Cancelled").await;
+    browser.sees_gone("#images-live article.live").await;
     browser.click("#send").await;
     browser.sees("#sent-rate", "MB/s").await;
     browser.sees("#sent-left", "left").await;
@@ -138,7 +144,7 @@ async fn register(server: &Server, browser: &Browser, dir: &Path) {
     browser.sees_within(UPLOAD, "#register-done", done).await;
     browser.sees("#image-class-room-1", "1 GiB").await;
     browser.sees("#image-class-room-1", "Server").await;
-    assert!(!browser.exists("#images-live article.live").await);
+    browser.sees_gone("#images-live article.live").await;
     browser.shoot("images").await;
 }
 

@@ -260,9 +260,14 @@ pub(crate) async fn add(
         any_content: params.any_content,
         body,
     };
-    // In a task of its own: when the sender goes away this handler is dropped, but the registration is still cleared away.
-    let worker = app.clone();
-    let mut running = app.tasks.spawn(async move { register::run(&worker, upload).await });
+    // In a task of its own: when the sender goes away this handler is dropped, but the registration is still cleared away,
+    // and whoever watched it hears that it is over.
+    let (worker, image) = (app.clone(), name.clone());
+    let mut running = app.tasks.spawn(async move {
+        let outcome = register::run(&worker, upload).await;
+        worker.events.emit(Event::ImageChanged { name: image }).await;
+        outcome
+    });
     let mut tick = tokio::time::interval(PROGRESS_EVERY);
     let ended = loop {
         tokio::select! {
@@ -271,7 +276,6 @@ pub(crate) async fn add(
         }
     };
     let outcome = ended.context("wait for a registration")?.map_err(refuse)?;
-    app.events.emit(Event::ImageChanged { name: name.clone() }).await;
     let (number, identical) = match outcome {
         Outcome::Added { number } => (number, false),
         Outcome::Identical { number } => (number, true),

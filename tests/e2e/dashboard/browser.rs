@@ -141,8 +141,13 @@ impl Browser {
         texts.iter().map(plain).collect()
     }
 
-    pub(crate) async fn exists(&self, css: &str) -> bool {
-        !self.driver.find_all(By::Css(css)).await.unwrap().is_empty()
+    /// Waits until `css` selects nothing.
+    pub(crate) async fn sees_gone(&self, css: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.driver.find_all(By::Css(css)).await.unwrap().is_empty() {
+            assert!(Instant::now() < deadline, "{css} is still there");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     pub(crate) async fn value(&self, css: &str) -> String {
