@@ -245,8 +245,11 @@ async fn publish(
             .await
             .context("publish the stripe map")?;
     }
-    let promise =
-        format!("{} on {} clients. {}", plan.redundancy, plan.group.len(), plan.sentence());
+    let clients = match plan.group.len() {
+        1 => "1 client".to_owned(),
+        many => format!("{many} clients"),
+    };
+    let promise = format!("{} on {clients}. {}", plan.redundancy, plan.sentence());
     app.db.note_promise_of_image(image, &promise).await.context("note the promise")?;
     if let Some(row) = app.db.images().await?.into_iter().find(|row| row.id == image) {
         app.events.emit(Event::ImageChanged { name: row.name }).await;
