@@ -23,11 +23,6 @@ pub(crate) fn target() -> PathBuf {
         .map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
 }
 
-/// Kernel and initramfs for blank machines.
-fn payload() -> PathBuf {
-    target().join("cairn-cache/boot")
-}
-
 /// Which build of server and agent is run.
 #[derive(Clone, Copy)]
 pub(crate) enum Programs {
@@ -38,6 +33,19 @@ pub(crate) enum Programs {
 }
 
 impl Programs {
+    /// The profile of the static agent that goes with them.
+    const fn static_profile(self) -> &'static str {
+        match self {
+            Self::Release => "initramfs",
+            Self::Debug => "initramfs-test",
+        }
+    }
+
+    /// Kernel and initramfs for blank machines.
+    fn payload(self) -> PathBuf {
+        target().join("cairn-cache/boot").join(self.static_profile())
+    }
+
     fn folder(self) -> PathBuf {
         target().join(match self {
             Self::Release => "release",
@@ -48,7 +56,7 @@ impl Programs {
 
 /// Tells the lab where the programs and the payload are.
 pub(crate) fn with_programs(command: &mut Command, programs: Programs) -> &mut Command {
-    command.env("CAIRN_BIN_DIR", programs.folder()).env("CAIRN_BOOT_DIR", payload())
+    command.env("CAIRN_BIN_DIR", programs.folder()).env("CAIRN_BOOT_DIR", programs.payload())
 }
 
 /// Server, agent, and the payload made of the static agent.
@@ -60,19 +68,20 @@ pub(crate) fn all(programs: Programs) -> Result<()> {
     step::cargo("build", &build)?;
     let mut agent = step::command("cargo");
     agent
-        .args(["build", "--profile", "initramfs", "-p", "cairn-agent", "--target", TRIPLE])
+        .args(["build", "--profile", programs.static_profile()])
+        .args(["-p", "cairn-agent", "--target", TRIPLE])
         // It runs as init of a system without a loader. `--target` keeps the flag away from build
         // scripts and gives it a folder of its own.
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     step::run("build the static agent", &mut agent)?;
-    let agent = target().join(TRIPLE).join("initramfs/cairn-agent");
-    if is_current(&payload().join("boot.json"), &[&agent]) {
+    let agent = target().join(TRIPLE).join(programs.static_profile()).join("cairn-agent");
+    if is_current(&programs.payload().join("boot.json"), &[&agent]) {
         return Ok(());
     }
     let mut build = step::command(programs.folder().join("cairn-server"));
     build
         .args(["boot", "build", "--out"])
-        .arg(payload())
+        .arg(programs.payload())
         .arg("--cache")
         .arg(target().join("cairn-cache/kernel"))
         .arg("--agent")
