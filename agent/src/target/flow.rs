@@ -1,6 +1,7 @@
 //! One install from hello to the last report.
 
 use std::{
+    convert::Infallible,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,7 +26,7 @@ use super::{
     Screen,
     disks::{self, Roots},
     identity, progress,
-    select::{self, select_disk},
+    select::{self, DiskRefusal, select_disk},
     ticket::{self, Documents, Granted},
 };
 use crate::link::{Patience, ServerLink};
@@ -85,6 +86,9 @@ impl Installer {
         for disk in &hello.disks {
             screen.say(&format!("disk: {}", select::describe(disk)));
         }
+        if hello.disks.is_empty() {
+            screen.say(&format!("no disk yet: {}", DiskRefusal::NoDisk));
+        }
         screen.say(&format!("code: {}", code_of(&self.key.public_key_der)));
         screen.say(&format!("server: {}", self.server));
         let link = ServerLink::new(tls::client(&self.trust, None, Arc::clone(&self.names))?);
@@ -117,11 +121,13 @@ impl Installer {
         let documents = ticket::documents(granted, &papers, Arc::clone(&self.names)).await?;
         let cancel = CancellationToken::new();
         let (tell_bad, bad) = mpsc::channel(BAD_SEGMENTS);
+        let shown = show(progress.clone(), screen.clone());
         let reports = report(granted.link.clone(), progress, cancel.clone(), screen.clone());
         let complaints = complain(granted.link.clone(), bad);
         let work = self.execute(&granted.ticket, documents, tell, tell_bad, cancel);
         tokio::select! {
             outcome = work => outcome,
+            never = shown => match never {},
             never = reports => match never {},
             never = complaints => match never {},
         }
@@ -184,43 +190,42 @@ fn ended(outcome: &Result<InstallProgress>, last: &InstallProgress) -> InstallPr
     }
 }
 
-/// Shows and reports until dropped. A server that is away is said once and changes nothing.
+/// Shows until dropped.
+async fn show<S: Screen>(mut progress: watch::Receiver<InstallProgress>, screen: S) -> Infallible {
+    // The sender goes only when all this ends.
+    while progress.changed().await.is_ok() {
+        screen.show(&progress.borrow_and_update());
+    }
+    std::future::pending().await
+}
+
+/// Reports until dropped. A server that is away is said once and changes nothing.
 async fn report<S: Screen>(
     link: ServerLink,
-    mut progress: watch::Receiver<InstallProgress>,
+    progress: watch::Receiver<InstallProgress>,
     cancel: CancellationToken,
     screen: S,
-) -> std::convert::Infallible {
+) -> Infallible {
     let mut away = false;
-    let mut next = tokio::time::Instant::now();
+    let mut ticks = tokio::time::interval(REPORT_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        // The sender is gone for a moment only, at the end.
-        if progress.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        let now = progress.borrow_and_update().clone();
-        screen.show(&now);
-        if tokio::time::Instant::now() < next {
-            continue;
-        }
+        ticks.tick().await;
+        let now = progress.borrow().clone();
         match link.post("/target/v1/progress", &now, Patience::Prompt).await {
             Ok(ProgressReply { cancel: true }) => cancel.cancel(),
             Ok(ProgressReply { cancel: false }) => away = false,
             Err(error) if !std::mem::replace(&mut away, true) => {
-                screen
-                    .say(&format!("going on without the server: {:#}", anyhow::Error::from(error)));
+                let error = anyhow::Error::from(error);
+                screen.say(&format!("going on without the server: {error:#}"));
             }
             Err(_) => {}
         }
-        next = tokio::time::Instant::now() + REPORT_EVERY;
     }
 }
 
 /// Tells the server who serves damaged segments, until dropped. What it misses, it hears from others.
-async fn complain(
-    link: ServerLink,
-    mut bad: mpsc::Receiver<BadSegment>,
-) -> std::convert::Infallible {
+async fn complain(link: ServerLink, mut bad: mpsc::Receiver<BadSegment>) -> Infallible {
     while let Some(bad) = bad.recv().await {
         if let Err(error) = link.tell("/target/v1/bad-segment", &bad).await {
             tracing::warn!(segment = %bad.segment, %error, "the server was not told of a damaged segment");
