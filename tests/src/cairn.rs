@@ -314,14 +314,14 @@ impl Agent {
 }
 
 fn serve(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Process> {
-    let mut program = Program::new("cairn-server", binary("cairn-server")?)
+    Program::new("cairn-server", binary("cairn-server")?)
         .args(["serve", "--data-dir"])
         .args([data_dir])
-        .args(options);
-    if let Some(payload) = std::env::var_os("CAIRN_BOOT_DIR") {
-        program = program.args(["--boot-dir".into(), payload]);
-    }
-    program.on(host).log(lab.dir().join("cairn-server.log")).start()
+        .args(["--boot-dir".as_ref(), paths::boot_payload().as_os_str()])
+        .args(options)
+        .on(host)
+        .log(lab.dir().join("cairn-server.log"))
+        .start()
 }
 
 /// Looks again and again until `look` finds something. For what can only be asked and not waited for.

@@ -35,6 +35,8 @@ const LISTED: Duration = Duration::from_secs(60);
 const NETWORK_BOOT: Duration = Duration::from_secs(240);
 const INSTALL: Duration = Duration::from_secs(1200);
 const LOGIN: Duration = Duration::from_secs(300);
+/// What a machine shows when it will not get as far as its code.
+const INSTALLER_FAILURES: [&str; 2] = ["no boot payload", "tries by itself in [0-9]+ s"];
 const SHOW_EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -149,7 +151,7 @@ fn journey(lab: &Lab, server: &Server, hardware: &Hardware, image: &Image) -> Re
     let started = Instant::now();
     let mut machine = hardware.start(lab, OnReboot::Exit)?;
     say(&format!("{name}: boots from the network"));
-    let shown = machine.wait_for(&[CODE_LINE], &[], NETWORK_BOOT)?;
+    let shown = machine.wait_for(&[CODE_LINE], &INSTALLER_FAILURES, NETWORK_BOOT)?;
     let code = shown.first().and_then(|found| found.groups.get(1)).context("read the code")?;
     let to_installer = started.elapsed();
     say(&format!("{name}: shows code {code} after {:.1} s", to_installer.as_secs_f64()));

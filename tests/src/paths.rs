@@ -28,6 +28,14 @@ pub fn binaries() -> PathBuf {
     }
 }
 
+/// Kernel and initramfs for blank machines: `CAIRN_BOOT_DIR`, or where `cargo xtask build` puts them.
+pub fn boot_payload() -> PathBuf {
+    match env::var_os("CAIRN_BOOT_DIR") {
+        Some(dir) => workspace().join(dir),
+        None => cache().join("boot"),
+    }
+}
+
 /// What is expensive to make and stays valid between runs: bootable images.
 pub fn cache() -> PathBuf {
     target().join("cairn-cache")

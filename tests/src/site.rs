@@ -5,12 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     cairn::{Agent, ImageDetail, Server, binary, eventually},
     dhcpd::Dhcpd,
     netns::{Host, Lab},
+    paths,
     process::{Process, Program},
 };
 
@@ -50,6 +51,12 @@ impl Site {
         let (dhcpd, options): (_, &[&str]) = match boot {
             NetworkBoot::Off => (None, &[]),
             NetworkBoot::Proxy => {
+                let payload = paths::boot_payload();
+                ensure!(
+                    payload.join("boot.json").is_file(),
+                    "there is no boot payload in {}: `cargo xtask build`",
+                    payload.display()
+                );
                 let host = lab.host("dhcp", 2)?;
                 (Some(Dhcpd::start(&lab, &host)?), &["--boot-interface", "eth0"])
             }
