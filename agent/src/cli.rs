@@ -23,7 +23,7 @@ pub struct Cli {
 pub enum Command {
     /// Become a client of the site at URL.
     Join {
-        /// The server, like https://cairn.example:8440
+        /// The server, like `https://cairn.example:8440`
         url: ServerPlace,
         /// A join token from `cairn-server token create`
         token: Token,

@@ -1,4 +1,4 @@
-//! Deployments and installs. Every change of an install's state goes through [`crate::deployments::next`].
+//! Deployments and installs. Every change of an install's state goes through `crate::deployments::next`.
 
 use cairn_array::wire::{AfterInstall, DiskSelector, InstallProgress};
 use cairn_core::id::{InstallId, MachineId, VersionId};
