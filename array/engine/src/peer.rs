@@ -1,7 +1,7 @@
 //! Segments between members: one route, one client. Server and agents serve the same path.
 //!
 //! Invariants: a segment is checked against its id before anybody gets it; nothing is read beyond its declared
-//! length; a peer that sends nothing for [`STALL`] is given up.
+//! length; a peer that sends nothing for `STALL` is given up.
 
 use std::{future::Future, sync::Arc, time::Duration};
 

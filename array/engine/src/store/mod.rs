@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Everything goes through `object_store`, so a device is a local folder today and may be a bucket; what
-//! only a local disk has (free space, lock, a sync of everything) is in [`device`].
+//! only a local disk has (free space, lock, a sync of everything) is in `device`.
 //!
 //! Invariants:
 //! - Bytes that do not hash to their id are neither stored nor returned.
