@@ -26,7 +26,7 @@ use crate::{
 mod report;
 
 use report::Report;
-pub use report::say;
+pub use report::{interrupt, say};
 
 const CLIENTS: u8 = 4;
 const LEND: &str = "4GiB";

@@ -1,10 +1,15 @@
 //! `cargo xtask demo`.
 
-use std::{path::PathBuf, process, process::ExitCode, thread};
+use std::{
+    path::PathBuf,
+    process::{self, ExitCode},
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use anyhow::{Context as _, Result};
 use cairn_tests::{
-    demo::{self, Options, say},
+    demo::{self, Options, interrupt, say},
     netns::Lab,
     qemu::Firmware,
 };
@@ -29,11 +34,15 @@ struct Args {
     keep: bool,
 }
 
+static ENDING: Mutex<()> = Mutex::new(());
+
 fn main() -> ExitCode {
     let Args { image, uefi, targets, keep } = Args::parse();
     let firmware = if uefi { Firmware::Uefi } else { Firmware::Bios };
     let outcome =
         clean_up_on_signals().and_then(|()| demo::run(&Options { image, firmware, targets, keep }));
+    // Held for good by whoever is cleaning up after a signal: then the program ends there.
+    let _ending = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
     match outcome {
         Ok(()) => {
             say("done");
@@ -52,8 +61,10 @@ fn clean_up_on_signals() -> Result<()> {
     let mut signals = Signals::new(TERM_SIGNALS).context("listen to signals")?;
     thread::spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
+        let _ending = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
+        interrupt("interrupted: cleaning up");
         if let Err(error) = Lab::remove_own() {
-            say(&format!("clean up: {error:#}"));
+            interrupt(&format!("clean up: {error:#}"));
         }
         process::exit(128 + signal);
     });

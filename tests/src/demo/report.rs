@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, Write as _},
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{
+        LazyLock, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,10 +14,24 @@ use anyhow::Result;
 use super::Installed;
 use crate::cairn::{ImageDetail, Install};
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Prints a line with the seconds since the start in front.
 pub fn say(text: &str) {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        return;
+    }
+    print(text);
+}
+
+/// Prints a last line: whatever fails from now on fails because the demo is being ended.
+pub fn interrupt(text: &str) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    print(text);
+}
+
+fn print(text: &str) {
     static LINE: Mutex<()> = Mutex::new(());
     let _line = LINE.lock().unwrap_or_else(PoisonError::into_inner);
     // A closed pipe is no reason to stop.
