@@ -61,11 +61,12 @@ pub(crate) fn with_programs(command: &mut Command, programs: Programs) -> &mut C
 
 /// Server, agent, and the payload made of the static agent.
 pub(crate) fn all(programs: Programs) -> Result<()> {
-    let mut build = vec!["build", "-p", "cairn-server", "-p", "cairn-agent"];
-    if matches!(programs, Programs::Release) {
-        build.push("--release");
-    }
-    step::cargo("build", &build)?;
+    let build: &[&str] = match programs {
+        Programs::Release => &["build", "--release", "-p", "cairn-server", "-p", "cairn-agent"],
+        // The selection of the test run, so that no dependency is built again with other features.
+        Programs::Debug => &["build", "--workspace", "--bins", "--tests"],
+    };
+    step::cargo("build", build)?;
     let mut agent = step::command("cargo");
     agent
         .args(["build", "--profile", programs.static_profile()])
