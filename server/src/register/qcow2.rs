@@ -12,6 +12,10 @@ const CHUNK_BYTES: u64 = 1 << 20;
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Bit of the incompatible features: the data is in another file.
 const DATA_FILE: u8 = 1 << 2;
+/// QEMU takes no larger L1 table either.
+const MAX_L1_BYTES: u64 = 32 << 20;
+/// The offset in an entry of the L1 table.
+const OFFSET_BITS: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// Why a qcow2 image is not taken.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -26,17 +30,25 @@ enum Refused {
         "the image keeps its data in another file: flatten it with `qemu-img convert -O qcow2`, then add it"
     )]
     DataFile,
+    #[error("the file ends before its own tables or data do: it is damaged or was cut off")]
+    CutOff,
+    #[error("the file's header is damaged")]
+    Header,
 }
 
 /// Reads an image's mapped ranges in ascending order.
 pub(super) struct Qcow2Source {
     image: FormatAccess<File>,
+    /// Bytes of the file: what lies behind them would be read as zeros.
+    length: u64,
     position: u64,
 }
 
 impl Qcow2Source {
     pub(super) fn open(file: StdFile) -> Result<Self, SourceError> {
         check_head(&file)?;
+        let length = file.metadata().map_err(SourceError::Read)?.len();
+        check_tables(&file, length)?;
         let storage = File::try_from(file).map_err(SourceError::Read)?;
         let image = Qcow2::<File>::builder(storage)
             .open(DenyImplicitOpenGate::default())
@@ -47,7 +59,7 @@ impl Qcow2Source {
             size if size > MAX_IMAGE_BYTES => {
                 Err(SourceError::TooLarge { limit: ByteCount(MAX_IMAGE_BYTES) })
             }
-            _ => Ok(Self { image, position: 0 }),
+            _ => Ok(Self { image, length, position: 0 }),
         }
     }
 
@@ -55,6 +67,9 @@ impl Qcow2Source {
     fn next_range(&self, left: u64) -> Result<(bool, u64), SourceError> {
         let (mapping, length) = self.image.get_mapping(self.position, left).map_err(malformed)?;
         let zero = matches!(mapping, Mapping::Zero { .. });
+        if let Mapping::Raw { offset, .. } = mapping {
+            within(offset, length.min(left), self.length)?;
+        }
         if length == 0 {
             return Err(malformed(io::Error::from(io::ErrorKind::UnexpectedEof)));
         }
@@ -118,4 +133,36 @@ fn check_head(file: &StdFile) -> Result<(), SourceError> {
         return Err(malformed(Refused::BackingFile));
     }
     Ok(())
+}
+
+/// Sees that the L1 table and all L2 tables lie in the file: `imago` reads what lies behind its end as zeros, which would
+/// make an empty disk of a file that was cut off.
+fn check_tables(file: &StdFile, length: u64) -> Result<(), SourceError> {
+    let mut head = [0; 48];
+    file.read_exact_at(&mut head, 0).map_err(SourceError::Read)?;
+    // qcow2 specification, header: cluster_bits at 20 (u32), l1_size at 36 (u32), l1_table_offset at 40 (u64).
+    let [.., cluster_bits] = head[20..24] else { return Err(malformed(Refused::Header)) };
+    let (Ok(l1_size), Ok(l1_at)) = (head[36..40].try_into(), head[40..48].try_into()) else {
+        return Err(malformed(Refused::Header));
+    };
+    let (l1_bytes, l1_at) = (u64::from(u32::from_be_bytes(l1_size)) * 8, u64::from_be_bytes(l1_at));
+    if head[20..23] != [0; 3] || !(9..=21).contains(&cluster_bits) || l1_bytes > MAX_L1_BYTES {
+        return Err(malformed(Refused::Header));
+    }
+    within(l1_at, l1_bytes, length)?;
+    let mut l1 = vec![0; usize::try_from(l1_bytes).map_err(malformed)?];
+    file.read_exact_at(&mut l1, l1_at).map_err(SourceError::Read)?;
+    let (entries, _) = l1.as_chunks::<8>();
+    for entry in entries {
+        let l2_at = u64::from_be_bytes(*entry) & OFFSET_BITS;
+        if l2_at != 0 {
+            within(l2_at, 1 << cluster_bits, length)?;
+        }
+    }
+    Ok(())
+}
+
+fn within(offset: u64, bytes: u64, length: u64) -> Result<(), SourceError> {
+    let end = offset.checked_add(bytes);
+    if end.is_some_and(|end| end <= length) { Ok(()) } else { Err(malformed(Refused::CutOff)) }
 }
