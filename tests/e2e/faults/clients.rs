@@ -1,0 +1,127 @@
+//! Clients that are killed, whose disk rots, whose disk is full.
+
+use std::{fs::File, os::unix::fs::FileExt as _};
+
+use cairn_tests::{
+    cairn::eventually,
+    image::first_difference,
+    netns::MegabitsPerSecond,
+    site::{NetworkBoot, Site},
+};
+
+use super::{
+    INSTALL, NAME, SOON, Tmpfs, dsf, half_scattered, half_written, image_with, prepared, run_again,
+    scattered, slots,
+};
+
+#[test]
+fn one_that_is_killed_while_scattering_comes_back_and_takes_its_share() {
+    let (mut site, image) = prepared("killed-client", 3, 48);
+    half_scattered(&site, &image);
+    site.agents[1].process().kill().unwrap();
+    assert!(!site.server.image(NAME).unwrap().scatter.complete, "it was killed too late");
+    run_again(&mut site, 1);
+    site.wait_scattered(NAME).unwrap();
+    let held = slots(site.agents[1].state_dir());
+    assert!(!held.is_empty() && held.iter().all(|slot| slot.right));
+}
+
+#[test]
+fn an_install_goes_on_by_parity_when_the_server_and_a_client_are_killed() {
+    let (mut site, image) = scattered("killed-holder", 3, 48);
+    let installed = site.lab.dir().join("installed.raw");
+    site.agents[0].host().shape(MegabitsPerSecond(40)).unwrap();
+    let mut installer = site.install_to_file(0, NAME, &installed).unwrap();
+    half_written(&mut installer, &installed);
+    site.agents[2].process().kill().unwrap();
+    site.server.process().kill().unwrap();
+    installer.wait_success(INSTALL).unwrap();
+    assert_eq!(first_difference(&image, &installed).unwrap(), None);
+    let last =
+        installer.wait_for_line("^installed in .* ([0-9.]+) [KMG]?i?B rebuilt", SOON).unwrap();
+    assert_ne!(last.groups[1], "0", "no parity was used");
+}
+
+#[test]
+fn rot_on_one_is_noticed_reported_and_repaired_and_installs_come_out_right() {
+    let (mut site, image) = scattered("rot", 3, 24);
+    let state = site.agents[1].state_dir().to_owned();
+    site.agents[1].process().terminate().unwrap();
+    let before = slots(&state);
+    assert!(before.iter().all(|slot| slot.right));
+    let file = File::options().write(true).open(dsf(&state)).unwrap();
+    for slot in &before {
+        file.write_all_at(b"rot", slot.payload_at + 1000).unwrap();
+    }
+    assert!(slots(&state).iter().all(|slot| !slot.right));
+    run_again(&mut site, 1);
+    let installed = site.lab.dir().join("installed.raw");
+    site.install_to_file(0, NAME, &installed).unwrap().wait_success(INSTALL).unwrap();
+    assert_eq!(first_difference(&image, &installed).unwrap(), None);
+    // The agent says what it found, and so does the server.
+    for slot in &before {
+        let line = format!("rotten on disk.*{0}|{0}.*rotten on disk", slot.id);
+        site.agents[1].process().wait_for_line(&line, SOON).unwrap();
+        let line = format!("bad segment.*{}", slot.id);
+        site.server.process().wait_for_line(&line, SOON).unwrap();
+    }
+    eventually("the rot to be repaired", SOON, || {
+        let now = slots(&state);
+        Ok((now.len() == before.len() && now.iter().all(|slot| slot.right)).then_some(()))
+    })
+    .unwrap();
+    site.wait_scattered(NAME).unwrap();
+}
+
+#[test]
+fn the_others_take_over_what_a_full_disk_cannot_hold() {
+    let mut site = Site::start("full-disk", NetworkBoot::Off).unwrap();
+    site.join(2, "1GiB").unwrap();
+    let small = Tmpfs::mount(&site.lab.dir().join("client3"), "12m");
+    site.join(1, "1GiB").unwrap();
+    assert_eq!(site.agents[2].state_dir(), small.0);
+    let image = image_with(&site, 48);
+    site.add_image(&image, NAME).unwrap();
+    site.agents[2].process().wait_for_line("the disk is full", SOON).unwrap();
+    let detail = eventually("the image to be published", SOON, || {
+        let detail = site.server.image(NAME)?;
+        Ok((detail.redundancy.is_some() && detail.scatter.complete).then_some(detail))
+    })
+    .unwrap();
+    let promise = detail.redundancy.unwrap();
+    assert!(promise.contains("may be lost"), "{promise}");
+    assert!(site.agents[2].process().ended().unwrap().is_none(), "it serves what it has");
+    assert!(slots(&small.0).iter().all(|slot| slot.right));
+    // What is promised holds: without the server, and without the client whose disk is full.
+    site.agents[2].process().kill().unwrap();
+    site.agents[0].host().shape(MegabitsPerSecond(40)).unwrap();
+    let installed = site.lab.dir().join("installed.raw");
+    let mut installer = site.install_to_file(0, NAME, &installed).unwrap();
+    half_written(&mut installer, &installed);
+    site.server.process().kill().unwrap();
+    installer.wait_success(INSTALL).unwrap();
+    assert_eq!(first_difference(&image, &installed).unwrap(), None);
+}
+
+/// Minutes: a client counts as asleep only after a while.
+mod long {
+    use super::*;
+
+    #[test]
+    fn an_image_is_published_without_a_client_that_sleeps() {
+        let (mut site, image) = prepared("asleep", 3, 48);
+        half_scattered(&site, &image);
+        site.agents[1].process().kill().unwrap();
+        let detail = eventually("the image to be published", 3 * SOON, || {
+            let detail = site.server.image(NAME)?;
+            Ok(detail.redundancy.is_some().then_some(detail))
+        })
+        .unwrap();
+        assert!(!detail.scatter.complete, "a part of it sleeps");
+        let installed = site.lab.dir().join("installed.raw");
+        site.install_to_file(0, NAME, &installed).unwrap().wait_success(INSTALL).unwrap();
+        assert_eq!(first_difference(&image, &installed).unwrap(), None);
+        run_again(&mut site, 1);
+        site.wait_scattered(NAME).unwrap();
+    }
+}
