@@ -35,6 +35,16 @@ pub(super) async fn holdings(
     let mut own = holdings;
     let (mine, others): (Vec<BadSegment>, Vec<BadSegment>) =
         own.bad.iter().partition(|bad| bad.holder == Some(agent.id));
+    for bad in &mine {
+        tracing::warn!(agent = agent.name, segment = %bad.segment, "an agent found a bad segment on its disk");
+        app.events
+            .emit(Event::SegmentBad {
+                segment: bad.segment.to_string(),
+                holder: Some(agent.id.to_string()),
+                told_by: format!("agent {}", agent.name),
+            })
+            .await;
+    }
     own.bad = mine;
     let images = app.db.note_holdings(agent.id, &own).await?;
     for image in images {
