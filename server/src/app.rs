@@ -7,8 +7,13 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    agents::directory::DirectoryKeeper, api::session::LoginLimit, db::Db, events::Events,
-    jobs::Bell, register::Registrations, site::Site,
+    agents::{directory::DirectoryKeeper, holdings::FullDisks},
+    api::session::LoginLimit,
+    db::Db,
+    events::Events,
+    jobs::Bell,
+    register::Registrations,
+    site::Site,
 };
 
 /// A running server.
@@ -41,6 +46,7 @@ pub struct Inner {
     pub(crate) bell: Bell,
     pub(crate) login_limit: LoginLimit,
     pub(crate) registrations: Registrations,
+    pub(crate) full_disks: FullDisks,
     /// Something about an agent changed: whoever holds a sync looks again.
     pub(crate) agents_changed: Changes,
     /// An agent reported what it holds: whoever waits for segments to be in place looks again.

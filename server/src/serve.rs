@@ -24,7 +24,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    agents::directory::DirectoryKeeper,
+    agents::{directory::DirectoryKeeper, holdings::FullDisks},
     api,
     app::{App, Changes, Inner},
     boot::Decider,
@@ -188,6 +188,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         bell: jobs::Bell::default(),
         login_limit: api::session::LoginLimit::default(),
         registrations: Registrations::default(),
+        full_disks: FullDisks::default(),
         agents_changed: Changes::default(),
         holdings_changed: Changes::default(),
         targets_changed: Changes::default(),

@@ -189,7 +189,7 @@ impl Worker {
         self.revalue(assignment, &held).await.context("note what segments are worth")?;
         self.status.send_modify(|status| status.missing = work.fetch.len());
         self.drop_all(&work).await.context("remove segments that are not assigned any more")?;
-        let round = self.fetch_all(work.fetch).await?;
+        let round = self.fetch_all(work.fetch, assignment.number).await?;
         if round == Round::Complete {
             self.report.fulfils(assignment.number);
             self.status.send_modify(|status| {
@@ -231,7 +231,11 @@ impl Worker {
         Ok(())
     }
 
-    async fn fetch_all(&mut self, segments: Vec<AssignedSegment>) -> Result<Round> {
+    async fn fetch_all(
+        &mut self,
+        segments: Vec<AssignedSegment>,
+        number: Generation,
+    ) -> Result<Round> {
         let fetcher = self.fetcher.clone();
         let fetches = segments.into_iter().map(|segment| {
             let fetcher = fetcher.clone();
@@ -265,6 +269,7 @@ impl Worker {
                     // What else would be fetched does not fit either.
                     round = Round::Lacking;
                     self.problem(no_room(&error));
+                    self.report.no_room(number);
                     break;
                 }
                 Outcome::Broken(error) => return Err(error).context("store a segment"),

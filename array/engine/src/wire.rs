@@ -135,6 +135,9 @@ pub struct Holdings {
     pub bad: Vec<BadSegment>,
     /// The assignment that these holdings fulfil, when they do.
     pub fulfils: Option<Generation>,
+    /// The assignment for which the disk, shared with its owner, has no room.
+    #[serde(default)]
+    pub no_room: Option<Generation>,
 }
 
 /// A segment whose bytes did not match its id.

@@ -1,15 +1,38 @@
 //! What an agent is to hold, and what it says it holds.
 
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
 use axum::{Json, extract::State, http::StatusCode};
 use cairn_array::wire::{Assignment, BadSegment, Holdings, ImageLine, MAX_SEGMENTS};
+use cairn_core::{id::AgentId, units::Generation};
 
 use super::{Approved, SETTLE, note_bad_segment};
 use crate::{
     api::{self, error::ApiError, extract::Body},
     app::App,
+    db::agent::AgentRow,
     events::Event,
     jobs::Kind,
 };
+
+/// Which assignment each agent had no room for. Forgotten by a restart: agents try again, and say it again.
+#[derive(Debug, Default)]
+pub(crate) struct FullDisks(Mutex<HashMap<AgentId, Generation>>);
+
+impl FullDisks {
+    fn note(&self, agent: AgentId, number: Generation) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(agent, number);
+    }
+
+    /// Whether it has no room for what it is to hold now.
+    pub(crate) fn is_full(&self, agent: &AgentRow) -> bool {
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.get(&agent.id) == Some(&agent.assignment)
+    }
+}
 
 pub(super) async fn assignment(
     State(app): State<App>,
@@ -46,6 +69,9 @@ pub(super) async fn holdings(
             .await;
     }
     own.bad = mine;
+    if let Some(number) = own.no_room {
+        app.full_disks.note(agent.id, number);
+    }
     let images = app.db.note_holdings(agent.id, &own).await?;
     for image in images {
         app.queue_after(Kind::Scatter { image }, SETTLE).await?;

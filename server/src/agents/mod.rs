@@ -18,7 +18,7 @@ use cairn_array::{
 use cairn_core::id::AgentId;
 
 pub(crate) mod directory;
-mod holdings;
+pub(crate) mod holdings;
 mod join;
 mod sync;
 

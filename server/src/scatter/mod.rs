@@ -12,7 +12,10 @@
 
 mod parity;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use cairn_array::{dsf::SlotCount, wire::SegmentClass};
@@ -46,28 +49,59 @@ const SPARE_PERCENT: u64 = 5;
 
 /// Pairs of who holds what.
 type Pairs = BTreeSet<(AgentId, SegmentId)>;
+/// Slots that an agent turned out to have room for, when that is less than what it lends.
+type Limits = BTreeMap<AgentId, u64>;
+
+/// What came of one plan.
+enum Attempt {
+    Done,
+    FleetChanged,
+    /// These agents have room for so many segments of the image only.
+    NoRoom(Vec<(AgentId, u64)>),
+}
+
+/// Why waiting for the holders ended.
+enum Wait {
+    AllHeld,
+    /// What is missing is with agents that sleep.
+    SomeSleep,
+    FleetChanged,
+    /// As [`Attempt::NoRoom`].
+    NoRoom(Vec<(AgentId, u64)>),
+}
 
 /// Makes stripes, parity and assignments of an image what the planner wants for the present fleet.
 ///
 /// # Errors
 /// When the store or the database fails.
 pub async fn converge(app: &App, image: ImageId, job: &JobHandle) -> anyhow::Result<()> {
+    let mut limits = Limits::new();
     loop {
         let fleet = app.db.approved_agents().await.context("list agents")?;
-        if attempt(app, image, job, &fleet).await? {
-            return Ok(());
+        match attempt(app, image, job, &fleet, &limits).await? {
+            Attempt::Done => return Ok(()),
+            Attempt::FleetChanged => {
+                tracing::info!(%image, "the fleet changed while an image was scattered: planning again");
+            }
+            Attempt::NoRoom(full) => {
+                for (agent, slots) in full {
+                    tracing::warn!(%image, %agent, slots, "an agent's disk is full: others take over");
+                    // Always less than the time before, so that this ends.
+                    let limit = limits.entry(agent).or_insert(u64::MAX);
+                    *limit = slots.min(limit.saturating_sub(1));
+                }
+            }
         }
-        tracing::info!(%image, "the fleet changed while an image was scattered: planning again");
     }
 }
 
-/// False when the fleet changed meanwhile.
 async fn attempt(
     app: &App,
     image: ImageId,
     job: &JobHandle,
     fleet: &[AgentRow],
-) -> anyhow::Result<bool> {
+    limits: &Limits,
+) -> anyhow::Result<Attempt> {
     let present = present_map(app, image).await?;
     let segments = app.db.live_segments_of_image(image).await.context("list segments")?;
     let data: Vec<_> = segments
@@ -77,16 +111,16 @@ async fn attempt(
         .collect();
     if data.is_empty() {
         assign(app, image, &Pairs::new()).await?;
-        return Ok(true);
+        return Ok(Attempt::Done);
     }
-    let candidates = candidates(app, image, fleet).await?;
+    let candidates = candidates(app, image, fleet, limits).await?;
     let needed = data.iter().map(|segment| u64::from(segment.bytes)).sum();
     let plan = match plan(&candidates, ByteCount(needed)) {
         Ok(plan) => plan,
         Err(refusal) => {
             let promise = format!("Only the server is sure to hold it: {refusal}.");
             app.db.note_promise_of_image(image, &promise).await.context("note the promise")?;
-            return Ok(true);
+            return Ok(Attempt::Done);
         }
     };
     let layout = lay_out(present.as_ref(), &data, plan.redundancy, &members(&candidates, &plan))
@@ -96,8 +130,11 @@ async fn attempt(
     let approved: BTreeSet<_> = fleet.iter().map(|agent| agent.id).collect();
     let both = old.union(&new).filter(|(agent, _)| approved.contains(agent)).copied().collect();
     assign(app, image, &both).await?;
-    let Some(all_held) = wait_for_holders(app, image, job, fleet, &new).await? else {
-        return Ok(false);
+    let all_held = match wait_for_holders(app, image, job, fleet, &new).await? {
+        Wait::AllHeld => true,
+        Wait::SomeSleep => false,
+        Wait::FleetChanged => return Ok(Attempt::FleetChanged),
+        Wait::NoRoom(full) => return Ok(Attempt::NoRoom(full)),
     };
     publish(app, image, present.as_ref(), &next, &plan).await?;
     if all_held {
@@ -108,7 +145,7 @@ async fn attempt(
             .await
             .context("queue the scatter again")?;
     }
-    Ok(true)
+    Ok(Attempt::Done)
 }
 
 /// The stripe map that is published now.
@@ -126,6 +163,7 @@ async fn candidates(
     app: &App,
     image: ImageId,
     fleet: &[AgentRow],
+    limits: &Limits,
 ) -> anyhow::Result<Vec<Candidate>> {
     let taken = app.db.slots_taken_by_other_images(image).await.context("count slots")?;
     let holders = app.db.holders_of_image(image).await.context("list holders")?;
@@ -136,6 +174,7 @@ async fn candidates(
             let slots = u64::from(SlotCount::fitting(agent.lend).0);
             let usable = slots - slots * SPARE_PERCENT / 100;
             let free = usable.saturating_sub(taken.get(&agent.id).copied().unwrap_or(0));
+            let free = limits.get(&agent.id).map_or(free, |limit| free.min(*limit));
             Candidate {
                 agent: agent.id,
                 room: ByteCount(free * SEGMENT_MAX_BYTES as u64),
@@ -183,19 +222,19 @@ async fn assign(app: &App, image: ImageId, wanted: &Pairs) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Waits until whoever is there holds what he shall. Whether nothing is missing then; none when the fleet changed.
+/// Waits until whoever is there holds what he shall, or cannot.
 async fn wait_for_holders(
     app: &App,
     image: ImageId,
     job: &JobHandle,
     fleet: &[AgentRow],
     wanted: &Pairs,
-) -> anyhow::Result<Option<bool>> {
+) -> anyhow::Result<Wait> {
     let mut changes = app.holdings_changed.watch();
     loop {
         let now = app.db.approved_agents().await.context("list agents")?;
         if !same_fleet(fleet, &now) {
-            return Ok(None);
+            return Ok(Wait::FleetChanged);
         }
         let held: Pairs = app
             .db
@@ -211,7 +250,14 @@ async fn wait_for_holders(
         let asleep: BTreeSet<_> =
             now.iter().filter(|agent| is_asleep(agent)).map(|agent| agent.id).collect();
         if missing.iter().all(|(agent, _)| asleep.contains(agent)) {
-            return Ok(Some(missing.is_empty()));
+            return Ok(if missing.is_empty() { Wait::AllHeld } else { Wait::SomeSleep });
+        }
+        let lacking = |agent: &&AgentRow| missing.iter().any(|(who, _)| *who == agent.id);
+        let full = now.iter().filter(lacking).filter(|agent| app.full_disks.is_full(agent));
+        let held_by = |id| held.iter().filter(|(agent, _)| *agent == id).count() as u64;
+        let full: Vec<_> = full.map(|agent| (agent.id, held_by(agent.id))).collect();
+        if !full.is_empty() {
+            return Ok(Wait::NoRoom(full));
         }
         tokio::select! {
             changed = changes.changed() => changed.context("wait for holdings")?,

@@ -54,6 +54,10 @@ impl Report {
         self.news.fulfils = Some(number);
     }
 
+    pub(super) const fn no_room(&mut self, number: Generation) {
+        self.news.no_room = Some(number);
+    }
+
     /// Tells the server; false when it has to be tried again.
     pub(super) async fn send(&mut self) -> bool {
         let mut report = std::mem::take(&mut self.news);
@@ -68,7 +72,8 @@ impl Report {
             && report.stored.is_empty()
             && report.dropped.is_empty()
             && report.bad.is_empty()
-            && report.fulfils.is_none();
+            && report.fulfils.is_none()
+            && report.no_room.is_none();
         if nothing {
             return true;
         }
