@@ -49,6 +49,10 @@ pub struct Server {
 pub struct AgentLine {
     pub id: String,
     pub state: String,
+    /// `IP:PORT` of its peer service.
+    pub address: Option<String>,
+    /// Segments it holds that are not parity.
+    pub data_segments: u64,
 }
 
 /// A machine of `machine list --json`.

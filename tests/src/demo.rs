@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    cairn::{self, Deployment, Install, Server, eventually},
+    cairn::{self, Agent, Deployment, Install, Server, eventually},
     image::{Image, LOGIN_PROMPT, Variant, first_difference},
     netns::Lab,
     portal::Portal,
@@ -90,7 +90,12 @@ fn run_in(site: &mut Site, options: &Options, image: &Image, report: &mut Report
     if let Some(promise) = &detail.redundancy {
         say(&format!("promise: {promise}"));
     }
-    let stopped = site.agents.first_mut().context("find a client")?;
+    // The one with most data: whoever holds parity alone would not be missed.
+    let lines = site.server.agents()?;
+    let fullest = lines.iter().max_by_key(|line| line.data_segments).context("find a client")?;
+    let address = fullest.address.clone().context("read the client's address")?;
+    let is_it = |agent: &&mut Agent| address.starts_with(&format!("{}:", agent.host().address()));
+    let stopped = site.agents.iter_mut().find(is_it).context("find the client's process")?;
     stopped.process().kill().context("switch a client off")?;
     say("one client is switched off");
     let machines = hardware(&mut site.lab, options, image)?;

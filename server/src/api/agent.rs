@@ -32,6 +32,8 @@ pub struct Agent {
     pub used: u64,
     /// Segments it says it holds, and their bytes.
     pub segments: u64,
+    /// Those of them that are not parity.
+    pub data_segments: u64,
     pub segment_bytes: u64,
     pub joined: String,
     /// When it last spoke to the server.
@@ -42,7 +44,7 @@ pub struct Agent {
 
 /// An agent as the API shows it.
 pub(crate) async fn view(app: &App, row: &AgentRow) -> Result<Agent, ApiError> {
-    let (segments, bytes) = app.db.holding_count_of_agent(row.id).await?;
+    let held = app.db.holding_count_of_agent(row.id).await?;
     Ok(Agent {
         id: row.id.to_string(),
         name: row.name.clone(),
@@ -50,8 +52,9 @@ pub(crate) async fn view(app: &App, row: &AgentRow) -> Result<Agent, ApiError> {
         address: row.address.map(|address| address.to_string()),
         lend: row.lend.0,
         used: row.used.0,
-        segments,
-        segment_bytes: bytes.0,
+        segments: held.segments,
+        data_segments: held.data,
+        segment_bytes: held.bytes.0,
         joined: row.joined.to_text(),
         seen: row.seen.map(|seen| seen.to_text()),
         in_place: row.fulfilled >= row.assignment,

@@ -14,6 +14,16 @@ use sqlx::{Sqlite, Transaction};
 
 use super::{Columns as _, Db, Result, integer, segment::segment};
 
+/// What one agent holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HoldingCount {
+    pub(crate) segments: u64,
+    /// Those of them that are not parity.
+    pub(crate) data: u64,
+    /// Sealed bytes of all.
+    pub(crate) bytes: ByteCount,
+}
+
 /// How far the segments of one image have been scattered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScatterCount {
@@ -349,15 +359,20 @@ impl Db {
         .number("clients")
     }
 
-    /// Segments and sealed bytes that an agent says it holds.
-    pub(crate) async fn holding_count_of_agent(&self, agent: AgentId) -> Result<(u64, ByteCount)> {
+    /// What an agent says it holds.
+    pub(crate) async fn holding_count_of_agent(&self, agent: AgentId) -> Result<HoldingCount> {
         let row = sqlx::query(
-            "SELECT count(*) AS segments, coalesce(sum(segment.bytes), 0) AS bytes FROM holding
+            "SELECT count(*) AS segments, coalesce(sum(segment.bytes), 0) AS bytes,
+                    coalesce(sum(segment.class = 'data'), 0) AS data FROM holding
              JOIN segment ON segment.id = holding.segment WHERE holding.agent = $1",
         )
         .bind(agent.as_bytes().as_slice())
         .fetch_one(&self.pool)
         .await?;
-        Ok((row.number("segments")?, row.size("bytes")?))
+        Ok(HoldingCount {
+            segments: row.number("segments")?,
+            data: row.number("data")?,
+            bytes: row.size("bytes")?,
+        })
     }
 }
