@@ -54,9 +54,14 @@ fn exports_as(site: &Site, image: &Path) {
 fn killed_while_scattering_it_goes_on_afterwards() {
     let (mut site, image) = prepared("killed-server", 3, 48);
     half_scattered(&site, &image);
+    assert_eq!(site.server.image(NAME).unwrap().redundancy, None, "it was killed too late");
     site.server.process().kill().unwrap();
     site.server.restart(&site.lab, &[]).unwrap();
     site.wait_scattered(NAME).unwrap();
+    // Clients fetch what they are assigned by themselves; to publish where it is takes the server.
+    let published =
+        eventually("the image to be published", SOON, || Ok(site.server.image(NAME)?.redundancy));
+    assert!(published.unwrap().contains("may be lost"));
 }
 
 #[test]
