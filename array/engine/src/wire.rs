@@ -20,7 +20,7 @@
 //! An agent's peer service (`https://…:8442`) answers only the last line, to members of the same site.
 //! Every body has a limit ([`MAX_BODY_BYTES`]); a list has at most [`MAX_SEGMENTS`] entries.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use cairn_core::{
     id::{AgentId, InstallId, MachineId, SegmentId, SiteId, VersionId},
@@ -329,13 +329,6 @@ pub fn code_of(public_key_der: &[u8]) -> String {
         }
     }
     code
-}
-
-/// Where to reach a member's peer service, as the signed directory has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerAddress {
-    pub agent: AgentId,
-    pub addr: SocketAddr,
 }
 
 #[cfg(test)]

@@ -136,7 +136,8 @@ async fn attempt(
         Wait::FleetChanged => return Ok(Attempt::FleetChanged),
         Wait::NoRoom(full) => return Ok(Attempt::NoRoom(full)),
     };
-    publish(app, image, present.as_ref(), &next, &plan).await?;
+    publish(app, image, present.as_ref(), &next).await?;
+    promise(app, image, &plan, all_held).await?;
     if all_held {
         assign(app, image, &new).await?;
         drop_surplus(app, image, &next).await?;
@@ -282,20 +283,29 @@ async fn publish(
     image: ImageId,
     present: Option<&StripeMap>,
     next: &StripeMap,
-    plan: &Plan,
 ) -> anyhow::Result<()> {
-    if present.is_none_or(|map| map.number < next.number) {
-        let signed = next.sign(app.site.signer());
-        app.db
-            .keep_stripe_map(image, next.number, &signed)
-            .await
-            .context("publish the stripe map")?;
+    if present.is_some_and(|map| map.number >= next.number) {
+        return Ok(());
     }
+    let signed = next.sign(app.site.signer());
+    app.db.keep_stripe_map(image, next.number, &signed).await.context("publish the stripe map")?;
+    Ok(())
+}
+
+/// Says what may be lost. What sleeping clients do not hold yet is not promised.
+async fn promise(app: &App, image: ImageId, plan: &Plan, all_held: bool) -> anyhow::Result<()> {
     let clients = match plan.group.len() {
         1 => "1 client".to_owned(),
         many => format!("{many} clients"),
     };
     let promise = format!("{} on {clients}. {}", plan.redundancy, plan.sentence());
+    let promise = if all_held {
+        promise
+    } else {
+        format!(
+            "Keep the server: some clients sleep and do not hold their part yet. Then: {promise}"
+        )
+    };
     app.db.note_promise_of_image(image, &promise).await.context("note the promise")?;
     if let Some(row) = app.db.images().await?.into_iter().find(|row| row.id == image) {
         app.events.emit(Event::ImageChanged { name: row.name }).await;
