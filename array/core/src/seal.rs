@@ -55,6 +55,26 @@ impl Sealer {
             .expect("below GCM's limit");
     }
 
+    /// As [`Self::seal`], where the tag goes elsewhere.
+    ///
+    /// # Panics
+    /// As [`Self::seal`].
+    #[expect(clippy::expect_used, reason = "no format here comes near GCM's length limit")]
+    pub fn seal_in_place(
+        &self,
+        nonce: u64,
+        associated: &[u8],
+        bytes: &mut [u8],
+    ) -> [u8; TAG_BYTES] {
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(nonce_of(nonce), Aad::from(associated), bytes)
+            .expect("below GCM's limit");
+        let mut copy = [0; TAG_BYTES];
+        copy.copy_from_slice(tag.as_ref());
+        copy
+    }
+
     /// Opens `sealed` in place; the plain bytes are its head.
     ///
     /// # Errors

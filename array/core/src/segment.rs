@@ -44,55 +44,59 @@ impl CompressedFrame {
 #[derive(Debug)]
 pub struct SegmentBuilder {
     sealer: Sealer,
-    table: Vec<(u32, u32)>,
-    frames: Vec<u8>,
+    frames: Vec<CompressedFrame>,
+    /// Bytes of the segment so far.
+    bytes: usize,
 }
 
 impl SegmentBuilder {
     /// An empty segment sealed with `key`, which must never have sealed another.
     #[must_use]
     pub fn new(key: &SealKey) -> Self {
-        Self { sealer: Sealer::new(key), table: Vec::new(), frames: Vec::new() }
+        Self { sealer: Sealer::new(key), frames: Vec::new(), bytes: HEAD_BYTES }
     }
 
     /// Whether `frame` still goes in.
     #[must_use]
     pub const fn fits(&self, frame: &CompressedFrame) -> bool {
-        let size = HEAD_BYTES + ENTRY_BYTES * self.table.len() + self.frames.len();
-        size + frame.cost() <= SEGMENT_MAX_BYTES && self.table.len() < SEGMENT_MAX_FRAMES
+        self.bytes + frame.cost() <= SEGMENT_MAX_BYTES && self.frames.len() < SEGMENT_MAX_FRAMES
     }
 
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.table.is_empty()
-    }
-
-    /// Seals and appends a frame that [`SegmentBuilder::fits`].
+    /// Takes a frame that [`SegmentBuilder::fits`].
     ///
     /// # Panics
     /// When the frame does not fit: the caller did not ask.
     pub fn push(&mut self, frame: CompressedFrame) -> FrameIndex {
         assert!(self.fits(&frame), "a frame is pushed only after it was seen to fit");
-        let index = FrameIndex(u16::try_from(self.table.len()).unwrap_or(u16::MAX));
-        let mut sealed = frame.zstd;
-        self.sealer.seal(index.0.into(), &associated(frame.plain_bytes), &mut sealed);
-        self.table.push((u32::try_from(sealed.len()).unwrap_or(u32::MAX), frame.plain_bytes));
-        self.frames.extend_from_slice(&sealed);
+        let index = FrameIndex(u16::try_from(self.frames.len()).unwrap_or(u16::MAX));
+        self.bytes += frame.cost();
+        self.frames.push(frame);
         index
     }
 
-    /// The sealed bytes.
-    #[must_use]
-    pub fn finish(self) -> Vec<u8> {
+    /// Seals the frames: `segment` becomes the sealed bytes. Only here, because the table comes before the frames, and
+    /// each frame is then copied once, to where it is sealed.
+    pub fn finish(self, segment: &mut Vec<u8>) {
         let mut head = Writer::with_header(MAGIC, VERSION);
-        head.u16(u16::try_from(self.table.len()).unwrap_or(u16::MAX));
+        head.u16(u16::try_from(self.frames.len()).unwrap_or(u16::MAX));
         head.u32(0);
-        for (sealed, plain) in self.table {
-            head.u32(sealed);
-            head.u32(plain);
+        for frame in &self.frames {
+            head.u32(u32::try_from(frame.zstd.len() + TAG_BYTES).unwrap_or(u32::MAX));
+            head.u32(frame.plain_bytes);
         }
-        head.put(&self.frames);
-        head.finish()
+        segment.clear();
+        segment.reserve_exact(SEGMENT_MAX_BYTES.max(self.bytes));
+        segment.extend_from_slice(&head.finish());
+        for (index, frame) in (0_u64..).zip(self.frames) {
+            let from = segment.len();
+            segment.extend_from_slice(&frame.zstd);
+            let tag = self.sealer.seal_in_place(
+                index,
+                &associated(frame.plain_bytes),
+                segment.get_mut(from..).unwrap_or_default(),
+            );
+            segment.extend_from_slice(&tag);
+        }
     }
 }
 
@@ -225,6 +229,12 @@ mod tests {
 
     use super::*;
 
+    fn sealed(builder: SegmentBuilder) -> Vec<u8> {
+        let mut segment = b"from before".to_vec();
+        builder.finish(&mut segment);
+        segment
+    }
+
     fn frame(bytes: Vec<u8>, blocks: u32) -> CompressedFrame {
         CompressedFrame { zstd: bytes, plain_bytes: blocks * 4096 }
     }
@@ -240,7 +250,7 @@ mod tests {
             for (bytes, blocks) in &frames {
                 builder.push(frame(bytes.clone(), *blocks));
             }
-            let segment = builder.finish();
+            let segment = sealed(builder);
             let table = FrameTable::parse(&segment).unwrap();
             let opener = FrameOpener::new(&key);
             prop_assert_eq!(table.len(), frames.len());
@@ -272,7 +282,7 @@ mod tests {
         while builder.fits(&full) {
             builder.push(full.clone());
         }
-        let segment = builder.finish();
+        let segment = sealed(builder);
         assert!(
             segment.len() <= SEGMENT_MAX_BYTES && segment.len() > SEGMENT_MAX_BYTES - full.cost()
         );
@@ -283,7 +293,7 @@ mod tests {
         let key = SealKey([5; 32]);
         let mut builder = SegmentBuilder::new(&key);
         builder.push(frame(vec![1; 100], 2));
-        let mut segment = builder.finish();
+        let mut segment = sealed(builder);
         segment[20] = 0;
         segment[21] = 0x30;
         let place = FrameTable::parse(&segment).unwrap().place(FrameIndex(0)).unwrap();

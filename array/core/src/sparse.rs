@@ -31,7 +31,7 @@
 //! place before its data, so that the receiver needs no buffer larger than a record; the end counts what came, so that a stream
 //! that was cut, or lost a part, is not taken for a whole one. Nothing here protects against malice: the connection does.
 //!
-//! Invariants: offsets ascend; what no record covers is zero; both ends hold at most one record in memory.
+//! Invariants: offsets ascend; what no record covers is zero; the receiver holds at most a head in memory.
 
 use crate::bytes::{DecodeError, Reader, Writer};
 use crate::units::{BLOCK_BYTES, ByteCount};
@@ -142,10 +142,11 @@ impl Encoder {
     fn record(&mut self, offset: u64, data: &[u8], out: &mut Vec<u8>) {
         self.records += 1;
         self.data += data.len() as u64;
-        let mut record = Writer::default();
-        record.u64(offset);
-        record.bytes(data);
-        out.extend_from_slice(&record.finish());
+        let mut head = Writer::default();
+        head.u64(offset);
+        head.count(data.len());
+        out.extend_from_slice(&head.finish());
+        out.extend_from_slice(data);
     }
 }
 
@@ -159,12 +160,13 @@ fn is_zero(block: &[u8]) -> bool {
 }
 
 /// What a stream says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
     /// Always the first.
     Start { total: ByteCount },
-    /// A part of the image; what lies between the parts is zero.
-    Data { offset: u64, bytes: Vec<u8> },
+    /// Bytes of the image, as they came: a record is handed on in as many pieces as it arrives in. What lies between the
+    /// records is zero.
+    Data { offset: u64, bytes: &'a [u8] },
     /// Always the last: everything came.
     End,
 }
@@ -172,7 +174,7 @@ pub enum Event {
 /// Takes a stream apart, in whatever pieces it comes.
 #[derive(Debug)]
 pub struct Decoder {
-    /// What came of the item that is not complete yet.
+    /// What came of the head that is not complete yet.
     pending: Vec<u8>,
     state: State,
     limit: u64,
@@ -183,10 +185,16 @@ pub struct Decoder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Header,
-    /// `end`: where the record before ended.
-    Records {
+    /// Between two records. `end`: where the record before ended.
+    Between {
         total: u64,
         end: u64,
+    },
+    /// In a record's data, of which `left` bytes are still to come.
+    Data {
+        total: u64,
+        offset: u64,
+        left: usize,
     },
     Ended,
     /// Something was wrong; nothing more is read.
@@ -200,34 +208,12 @@ impl Decoder {
         Self { pending: Vec::new(), state: State::Header, limit: limit.0, records: 0, data: 0 }
     }
 
-    /// Takes the next bytes of the stream and says what they complete.
+    /// Takes bytes off the front of `bytes` until they say something; `None` when they are used up before that.
     ///
     /// # Errors
-    /// [`DecodeError`], now and for each later call. Events that the bytes before the fault completed are lost: the stream
-    /// is not to be used.
-    pub fn push(&mut self, mut bytes: &[u8]) -> Result<Vec<Event>, DecodeError> {
-        let mut events = Vec::new();
-        loop {
-            let need = self.need().inspect_err(|error| self.state = State::Failed(*error))?;
-            let missing = need.saturating_sub(self.pending.len());
-            let (head, tail) = bytes.split_at(missing.min(bytes.len()));
-            self.pending.extend_from_slice(head);
-            bytes = tail;
-            if self.pending.len() < need || need == 0 {
-                break;
-            }
-            let event = self.item().inspect_err(|error| self.state = State::Failed(*error))?;
-            if let Some(event) = event {
-                self.pending.clear();
-                events.push(event);
-            }
-        }
-        if bytes.is_empty() {
-            return Ok(events);
-        }
-        let error = DecodeError::Trailing { count: bytes.len() };
-        self.state = State::Failed(error);
-        Err(error)
+    /// [`DecodeError`], now and for each later call: the stream is not to be used.
+    pub fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Event<'a>>, DecodeError> {
+        self.step(bytes).inspect_err(|error| self.state = State::Failed(*error))
     }
 
     /// Ends the stream.
@@ -238,30 +224,63 @@ impl Decoder {
         match self.state {
             State::Ended => Ok(()),
             State::Failed(error) => Err(error),
-            State::Header | State::Records { .. } => {
+            State::Data { left, .. } => Err(DecodeError::Truncated { need: left, have: 0 }),
+            State::Header | State::Between { .. } => {
                 Err(DecodeError::Truncated { need: self.need()?, have: self.pending.len() })
             }
         }
     }
 
-    /// How many bytes the present item has, as far as is known from those that came; 0 behind the end.
-    fn need(&self) -> Result<usize, DecodeError> {
-        match self.state {
-            State::Header => Ok(HEADER_BYTES),
-            State::Ended => Ok(0),
-            State::Failed(error) => Err(error),
-            State::Records { total, end } if self.pending.len() >= RECORD_HEADER_BYTES => {
-                let mut reader = Reader::new(&self.pending);
-                record_bytes(reader.u64()?, reader.u32()?, total, end)
+    fn step<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Event<'a>>, DecodeError> {
+        if let State::Data { total, offset, left } = self.state {
+            let piece = take(bytes, left);
+            let end = offset + piece.len() as u64;
+            self.state = match left - piece.len() {
+                0 => State::Between { total, end },
+                left => State::Data { total, offset: end, left },
+            };
+            return Ok((!piece.is_empty()).then_some(Event::Data { offset, bytes: piece }));
+        }
+        loop {
+            let need = self.need()?;
+            if need == 0 {
+                let count = bytes.len();
+                return if count == 0 { Ok(None) } else { Err(DecodeError::Trailing { count }) };
             }
-            State::Records { .. } => Ok(RECORD_HEADER_BYTES),
+            self.pending.extend_from_slice(take(bytes, need - self.pending.len()));
+            if self.pending.len() < need {
+                return Ok(None);
+            }
+            match self.head()? {
+                Head::Says(event) => {
+                    self.pending.clear();
+                    return Ok(Some(event));
+                }
+                Head::Record => {
+                    self.pending.clear();
+                    return self.step(bytes);
+                }
+                // Its last part is longer than a record's.
+                Head::End => {}
+            }
         }
     }
 
-    /// Reads the complete item; `None` when only its header was, and more is to come.
-    fn item(&mut self) -> Result<Option<Event>, DecodeError> {
+    /// How many bytes the present head has, as far as is known from those that came; 0 behind the end.
+    const fn need(&self) -> Result<usize, DecodeError> {
+        match self.state {
+            State::Header => Ok(HEADER_BYTES),
+            State::Failed(error) => Err(error),
+            State::Between { .. } if self.pending.len() >= RECORD_HEADER_BYTES => Ok(END_BYTES),
+            State::Between { .. } => Ok(RECORD_HEADER_BYTES),
+            State::Ended | State::Data { .. } => Ok(0),
+        }
+    }
+
+    /// Reads the head that is complete.
+    fn head(&mut self) -> Result<Head, DecodeError> {
         let mut reader = Reader::new(&self.pending);
-        let State::Records { total, .. } = self.state else {
+        let State::Between { total, end } = self.state else {
             reader.header(MAGIC, VERSION)?;
             reader.reserved(6)?;
             let total = reader.u64()?;
@@ -269,39 +288,50 @@ impl Decoder {
                 let limit = self.limit;
                 return Err(DecodeError::Limit { field: "image bytes", value: total, limit });
             }
-            self.state = State::Records { total, end: 0 };
-            return Ok(Some(Event::Start { total: ByteCount(total) }));
+            self.state = State::Between { total, end: 0 };
+            return Ok(Head::Says(Event::Start { total: ByteCount(total) }));
         };
-        if self.pending.len() == RECORD_HEADER_BYTES {
-            return Ok(None);
-        }
-        let offset = reader.u64()?;
-        let length = reader.u32()?;
+        let (offset, length) = (reader.u64()?, reader.u32()?);
+        let left = check_record(offset, length, total, end)?;
         if length > 0 {
-            let bytes = reader.take(reader.remaining())?.to_vec();
             self.records += 1;
             self.data += u64::from(length);
-            self.state = State::Records { total, end: offset + u64::from(length) };
-            return Ok(Some(Event::Data { offset, bytes }));
+            self.state = State::Data { total, offset, left };
+            return Ok(Head::Record);
+        }
+        if self.pending.len() < END_BYTES {
+            return Ok(Head::End);
         }
         if reader.u64()? != self.records || reader.u64()? != self.data {
             return Err(DecodeError::Inconsistent { field: "count of records" });
         }
         self.state = State::Ended;
-        Ok(Some(Event::End))
+        Ok(Head::Says(Event::End))
     }
 }
 
-/// The bytes of a record with this header, or of the end.
-fn record_bytes(offset: u64, length: u32, total: u64, end: u64) -> Result<usize, DecodeError> {
+/// What a complete head is.
+enum Head {
+    Says(Event<'static>),
+    /// A record's; its data follows.
+    Record,
+    /// The first part of the end.
+    End,
+}
+
+/// Takes at most `count` bytes off the front.
+fn take<'a>(bytes: &mut &'a [u8], count: usize) -> &'a [u8] {
+    let (head, tail) = bytes.split_at(count.min(bytes.len()));
+    *bytes = tail;
+    head
+}
+
+/// The bytes of data behind a record's head; none behind the end's.
+fn check_record(offset: u64, length: u32, total: u64, end: u64) -> Result<usize, DecodeError> {
     const BLOCK: u64 = BLOCK_BYTES as u64;
     if length == 0 {
         let field = "end of the image";
-        return if offset == total {
-            Ok(END_BYTES)
-        } else {
-            Err(DecodeError::Inconsistent { field })
-        };
+        return if offset == total { Ok(0) } else { Err(DecodeError::Inconsistent { field }) };
     }
     let bytes = usize::try_from(length).unwrap_or(usize::MAX);
     if bytes > RECORD_MAX_BYTES {
@@ -318,7 +348,7 @@ fn record_bytes(offset: u64, length: u32, total: u64, end: u64) -> Result<usize,
     if !u64::from(length).is_multiple_of(BLOCK) && after != total {
         return Err(DecodeError::Inconsistent { field: "record length" });
     }
-    Ok(RECORD_HEADER_BYTES + bytes)
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -337,17 +367,20 @@ mod tests {
         out
     }
 
-    fn decode(stream: &[u8], piece: usize) -> Result<Vec<Event>, DecodeError> {
+    fn decode(stream: &[u8], piece: usize) -> Result<Vec<Event<'_>>, DecodeError> {
         let mut decoder = Decoder::new(ANY);
         let mut events = Vec::new();
-        for piece in stream.chunks(piece.max(1)) {
-            events.extend(decoder.push(piece)?);
+        for mut piece in stream.chunks(piece.max(1)) {
+            while let Some(event) = decoder.next(&mut piece)? {
+                events.push(event);
+            }
+            assert!(piece.is_empty());
         }
         decoder.finish()?;
         Ok(events)
     }
 
-    fn image(events: &[Event]) -> Vec<u8> {
+    fn image(events: &[Event<'_>]) -> Vec<u8> {
         let mut image = Vec::new();
         for event in events {
             match event {
@@ -380,8 +413,8 @@ mod tests {
 
         #[test]
         fn zero_blocks_are_not_sent(plain in any_image()) {
-            let events = decode(&encode(&plain, 4 * BLOCK_BYTES), 1000).unwrap();
-            for event in events {
+            let stream = encode(&plain, 4 * BLOCK_BYTES);
+            for event in decode(&stream, stream.len()).unwrap() {
                 if let Event::Data { bytes, .. } = event {
                     prop_assert!(bytes.chunks(BLOCK_BYTES).all(|block| !is_zero(block)));
                 }
@@ -400,8 +433,8 @@ mod tests {
             let mut stream = encode(&plain, BLOCK_BYTES);
             let at = at.index(stream.len());
             stream[at] ^= flip;
-            let whole = decode(&stream, stream.len()).map_err(|error| std::mem::discriminant(&error));
-            let pieces = decode(&stream, piece).map_err(|error| std::mem::discriminant(&error));
+            let told = |piece| decode(&stream, piece).map(|events| image(&events)).map_err(|error| std::mem::discriminant(&error));
+            let (whole, pieces) = (told(stream.len()), told(piece));
             prop_assert_eq!(whole, pieces);
         }
     }
@@ -426,7 +459,8 @@ mod tests {
     #[test]
     fn a_long_run_of_data_is_cut_into_records() {
         let plain = vec![1; 2 * RECORD_MAX_BYTES + BLOCK_BYTES];
-        let events = decode(&encode(&plain, plain.len()), 1 << 16).unwrap();
+        let stream = encode(&plain, plain.len());
+        let events = decode(&stream, stream.len()).unwrap();
         assert_eq!(events.len(), 5);
         assert_eq!(image(&events), plain);
     }
@@ -454,7 +488,7 @@ mod tests {
             record.u64(offset);
             record.u32(length);
             stream.extend(record.finish());
-            Decoder::new(ANY).push(&stream).unwrap_err()
+            decode(&stream, stream.len()).unwrap_err()
         };
         let inconsistent = |field| DecodeError::Inconsistent { field };
         assert_eq!(refused(100, 4096), inconsistent("record offset"));
@@ -466,8 +500,10 @@ mod tests {
         assert_eq!(refused(0, 1_048_577), limit("record length", 1_048_577, 1_048_576));
         let mut small = Decoder::new(ByteCount(9_999));
         let stream = encode(&[0; 10_000], 20_480);
-        assert_eq!(small.push(&stream), Err(limit("image bytes", 10_000, 9_999)));
-        assert_eq!(small.push(&[]), Err(limit("image bytes", 10_000, 9_999)));
+        let too_large = Err(limit("image bytes", 10_000, 9_999));
+        assert_eq!(small.next(&mut &stream[..]), too_large);
+        assert_eq!(small.next(&mut &[][..]), too_large);
+        assert_eq!(small.finish().map(|()| None), too_large);
     }
 
     #[test]

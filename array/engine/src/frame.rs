@@ -6,7 +6,7 @@ use cairn_core::{
     bytes::DecodeError,
     seal::SealKey,
     segment::{CompressedFrame, FrameOpener, FrameTable},
-    units::FrameIndex,
+    units::{FRAME_MAX_BYTES, FrameIndex},
 };
 use zstd::bulk::{Compressor, Decompressor};
 
@@ -14,17 +14,23 @@ use zstd::bulk::{Compressor, Decompressor};
 const LEVEL: i32 = 1;
 
 /// Compresses frames. Kept by its thread: making the context costs more than a frame.
-pub(crate) struct FrameCompressor(Compressor<'static>);
+pub(crate) struct FrameCompressor {
+    zstd: Compressor<'static>,
+    /// Room for the longest frame that zstd can make of one.
+    scratch: Vec<u8>,
+}
 
 impl FrameCompressor {
     pub(crate) fn new() -> io::Result<Self> {
-        Compressor::new(LEVEL).map(Self)
+        let scratch = Vec::with_capacity(zstd::zstd_safe::compress_bound(FRAME_MAX_BYTES));
+        Ok(Self { zstd: Compressor::new(LEVEL)?, scratch })
     }
 
     pub(crate) fn compress(&mut self, plain: &[u8]) -> io::Result<CompressedFrame> {
-        let zstd = self.0.compress(plain)?;
+        self.zstd.compress_to_buffer(plain, &mut self.scratch)?;
         let plain_bytes = u32::try_from(plain.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        Ok(CompressedFrame { zstd, plain_bytes })
+        // Frames wait in memory: no longer than they are.
+        Ok(CompressedFrame { zstd: self.scratch.to_vec(), plain_bytes })
     }
 }
 

@@ -18,6 +18,8 @@ use tokio::sync::mpsc;
 
 /// Bytes read at once.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// Room for a chunk and, mostly, the heads of its records.
+const OUT_BYTES: usize = (1 << 20) + (4 << 10);
 /// Chunks that wait for the network.
 const QUEUE: usize = 8;
 
@@ -39,7 +41,7 @@ fn send(path: &Path, to: &mpsc::Sender<io::Result<Bytes>>) -> anyhow::Result<()>
     let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     let read = || format!("read {}", path.display());
     let size = file.seek(io::SeekFrom::End(0)).with_context(read)?;
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(OUT_BYTES);
     let mut encoder = Encoder::new(ByteCount(size), &mut out);
     let mut position = 0;
     let mut chunk = Vec::new();
@@ -54,7 +56,13 @@ fn send(path: &Path, to: &mpsc::Sender<io::Result<Bytes>>) -> anyhow::Result<()>
             file.read_exact(&mut chunk).with_context(read)?;
             encoder.push(&chunk, &mut out).context("encode the image")?;
             position += length as u64;
-            if !out.is_empty() && to.blocking_send(Ok(std::mem::take(&mut out).into())).is_err() {
+            if !out.is_empty()
+                && to
+                    .blocking_send(Ok(
+                        std::mem::replace(&mut out, Vec::with_capacity(OUT_BYTES)).into()
+                    ))
+                    .is_err()
+            {
                 return Ok(());
             }
         }
@@ -116,12 +124,13 @@ mod tests {
         assert!(sent.len() < 40_000, "{}", sent.len());
         let mut decoder = Decoder::new(ByteCount(1 << 30));
         let mut image = Vec::new();
-        for event in decoder.push(&sent).unwrap() {
+        let mut rest = &sent[..];
+        while let Some(event) = decoder.next(&mut rest).unwrap() {
             match event {
                 Event::Start { total } => image.resize(usize::try_from(total.0).unwrap(), 0),
                 Event::Data { offset, bytes } => {
                     let at = usize::try_from(offset).unwrap();
-                    image[at..at + bytes.len()].copy_from_slice(&bytes);
+                    image[at..at + bytes.len()].copy_from_slice(bytes);
                 }
                 Event::End => {}
             }

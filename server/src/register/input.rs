@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, BufRead},
 };
 
 use anyhow::Context as _;
@@ -24,7 +24,7 @@ pub(super) struct Prepared {
 }
 
 enum Origin {
-    Body(Box<dyn Read + Send>),
+    Body(Box<dyn BufRead + Send>),
     /// A nameless file that holds the whole upload.
     Spool(File),
 }
@@ -79,8 +79,8 @@ impl Prepared {
             (Origin::Spool(file), _) => Box::new(Qcow2Source::open(file)?),
             (Origin::Body(body), ImageFormat::Sparse) => Box::new(SparseSource::open(body)?),
             (Origin::Body(body), ImageFormat::RawZst) => {
-                let plain =
-                    zstd::stream::read::Decoder::new(body).context("make a zstd decoder")?;
+                let plain = zstd::stream::read::Decoder::with_buffer(body)
+                    .context("make a zstd decoder")?;
                 Box::new(RawSource::new(plain, self.size))
             }
             (Origin::Body(body), ImageFormat::Raw | ImageFormat::Qcow2) => {

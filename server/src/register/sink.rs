@@ -1,4 +1,5 @@
-//! From the pipeline's thread into the store: a few writes at once, with back-pressure.
+//! From the pipeline's thread into the store: a few writes at once, with back-pressure. What is written is flushed while more
+//! is made: else all of it would wait for the disk at the end, with nothing to do meanwhile.
 
 use std::sync::Arc;
 
@@ -8,11 +9,17 @@ use cairn_array::{
     store::{Store, StoreError},
 };
 use cairn_core::id::SegmentId;
-use futures::{StreamExt as _, stream};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::{Fuse, FusedFuture as _},
+    stream,
+};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 /// Segments written at once.
 const AT_ONCE: usize = 4;
+/// Segments stored between two flushes: 64 MiB or less.
+const FLUSH_EVERY: usize = 16;
 
 /// The pipeline's end.
 pub(super) struct Storing {
@@ -59,11 +66,24 @@ async fn write(store: Arc<Store>, receiver: mpsc::Receiver<CheckedSegment>) -> S
             .buffer_unordered(AT_ONCE)
     );
     let mut end = StoringEnd { segments: Vec::new(), error: None };
-    while let Some((id, result)) = writes.next().await {
-        end.segments.push(id);
+    let mut flushing = std::pin::pin!(Fuse::terminated());
+    let mut flushed = 0;
+    loop {
+        let result = tokio::select! {
+            Some((id, result)) = writes.next() => {
+                end.segments.push(id);
+                result
+            }
+            result = &mut flushing, if !flushing.is_terminated() => result,
+            else => break,
+        };
         if let Err(error) = result {
             end.error = Some(error);
             break;
+        }
+        if flushing.is_terminated() && end.segments.len() >= flushed + FLUSH_EVERY {
+            flushed = end.segments.len();
+            flushing.set(store.flush().fuse());
         }
     }
     end

@@ -20,7 +20,10 @@ use super::{
     sequence::{DraftBlock, DraftPage, Step},
     workers::WorkerGone,
 };
-use crate::{dsf::CheckedSegment, frame::FrameCompressor, random};
+use crate::{dsf::CheckedSegment, frame::FrameCompressor, pool::Pool, random};
+
+/// Buffers for sealed segments that are kept: as many as a sink writes and queues, and the one being sealed.
+const SEGMENT_BUFFERS: usize = 10;
 
 /// Runs until the sequencer ends. The size in the result is the reader's to fill in.
 pub(super) fn run(
@@ -29,6 +32,7 @@ pub(super) fn run(
     sink: &mut dyn SegmentSink,
     counters: &Arc<Counters>,
 ) -> anyhow::Result<Registered> {
+    let buffers = Pool::new(SEGMENT_BUFFERS);
     let mut packer = Packer {
         sink,
         counters,
@@ -37,8 +41,10 @@ pub(super) fn run(
         data: Vec::new(),
         data_keys: Vec::new(),
         open: None,
+        buffers: buffers.clone(),
         frames: Vec::new(),
         map: MapPacker {
+            buffers,
             compressor: FrameCompressor::new()?,
             entries: Vec::new(),
             keys: Vec::new(),
@@ -67,6 +73,7 @@ struct Packer<'a> {
     data: Vec<SegmentEntry>,
     data_keys: Vec<SealKey>,
     open: Option<(SegmentIndex, SegmentBuilder)>,
+    buffers: Pool,
     /// Where each frame of this run went: 8 bytes for 256 KiB.
     frames: Vec<(SegmentIndex, FrameIndex)>,
     map: MapPacker,
@@ -107,7 +114,7 @@ impl Packer<'_> {
 
     fn close(&mut self) -> anyhow::Result<()> {
         let Some((index, builder)) = self.open.take() else { return Ok(()) };
-        let entry = keep(self.sink, self.counters, builder)?;
+        let entry = keep(self.sink, self.counters, &self.buffers, builder)?;
         *self.data.get_mut(index.0 as usize).context("close a segment of this run")? = entry;
         Ok(())
     }
@@ -194,6 +201,7 @@ fn continues(last: &Extent, block: BlockIndex, origin: Origin) -> bool {
 }
 
 struct MapPacker {
+    buffers: Pool,
     compressor: FrameCompressor,
     entries: Vec<SegmentEntry>,
     keys: Vec<MapSegmentKey>,
@@ -234,7 +242,7 @@ impl MapPacker {
         counters: &Arc<Counters>,
     ) -> anyhow::Result<()> {
         if let Some(builder) = self.open.take() {
-            self.entries.push(keep(sink, counters, builder)?);
+            self.entries.push(keep(sink, counters, &self.buffers, builder)?);
         }
         Ok(())
     }
@@ -243,9 +251,12 @@ impl MapPacker {
 fn keep(
     sink: &mut dyn SegmentSink,
     counters: &Arc<Counters>,
+    buffers: &Pool,
     builder: SegmentBuilder,
 ) -> anyhow::Result<SegmentEntry> {
-    let segment = CheckedSegment::of(builder.finish().into()).context("name a segment")?;
+    let mut sealed = buffers.take();
+    builder.finish(&mut sealed);
+    let segment = CheckedSegment::of(sealed.freeze()).context("name a segment")?;
     let entry = SegmentEntry { id: segment.id(), bytes: segment.length() };
     Counters::add(&counters.stored, segment.bytes().len());
     sink.put(segment).context("keep a segment")?;

@@ -1,8 +1,11 @@
 //! The sequencer: decides, in the order of the image, which blocks are new and which frame each goes into.
 
-use std::sync::{
-    Arc,
-    mpsc::{Receiver, SyncSender},
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender},
+    },
 };
 
 use bytes::Bytes;
@@ -12,7 +15,7 @@ use cairn_core::{
     map::{Origin, PAGE_BLOCKS},
     seal::SealKey,
     segment::CompressedFrame,
-    units::{BLOCK_BYTES, BlockIndex, FRAME_BLOCKS, FRAME_MAX_BYTES},
+    units::{BLOCK_BYTES, BlockIndex, FRAME_BLOCKS},
 };
 
 use super::{Counters, Place, StageGone, index::BlockIndexCache, workers::Workers};
@@ -75,15 +78,15 @@ pub(super) fn run(
     steps: &SyncSender<Step>,
     counters: &Arc<Counters>,
 ) -> anyhow::Result<()> {
-    let mut sequencer =
-        Sequencer { known, workers, steps, frame: Vec::new(), frames: 0, page: None };
+    let frame = Frame::default();
+    let mut sequencer = Sequencer { known, workers, steps, frame, frames: 0, page: None };
     while let Ok(piece) = pieces.recv() {
         match piece {
             Piece::Data { first, bytes, hashes } => {
                 let hashes = hashes.recv().map_err(|_| super::workers::WorkerGone)?;
-                let blocks = bytes.chunks_exact(BLOCK_BYTES).zip(hashes);
-                for (number, (block, hash)) in (first.0..).zip(blocks) {
-                    let shared = sequencer.block(BlockIndex(number), block, hash)?;
+                let blocks = (0..bytes.len()).step_by(BLOCK_BYTES).zip(hashes);
+                for (number, (at, hash)) in (first.0..).zip(blocks) {
+                    let shared = sequencer.block(BlockIndex(number), (&bytes, at), hash)?;
                     Counters::add(&counters.deduplicated, if shared { BLOCK_BYTES } else { 0 });
                 }
             }
@@ -93,12 +96,36 @@ pub(super) fn run(
     sequencer.end_page()
 }
 
+/// The blocks of a frame, left where they are: mostly they follow each other.
+#[derive(Default)]
+struct Frame {
+    runs: Vec<(Bytes, Range<usize>)>,
+    blocks: usize,
+}
+
+impl Frame {
+    /// Adds the block at byte `at` of `piece`.
+    fn push(&mut self, piece: &Bytes, at: usize) {
+        self.blocks += 1;
+        match self.runs.last_mut() {
+            Some((last, run)) if last.as_ptr() == piece.as_ptr() && run.end == at => {
+                run.end += BLOCK_BYTES;
+            }
+            _ => self.runs.push((piece.clone(), at..at + BLOCK_BYTES)),
+        }
+    }
+
+    fn parts(self) -> Vec<Bytes> {
+        self.runs.into_iter().map(|(piece, run)| piece.slice(run)).collect()
+    }
+}
+
 struct Sequencer<'a> {
     known: BlockIndexCache,
     workers: &'a Workers,
     steps: &'a SyncSender<Step>,
-    /// Plain bytes of the open frame.
-    frame: Vec<u8>,
+    /// The open frame.
+    frame: Frame,
     /// Frames closed; the number of the open one.
     frames: u32,
     page: Option<DraftPage>,
@@ -106,21 +133,26 @@ struct Sequencer<'a> {
 
 impl Sequencer<'_> {
     /// Places one block. Whether it was known before.
-    fn block(&mut self, block: BlockIndex, bytes: &[u8], hash: BlockHash) -> anyhow::Result<bool> {
+    fn block(
+        &mut self,
+        block: BlockIndex,
+        (piece, at): (&Bytes, usize),
+        hash: BlockHash,
+    ) -> anyhow::Result<bool> {
         self.turn_to(block)?;
         let known = self.known.get(&hash);
         let place = match known {
             Some(place) => place,
             None => {
-                let number = u8::try_from(self.frame.len() / BLOCK_BYTES)?;
+                let number = u8::try_from(self.frame.blocks)?;
                 let place = Place::New { frame: self.frames, block: number };
-                self.frame.extend_from_slice(bytes);
+                self.frame.push(piece, at);
                 self.known.insert(&hash, place);
                 place
             }
         };
         self.page(block).blocks.push(DraftBlock { block, hash, place });
-        if self.frame.len() == FRAME_BLOCKS * BLOCK_BYTES {
+        if self.frame.blocks == FRAME_BLOCKS {
             self.end_frame()?;
         }
         Ok(known.is_some())
@@ -169,10 +201,10 @@ impl Sequencer<'_> {
     }
 
     fn end_frame(&mut self) -> anyhow::Result<()> {
-        if self.frame.is_empty() {
+        if self.frame.blocks == 0 {
             return Ok(());
         }
-        let plain = std::mem::replace(&mut self.frame, Vec::with_capacity(FRAME_MAX_BYTES));
+        let plain = std::mem::take(&mut self.frame).parts();
         self.frames += 1;
         self.steps.send(Step::Frame(self.workers.compress(plain)?)).map_err(|_| StageGone.into())
     }

@@ -1,11 +1,12 @@
 //! The reader: where blocks come from, and which of them count.
 
 use std::{
-    io::{self, Read},
+    io::{self, BufRead, Read},
     sync::{Arc, atomic::Ordering, mpsc::SyncSender},
 };
 
 use cairn_core::{
+    bytes::DecodeError,
     free::{FreeFilter, Use},
     sparse,
     units::{BLOCK_BYTES, BlockIndex, ByteCount, blocks_for},
@@ -13,9 +14,12 @@ use cairn_core::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Counters, Run, StageGone, sequence::Piece, workers::Workers};
+use crate::pool::{Pool, Pooled};
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Read buffers that are kept: about as many as the queues behind the reader hold on to.
+const READ_BUFFERS: usize = 32;
 /// The largest image: what the manifest's tables and page numbers are dimensioned for.
 pub const MAX_IMAGE_BYTES: u64 = 16 << 40;
 
@@ -76,14 +80,14 @@ pub struct RawSource<R> {
     input: R,
     declared: Option<ByteCount>,
     position: u64,
-    /// The last chunk's memory, when nobody else has it any more.
-    spare: Vec<u8>,
+    buffers: Pool,
 }
 
 impl<R: Read + Send> RawSource<R> {
     /// Reads `input` to its end, which must come after `declared` bytes when that is given.
-    pub const fn new(input: R, declared: Option<ByteCount>) -> Self {
-        Self { input, declared, position: 0, spare: Vec::new() }
+    #[must_use]
+    pub fn new(input: R, declared: Option<ByteCount>) -> Self {
+        Self { input, declared, position: 0, buffers: Pool::new(READ_BUFFERS) }
     }
 
     fn check_end(&self) -> Result<(), SourceError> {
@@ -99,7 +103,7 @@ impl<R: Read + Send> RawSource<R> {
 impl<R: Read + Send> BlockSource for RawSource<R> {
     fn next_run(&mut self) -> Result<Option<Run>, SourceError> {
         loop {
-            let mut chunk = std::mem::take(&mut self.spare);
+            let mut chunk = self.buffers.take();
             chunk.resize(CHUNK_BYTES, 0);
             let length = read_full(&mut self.input, &mut chunk).map_err(SourceError::Read)?;
             let first = BlockIndex(self.position / BLOCK_BYTES as u64);
@@ -117,11 +121,9 @@ impl<R: Read + Send> BlockSource for RawSource<R> {
             let whole = length.next_multiple_of(BLOCK_BYTES);
             chunk.truncate(length);
             chunk.resize(whole, 0);
-            if is_zero(&chunk) {
-                self.spare = chunk;
-                continue;
+            if !is_zero(&chunk) {
+                return Ok(Some(Run { first, bytes: chunk.freeze() }));
             }
-            return Ok(Some(Run { first, bytes: chunk.into() }));
         }
     }
 
@@ -139,73 +141,110 @@ impl<R: Read + Send> BlockSource for RawSource<R> {
 pub struct SparseSource<R> {
     input: R,
     decoder: sparse::Decoder,
-    /// Events that are decoded and not yet handed out, last first.
-    events: Vec<sparse::Event>,
-    buffer: Vec<u8>,
-    total: Option<ByteCount>,
+    total: ByteCount,
+    /// Data that came and is not handed out yet, and its offset.
+    open: Option<(u64, Pooled)>,
+    buffers: Pool,
 }
 
-impl<R: Read + Send> SparseSource<R> {
+impl<R: BufRead + Send> SparseSource<R> {
     /// Reads the head of `input`, which declares the image's size.
     ///
     /// # Errors
     /// [`SourceError`] when there is none, or it declares too much.
-    pub fn open(input: R) -> Result<Self, SourceError> {
-        let decoder = sparse::Decoder::new(ByteCount(MAX_IMAGE_BYTES));
-        let mut source =
-            Self { input, decoder, events: Vec::new(), buffer: vec![0; 256 << 10], total: None };
-        while source.total.is_none() && source.fill()? {}
-        match source.total {
-            Some(ByteCount(0)) => Err(SourceError::Empty),
-            _ => Ok(source),
-        }
-    }
-
-    /// Decodes some more. False at the end.
-    fn fill(&mut self) -> Result<bool, SourceError> {
-        let malformed = |error| SourceError::Malformed(Box::new(error));
-        let count = self.input.read(&mut self.buffer).map_err(SourceError::Read)?;
-        if count == 0 {
-            self.decoder.finish().map_err(malformed)?;
-            return Ok(false);
-        }
-        let mut events = self.decoder.push(&self.buffer[..count]).map_err(malformed)?;
-        for event in &events {
-            if let sparse::Event::Start { total } = event {
-                self.total = Some(*total);
+    pub fn open(mut input: R) -> Result<Self, SourceError> {
+        let mut decoder = sparse::Decoder::new(ByteCount(MAX_IMAGE_BYTES));
+        let total = loop {
+            let chunk = fill(&mut input)?;
+            let (length, mut rest) = (chunk.len(), chunk);
+            let start = match decoder.next(&mut rest).map_err(malformed)? {
+                Some(sparse::Event::Start { total }) => Some(total),
+                _ => None,
+            };
+            let used = length - rest.len();
+            input.consume(used);
+            match start {
+                Some(ByteCount(0)) => return Err(SourceError::Empty),
+                Some(total) => break total,
+                None if length == 0 => decoder.finish().map_err(malformed)?,
+                None => {}
             }
-        }
-        events.reverse();
-        self.events = events;
-        Ok(true)
+        };
+        Ok(Self { input, decoder, total, open: None, buffers: Pool::new(READ_BUFFERS) })
     }
 }
 
-impl<R: Read + Send> BlockSource for SparseSource<R> {
+impl<R: BufRead + Send> BlockSource for SparseSource<R> {
     fn next_run(&mut self) -> Result<Option<Run>, SourceError> {
         loop {
-            match self.events.pop() {
-                Some(sparse::Event::Data { offset, mut bytes }) => {
-                    bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
-                    return Ok(Some(Run {
-                        first: BlockIndex(offset / BLOCK_BYTES as u64),
-                        bytes: bytes.into(),
-                    }));
-                }
-                Some(sparse::Event::Start { .. } | sparse::Event::End) => {}
-                None if self.fill()? => {}
-                None => return Ok(None),
+            let chunk = fill(&mut self.input)?;
+            if chunk.is_empty() {
+                self.decoder.finish().map_err(malformed)?;
+                return Ok(self.open.take().map(run_of));
+            }
+            let mut rest = chunk;
+            let mut full = None;
+            while full.is_none()
+                && let Some(event) = self.decoder.next(&mut rest).map_err(malformed)?
+            {
+                let sparse::Event::Data { offset, bytes } = event else { continue };
+                full = gather(&mut self.open, &self.buffers, offset, bytes);
+            }
+            let used = chunk.len() - rest.len();
+            self.input.consume(used);
+            if let Some(full) = full {
+                return Ok(Some(run_of(full)));
             }
         }
     }
 
     fn declared(&self) -> Option<ByteCount> {
-        self.total
+        Some(self.total)
     }
 
     fn size(&self) -> ByteCount {
-        self.total.unwrap_or_default()
+        self.total
     }
+}
+
+fn malformed(error: DecodeError) -> SourceError {
+    SourceError::Malformed(Box::new(error))
+}
+
+fn fill(input: &mut impl BufRead) -> Result<&[u8], SourceError> {
+    input.fill_buf().map_err(SourceError::Read)
+}
+
+/// Adds a piece to the open data; what was open before, when it is full or the piece does not go on where it ends.
+/// Records start at blocks and a full run is whole blocks, so data is only ever cut between blocks.
+fn gather(
+    open: &mut Option<(u64, Pooled)>,
+    buffers: &Pool,
+    mut offset: u64,
+    mut bytes: &[u8],
+) -> Option<(u64, Pooled)> {
+    if let Some((first, data)) = open
+        && *first + data.len() as u64 == offset
+    {
+        let (head, tail) = bytes.split_at(bytes.len().min(CHUNK_BYTES - data.len()));
+        data.extend_from_slice(head);
+        if tail.is_empty() {
+            return None;
+        }
+        (offset, bytes) = (offset + head.len() as u64, tail);
+    }
+    let mut data = buffers.take();
+    data.clear();
+    data.reserve(CHUNK_BYTES);
+    data.extend_from_slice(bytes);
+    open.replace((offset, data))
+}
+
+/// Only the image's last block can be short: it counts as padded with zeros.
+fn run_of((offset, mut data): (u64, Pooled)) -> Run {
+    let whole = data.len().next_multiple_of(BLOCK_BYTES);
+    data.resize(whole, 0);
+    Run { first: BlockIndex(offset / BLOCK_BYTES as u64), bytes: data.freeze() }
 }
 
 /// Reads until `buffer` is full or the input ends.

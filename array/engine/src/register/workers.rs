@@ -20,7 +20,7 @@ pub(super) struct WorkerGone;
 
 enum Job {
     Hash(Bytes, SyncSender<Vec<BlockHash>>),
-    Compress(Vec<u8>, SyncSender<std::io::Result<CompressedFrame>>),
+    Compress(Vec<Bytes>, SyncSender<std::io::Result<CompressedFrame>>),
 }
 
 /// A handle for giving work. Work ahead is bounded by whoever holds the results' receivers.
@@ -52,10 +52,10 @@ impl Workers {
         Ok(result)
     }
 
-    /// Compresses a frame.
+    /// Compresses a frame that lies in parts.
     pub(super) fn compress(
         &self,
-        plain: Vec<u8>,
+        plain: Vec<Bytes>,
     ) -> Result<Receiver<std::io::Result<CompressedFrame>>, WorkerGone> {
         let (done, result) = mpsc::sync_channel(1);
         self.jobs.send(Job::Compress(plain, done)).map_err(|_| WorkerGone)?;
@@ -80,10 +80,16 @@ fn work(queue: &Mutex<Receiver<Job>>) {
     }
 }
 
-fn compress(kept: &mut Option<FrameCompressor>, plain: &[u8]) -> std::io::Result<CompressedFrame> {
+fn compress(
+    kept: &mut Option<FrameCompressor>,
+    plain: &[Bytes],
+) -> std::io::Result<CompressedFrame> {
     let compressor = match kept {
         Some(compressor) => compressor,
         None => kept.insert(FrameCompressor::new()?),
     };
-    compressor.compress(plain)
+    match plain {
+        [whole] => compressor.compress(whole),
+        parts => compressor.compress(&parts.concat()),
+    }
 }
