@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    num::NonZero,
     os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
@@ -92,6 +93,17 @@ impl TargetDisk {
         self.file.read_exact_at(buffer, offset).map_err(|source| self.error("read", offset, source))
     }
 
+    /// Says that a range is about to be read: the disk can begin. Holes are left holes.
+    pub(super) fn will_read(&self, offset: u64, length: u64) {
+        let length = length.min(self.size.0.saturating_sub(offset));
+        if let Some(some) = NonZero::new(length)
+            && !self.is_hole(offset, length)
+        {
+            // It is advice: whether it was taken shows in nothing but the time.
+            rustix::fs::fadvise(&self.file, offset, Some(some), Advice::WillNeed).ok();
+        }
+    }
+
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         self.file.write_all_at(bytes, offset).map_err(|source| self.error("write", offset, source))
     }
@@ -130,10 +142,15 @@ impl TargetDisk {
         }
     }
 
+    /// Waits until everything written so far is on the disk. An error is told once: the install ends with it.
+    pub(super) fn flush(&self) -> Result<(), DiskError> {
+        self.file.sync_data().map_err(|source| self.error("flush", 0, source))
+    }
+
     /// Waits until everything written is on the disk, and forgets what memory holds of it, so that reading it back
     /// reads the disk.
     pub(super) fn settle(&self) -> Result<(), DiskError> {
-        self.file.sync_data().map_err(|source| self.error("flush", 0, source))?;
+        self.flush()?;
         rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
             .map_err(|error| self.error("drop the cache of", 0, error.into()))
     }

@@ -34,6 +34,10 @@ use cairn_core::{
     sign::VerifyingKey,
     units::{ByteCount, SegmentIndex},
 };
+use futures::{
+    FutureExt as _,
+    future::{Fuse, FusedFuture as _},
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +57,8 @@ const MAP_WINDOW: usize = 8;
 const MAP_KEEP_BYTES: usize = 64 << 20;
 /// Segments fetched and not yet written.
 const WRITE_QUEUE: usize = 4;
+/// Plain bytes written between two flushes.
+const FLUSH_EVERY_BYTES: u64 = 64 << 20;
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 
 /// Why an install ended early.
@@ -207,10 +213,8 @@ impl Run {
     ) -> Result<(), InstallError> {
         let key =
             self.image.secret.map_keys.get(number).ok_or(InstallError::Map(MapError::Order))?;
-        for page in pages_of(bytes, &key.key, self.image.public.data.len())? {
-            plan.page(&page, &self.disk, BootBlocks::of(self.image.public.size))?;
-        }
-        Ok(())
+        let pages = pages_of(bytes, &key.key, self.image.public.data.len())?;
+        Ok(plan.pages(&pages, &self.disk, BootBlocks::of(self.image.public.size))?)
     }
 
     /// The map segments of a window in order, from memory or from the peers.
@@ -298,17 +302,35 @@ impl Run {
         let mut writes = tokio::task::JoinSet::new();
         let parallel =
             std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, 4);
+        // What is written is flushed while more is fetched: else the disk would begin when the network has ended.
+        let mut flush = std::pin::pin!(Fuse::terminated());
+        let mut flushed = 0;
         loop {
             while writes.len() >= parallel {
                 held.append(&mut joined(writes.join_next().await)?);
             }
-            let Some((entry, bytes)) = segments.recv().await else { break };
+            let received = tokio::select! {
+                received = segments.recv() => received,
+                result = &mut flush, if !flush.is_terminated() => {
+                    let () = result?;
+                    continue;
+                }
+            };
+            let Some((entry, bytes)) = received else { break };
+            let written = self.counters.written.load(Ordering::Relaxed);
+            if flush.is_terminated() && written >= flushed + FLUSH_EVERY_BYTES {
+                flushed = written;
+                flush.set(self.blocking(|run| Ok(run.disk.flush()?)).fuse());
+            }
             let Some(index) = places.get(&entry.id).copied() else { continue };
             let (run, plan) = (Arc::clone(self), Arc::clone(&plan));
             writes.spawn_blocking(move || run.write_segment(index, &bytes, &plan.needs));
         }
         while !writes.is_empty() {
             held.append(&mut joined(writes.join_next().await)?);
+        }
+        if !flush.is_terminated() {
+            flush.await?;
         }
         Ok(held)
     }

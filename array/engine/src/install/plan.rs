@@ -3,6 +3,12 @@
 //! A page of the map is compared with the disk, block by block by hash. What is right stays; what differs is needed
 //! from a segment; what must be zero and is not is zeroed. So a second run after a crash plans only the rest.
 
+use std::{
+    num::NonZero,
+    panic::resume_unwind,
+    thread::{self, ScopedJoinHandle},
+};
+
 use cairn_core::{
     id::BlockHash,
     map::{MapPage, Origin, PAGE_BLOCKS},
@@ -40,6 +46,8 @@ pub(super) struct Plan {
     pub(super) already: u64,
     /// The next block that no page has spoken of.
     next: u64,
+    /// Room for a run that is compared.
+    scratch: Vec<u8>,
 }
 
 /// Blocks that make a disk boot: the first (boot code, partition table) and the last (backup GPT).
@@ -71,7 +79,7 @@ impl BootBlocks {
 
 impl Plan {
     /// Compares a page with the disk. Pages come in ascending order.
-    pub(super) fn page(
+    fn page(
         &mut self,
         page: &MapPage,
         disk: &TargetDisk,
@@ -89,6 +97,55 @@ impl Plan {
             self.next = extent.end().0;
         }
         self.zero_until(page.first.0 + PAGE_BLOCKS, disk)
+    }
+
+    /// Compares pages that follow each other with the disk, on as many threads as there are processors.
+    pub(super) fn pages(
+        &mut self,
+        pages: &[MapPage],
+        disk: &TargetDisk,
+        boot: BootBlocks,
+    ) -> Result<(), DiskError> {
+        let parallel = thread::available_parallelism().map_or(2, NonZero::get);
+        let parts = thread::scope(|scope| {
+            let mut next = self.next;
+            let mut threads = Vec::new();
+            for pages in pages.chunks(pages.len().div_ceil(parallel).max(1)) {
+                let part = Self { next, ..Self::default() };
+                next = pages.last().map_or(next, |last| last.first.0 + PAGE_BLOCKS);
+                threads.push(scope.spawn(move || part.over(pages, disk, boot)));
+            }
+            let parts = threads.into_iter().map(ScopedJoinHandle::join);
+            parts.map(|part| part.unwrap_or_else(|panic| resume_unwind(panic))).collect::<Vec<_>>()
+        });
+        parts.into_iter().try_for_each(|part| {
+            self.append(part?);
+            Ok(())
+        })
+    }
+
+    fn over(
+        mut self,
+        pages: &[MapPage],
+        disk: &TargetDisk,
+        boot: BootBlocks,
+    ) -> Result<Self, DiskError> {
+        for page in pages {
+            disk.will_read(page.first.byte_offset(), bytes_of(PAGE_BLOCKS));
+            self.page(page, disk, boot)?;
+        }
+        Ok(self)
+    }
+
+    /// Adds what was found behind this.
+    fn append(&mut self, mut part: Self) {
+        self.needs.append(&mut part.needs);
+        self.held.append(&mut part.held);
+        self.already += part.already;
+        self.next = part.next;
+        for (offset, length) in part.zeros {
+            self.zero(offset, length);
+        }
     }
 
     /// Ends the plan for an image of `size` bytes.
@@ -121,7 +178,8 @@ impl Plan {
         disk: &TargetDisk,
         boot: BootBlocks,
     ) -> Result<(), DiskError> {
-        let mut bytes = vec![0; expected.len() * BLOCK_BYTES];
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.resize(expected.len() * BLOCK_BYTES, 0);
         let blank = disk.is_hole(whole.to.byte_offset(), bytes.len() as u64);
         if !blank {
             read_to_end(disk, whole.to.byte_offset(), &mut bytes)?;
@@ -140,6 +198,7 @@ impl Plan {
                 }
             }
         }
+        self.scratch = bytes;
         Ok(())
     }
 
