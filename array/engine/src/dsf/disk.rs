@@ -71,9 +71,18 @@ fn failed(operation: &'static str) -> impl FnOnce(Errno) -> OpenFault {
 
 #[derive(Debug)]
 pub(super) struct DiskFile {
-    file: File,
+    pub(super) file: File,
     #[cfg(test)]
     pub(super) recorder: Option<Recorder>,
+}
+
+impl Drop for DiskFile {
+    /// Closing is not enough: a program that another thread starts just now has this descriptor too, and the lock with
+    /// it, until it is executed.
+    fn drop(&mut self) {
+        // Only a descriptor that is no file could refuse.
+        fs::flock(&self.file, FlockOperation::Unlock).ok();
+    }
 }
 
 impl DiskFile {

@@ -119,6 +119,12 @@ impl Device {
         &*self.backend
     }
 
+    /// The lock's descriptor, as a program that is just being started has it.
+    #[cfg(test)]
+    pub(super) fn inherited(&self) -> File {
+        self.local.as_ref().unwrap().folder.try_clone().unwrap()
+    }
+
     /// Whether the device is still there.
     pub(super) async fn check(&self) -> Result<(), StoreError> {
         self.ask(Local::check).await.map(|_| ())
@@ -143,6 +149,15 @@ impl Device {
         let Some(local) = self.local.clone() else { return Ok(None) };
         let answer = blocking(move || question(&local)).await?;
         answer.map(Some).map_err(|source| StoreError::Lost { device: self.name.clone(), source })
+    }
+}
+
+impl Drop for Local {
+    /// Closing is not enough: a program that another thread starts just now has this descriptor too, and the lock with
+    /// it, until it is executed.
+    fn drop(&mut self) {
+        // Only a descriptor that is no file could refuse.
+        rustix::fs::flock(&self.folder, FlockOperation::Unlock).ok();
     }
 }
 

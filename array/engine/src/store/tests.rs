@@ -261,3 +261,14 @@ async fn any_backend_will_do() {
     assert_eq!(listed(&store).await, [id]);
     assert!(matches!(Store::new(vec![]), Err(StoreError::NoDevice)));
 }
+
+#[test]
+fn a_program_that_is_just_being_started_does_not_keep_the_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("device");
+    let device = Device::create(&root).unwrap();
+    let inherited = device.inherited();
+    drop(device);
+    drop(Device::open(&root).unwrap());
+    drop(inherited);
+}

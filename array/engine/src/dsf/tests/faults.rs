@@ -83,6 +83,16 @@ fn what_a_crash_left_of_a_creation_is_in_nobodys_way() {
 }
 
 #[test]
+fn a_program_that_is_just_being_started_does_not_keep_the_lock() {
+    let place = Place::new();
+    let dsf = place.create(1);
+    let inherited = dsf.shared.disk.file.try_clone().unwrap();
+    drop(dsf);
+    drop(place.open());
+    drop(inherited);
+}
+
+#[test]
 fn one_rotten_superblock_is_survived_and_two_are_reported() {
     let place = Place::new();
     let mut dsf = place.create(2);
