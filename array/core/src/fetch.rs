@@ -4,10 +4,14 @@
 //! and reports the outcome by ticket. The rules:
 //!
 //! * Rarest first; ties in an order that the seed decides, so that targets which install together start at different ends.
-//! * From the least busy peer that holds it, at most [`Limits::per_peer`] at a time, [`Limits::in_flight`] over all.
+//! * A source is first asked for a *turn*; which segment it is to send is decided when it grants one. So no segment waits in the
+//!   queue of one peer while another could send it, and no peer idles that has something anybody wants.
+//! * [`Limits::in_flight`] fetches over all, spread over the peers, the least busy first.
 //! * A data segment that no reachable peer holds is rebuilt, when enough other shards of its stripe are reachable. The whole
 //!   stripe then becomes one *job*: the wanted segments in it are fetched and kept until the missing ones are computed.
-//! * The server is asked only for what peers can deliver in neither way.
+//! * The server is asked only for what peers can deliver in neither way; for that a share of the fetches is kept free, so
+//!   that what nobody has yet spreads among targets that install together ([`Fetcher::on_have`]).
+//! * What takes far longer than others is asked for a second time elsewhere; the slower of the two is cancelled.
 //!
 //! ```text
 //!            holder up            picked            delivered
@@ -16,8 +20,9 @@
 //!   │      ▼                         ▼                            │
 //!   └── route again ◄────────────────┘                            │
 //!          ├── stripe can be rebuilt ──► parked ── job ── rebuilt ┤
-//!          ├── server may have it ─────► at the server ───────────┘
-//!          └── nobody ─────────────────► stranded      (until somebody comes back)
+//!          ├── server may have it ─────► at the server ───────────┤
+//!          ├── another target gets it ─► promised ── announced ───┘    (or its time is over)
+//!          └── nobody ─────────────────► stranded                      (until somebody comes back)
 //! ```
 //!
 //! Invariants: a source that proved bad for a segment is never asked for it again; a peer that does not answer costs one request per
@@ -26,11 +31,12 @@
 mod action;
 mod hosts;
 mod jobs;
+mod swarm;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 pub use action::{
-    Action, BadSource, Failure, Limits, Next, Progress, RebuildPlan, Stuck, Ticket, Wanted,
+    Action, BadSource, Failure, Fault, Limits, Next, Progress, RebuildPlan, Stuck, Ticket, Wanted,
 };
 use hosts::Host;
 pub use hosts::Source;
@@ -49,9 +55,20 @@ enum Status {
     /// Its stripe is, or will be, a job.
     Parked,
     AtServer,
+    /// The server gave it to another target, which will announce it.
+    Promised {
+        until_ms: u64,
+    },
     Stranded,
     InFlight,
     Done,
+}
+
+impl Status {
+    /// Whether a shard waits on its own for somebody to deliver it.
+    const fn waits(self) -> bool {
+        matches!(self, Self::Ready | Self::AtServer | Self::Promised { .. } | Self::Stranded)
+    }
 }
 
 /// Rarity, then chance, then index.
@@ -69,8 +86,20 @@ struct ShardState {
 
 #[derive(Clone, Copy, Debug)]
 enum Flight {
-    Fetch { shard: usize, host: usize, install: bool, job: Option<JobId> },
-    Rebuild { job: JobId },
+    Fetch {
+        shard: usize,
+        host: usize,
+        install: bool,
+        job: Option<JobId>,
+        started_ms: u64,
+    },
+    Rebuild {
+        job: JobId,
+    },
+    /// A turn was asked for.
+    Turn {
+        host: usize,
+    },
 }
 
 /// The scheduler of one install.
@@ -78,16 +107,19 @@ enum Flight {
 pub struct Fetcher {
     limits: Limits,
     seed: u64,
-    /// The peers, then the server if there is one.
+    /// Peers, the server if there is one, and targets as they are met.
     hosts: Vec<Host>,
+    host_of: HashMap<Source, usize>,
     server: Option<usize>,
     shards: Vec<ShardState>,
-    /// Shards by the peer that holds them.
+    shard_of: HashMap<SegmentId, usize>,
+    /// Shards by the host that holds them; none for the server, which may hold all.
     held: Vec<Vec<usize>>,
     stripes: Vec<StripeState>,
     wanted: Vec<usize>,
     queues: Vec<BTreeSet<Rank>>,
     at_server: BTreeSet<Rank>,
+    promised: BTreeSet<(u64, usize)>,
     stranded: BTreeSet<usize>,
     /// Stripes that shall become jobs, in an order by chance.
     waiting: BTreeSet<(u64, usize)>,
@@ -95,6 +127,15 @@ pub struct Fetcher {
     refused: HashSet<(usize, usize)>,
     flights: HashMap<Ticket, Flight>,
     fetching: usize,
+    /// Fetches that another one made superfluous, to be said to the driver.
+    cancelled: Vec<Ticket>,
+    /// What a fetch takes, a moving average; none before the first.
+    typical_ms: Option<u64>,
+    /// Hosts of which jobs and second sources could use a turn now.
+    wishes: BTreeSet<usize>,
+    /// When nothing was left to do but to hope for neighbours.
+    idle_since_ms: Option<u64>,
+    now_ms: u64,
     next_number: u64,
     damaged: Vec<BadSource>,
     reported: usize,
@@ -117,19 +158,27 @@ impl Fetcher {
             limits,
             seed,
             hosts: Vec::new(),
+            host_of: HashMap::new(),
             server: None,
             shards: Vec::new(),
+            shard_of: HashMap::new(),
             held: Vec::new(),
             stripes: Vec::new(),
             wanted: Vec::new(),
             queues: Vec::new(),
             at_server: BTreeSet::new(),
+            promised: BTreeSet::new(),
             stranded: BTreeSet::new(),
             waiting: BTreeSet::new(),
             jobs: HashMap::new(),
             refused: HashSet::new(),
             flights: HashMap::new(),
             fetching: 0,
+            cancelled: Vec::new(),
+            typical_ms: None,
+            wishes: BTreeSet::new(),
+            idle_since_ms: None,
+            now_ms: 0,
             next_number: 0,
             damaged: Vec::new(),
             reported: 0,
@@ -137,8 +186,7 @@ impl Fetcher {
         };
         fetcher.load(wanted, maps, members);
         if server {
-            fetcher.server = Some(fetcher.hosts.len());
-            fetcher.hosts.push(Host::new(Source::Server));
+            fetcher.server = Some(fetcher.host(Source::Server));
         }
         for shard in fetcher.wanted.clone() {
             fetcher.route(shard);
@@ -148,88 +196,122 @@ impl Fetcher {
 
     /// What to do now. To be asked again until it says to wait.
     pub fn next(&mut self, now_ms: u64) -> Next {
+        self.now_ms = now_ms;
         for host in 0..self.hosts.len() {
             if self.hosts[host].wake(now_ms) {
                 self.host_is_up(host);
             }
         }
+        self.break_promises();
+        if let Some(ticket) = self.cancelled.pop() {
+            return Next::Act(Action::Cancel { ticket });
+        }
+        self.wishes.clear();
         let action = self
             .next_of_jobs()
+            .or_else(|| self.next_from_server())
             .or_else(|| self.next_from_peers())
-            .or_else(|| self.next_from_server());
+            .or_else(|| self.next_second())
+            .or_else(|| self.next_turn());
         if let Some(action) = action {
             return Next::Act(action);
         }
         if self.progress.done_segments == self.progress.wanted_segments && self.flights.is_empty() {
             return Next::Done;
         }
-        let until_ms = self.hosts.iter().filter_map(Host::aside_until).min();
+        let back = self.hosts.iter().filter_map(Host::back_at).min();
+        let promise = self.promised.first().map(|(until, _)| *until);
+        let until_ms = [back, promise, self.overdue_at(), self.hopeful_until()];
+        let until_ms = until_ms.into_iter().flatten().min();
         if self.flights.is_empty() && until_ms.is_none() {
             return Next::Stuck(self.stuck());
         }
         Next::Wait { until_ms }
     }
 
-    /// The action succeeded: the segments were checked and installed.
-    pub fn on_done(&mut self, ticket: Ticket) {
-        match self.flights.remove(&ticket) {
-            Some(Flight::Fetch { shard, host, install, job }) => {
+    /// The action succeeded: the segments were checked, or the turn granted. False when it was cancelled meanwhile: its outcome
+    /// is not to be used.
+    pub fn on_done(&mut self, ticket: Ticket, now_ms: u64) -> bool {
+        self.idle_since_ms = None;
+        let flight = self.flights.remove(&ticket);
+        let counts = flight.is_some();
+        match flight {
+            Some(Flight::Fetch { shard, host, install, job, started_ms }) => {
                 self.fetching -= 1;
                 self.hosts[host].in_flight -= 1;
                 let bytes = self.shards[shard].bytes;
                 self.hosts[host].succeeded(bytes);
+                self.took(now_ms.saturating_sub(started_ms));
                 let counter = match self.hosts[host].source {
-                    Source::Peer(_) => &mut self.progress.from_peers,
+                    Source::Peer(_) | Source::Target(_) => &mut self.progress.from_peers,
                     Source::Server => &mut self.progress.from_server,
                 };
                 *counter += u64::from(bytes);
                 if install {
                     self.installed(shard);
+                    self.cancel_others(shard, now_ms);
                 }
                 if let Some(job) = job {
                     self.shard_kept(job, shard);
                 }
             }
             Some(Flight::Rebuild { job }) => self.rebuilt(job),
+            Some(Flight::Turn { host }) => {
+                self.hosts[host].asked -= 1;
+                self.hosts[host].turns.push(ticket);
+            }
             None => {}
         }
+        counts
     }
 
     /// The action failed. [`Failure::Bad`] of a rebuild says that good shards gave wrong bytes: that stripe's parity is not
     /// used again.
     pub fn on_failed(&mut self, ticket: Ticket, failure: Failure, now_ms: u64) {
         match self.flights.remove(&ticket) {
-            Some(Flight::Fetch { shard, host, install, job }) => {
+            Some(Flight::Fetch { shard, host, install, job, .. }) => {
                 self.fetching -= 1;
                 self.hosts[host].in_flight -= 1;
-                self.blame(host, shard, failure);
+                self.blame(host, shard, failure, now_ms);
                 if let Some(job) = job {
                     self.shard_lost(job, shard);
                 }
-                if install {
-                    self.route(shard);
+                if install && !self.is_in_flight(shard) {
+                    match failure {
+                        Failure::Elsewhere => self.promise(shard, now_ms),
+                        _ => self.route(shard),
+                    }
                 }
-                let silent = matches!(failure, Failure::Timeout | Failure::Refused);
-                if silent && self.hosts[host].failed(now_ms, self.limits.gone_after) {
-                    self.host_is_down(host);
+                self.note_silence(host, failure, now_ms);
+            }
+            Some(Flight::Turn { host }) => {
+                self.hosts[host].asked -= 1;
+                if failure == Failure::Busy {
+                    self.hosts[host].is_busy(now_ms);
                 }
+                self.note_silence(host, failure, now_ms);
             }
             Some(Flight::Rebuild { job }) => self.rebuild_failed(job),
             None => {}
         }
     }
 
+    fn note_silence(&mut self, host: usize, failure: Failure, now_ms: u64) {
+        if failure.is_silence() && self.hosts[host].failed(now_ms, self.limits.gone_after) {
+            self.host_is_down(host);
+        }
+    }
+
     /// A peer, or the server, showed that it is there: it is tried again at once.
     pub fn on_heard(&mut self, source: Source) {
-        let host = self.hosts.iter().position(|host| host.source == source);
-        if let Some(host) = host
+        if let Some(host) = self.host_of.get(&source).copied()
             && self.hosts[host].revive()
         {
             self.host_is_up(host);
         }
     }
 
-    /// Sources that delivered damaged segments since the last call.
+    /// Sources that did wrong since the last call.
     pub fn take_reports(&mut self) -> Vec<BadSource> {
         let new = self.damaged[self.reported..].to_vec();
         self.reported = self.damaged.len();
@@ -243,9 +325,7 @@ impl Fetcher {
 
     fn load(&mut self, wanted: &[Wanted], maps: &[StripeMap], members: &[AgentId]) {
         let members: HashSet<_> = members.iter().copied().collect();
-        let mut ids: HashMap<SegmentId, usize> = HashMap::new();
         let needed: HashSet<_> = wanted.iter().map(|segment| segment.id).collect();
-        let mut hosts: HashMap<AgentId, usize> = HashMap::new();
         for (map, stripe) in maps.iter().flat_map(|map| map.stripes.iter().map(move |s| (map, s))) {
             if !stripe.data.iter().any(|shard| needed.contains(&shard.id)) {
                 continue;
@@ -256,26 +336,19 @@ impl Fetcher {
                 let holders: Vec<_> = map
                     .agents(shard)
                     .filter(|agent| members.contains(agent))
-                    .map(|agent| *hosts.entry(agent).or_insert_with(|| self.add_peer(agent)))
+                    .map(|agent| self.host(Source::Peer(agent)))
                     .collect();
                 // A segment that two maps name belongs to the first; both say who holds it.
-                let at = *ids
-                    .entry(shard.id)
-                    .or_insert_with(|| self.add_shard(shard.id, shard.bytes, Some((index, place))));
+                let at = self.shard(shard.id, shard.bytes, Some((index, place)));
                 for holder in holders {
-                    if !self.shards[at].holders.contains(&holder) {
-                        self.shards[at].holders.push(holder);
-                        self.held[holder].push(at);
-                    }
+                    self.hold(holder, at);
                 }
                 places.push((place, at));
             }
             self.stripes.push(StripeState::new(stripe, places));
         }
         for segment in wanted {
-            let at = *ids
-                .entry(segment.id)
-                .or_insert_with(|| self.add_shard(segment.id, segment.bytes, None));
+            let at = self.shard(segment.id, segment.bytes, None);
             if self.shards[at].status == Status::Spare {
                 self.shards[at].status = Status::Stranded;
                 self.shards[at].bytes = segment.bytes;
@@ -286,30 +359,40 @@ impl Fetcher {
         }
     }
 
-    fn add_peer(&mut self, agent: AgentId) -> usize {
-        self.hosts.push(Host::new(Source::Peer(agent)));
+    /// The host's number; new ones get one.
+    fn host(&mut self, source: Source) -> usize {
+        if let Some(known) = self.host_of.get(&source) {
+            return *known;
+        }
+        let host = self.hosts.len();
+        self.hosts.push(Host::new(source));
         self.held.push(Vec::new());
         self.queues.push(BTreeSet::new());
-        self.hosts.len() - 1
+        self.host_of.insert(source, host);
+        host
     }
 
-    fn add_shard(
-        &mut self,
-        id: SegmentId,
-        bytes: u32,
-        stripe: Option<(usize, ShardPlace)>,
-    ) -> usize {
+    /// The shard's number; new ones get one.
+    fn shard(&mut self, id: SegmentId, bytes: u32, stripe: Option<(usize, ShardPlace)>) -> usize {
+        if let Some(known) = self.shard_of.get(&id) {
+            return *known;
+        }
         let at = self.shards.len();
-        let chance = self.chance(&id.0);
-        self.shards.push(ShardState {
-            id,
-            bytes,
-            holders: Vec::new(),
-            stripe,
-            status: Status::Spare,
-            rank: (0, chance, at),
-        });
+        let rank = (0, self.chance(&id.0), at);
+        let status = Status::Spare;
+        self.shards.push(ShardState { id, bytes, holders: Vec::new(), stripe, status, rank });
+        self.shard_of.insert(id, at);
         at
+    }
+
+    /// Notes that a host holds a shard. False when that was known.
+    fn hold(&mut self, host: usize, shard: usize) -> bool {
+        let new = !self.shards[shard].holders.contains(&host);
+        if new {
+            self.shards[shard].holders.push(host);
+            self.held[host].push(shard);
+        }
+        new
     }
 
     /// A number that looks random and depends on the seed.
@@ -334,6 +417,9 @@ impl Fetcher {
         }
         self.at_server.remove(&rank);
         self.stranded.remove(&shard);
+        if let Status::Promised { until_ms } = self.shards[shard].status {
+            self.promised.remove(&(until_ms, shard));
+        }
     }
 
     /// Decides where a wanted shard that is neither done nor in flight waits.
@@ -395,37 +481,39 @@ impl Fetcher {
     /// Routes those of the shards again that wait.
     fn route_all(&mut self, shards: &[usize]) {
         for shard in shards {
-            let status = self.shards[*shard].status;
-            if matches!(status, Status::Ready | Status::AtServer | Status::Stranded) {
+            if self.shards[*shard].status.waits() {
                 self.route(*shard);
             }
         }
     }
 
-    fn blame(&mut self, host: usize, shard: usize, failure: Failure) {
+    fn blame(&mut self, host: usize, shard: usize, failure: Failure, now_ms: u64) {
         match failure {
-            Failure::Timeout | Failure::Refused => {}
+            Failure::Timeout | Failure::Refused | Failure::Elsewhere => {}
+            Failure::Busy => self.hosts[host].is_busy(now_ms),
             Failure::Missing => {
                 self.refused.insert((host, shard));
+                self.note_missing(host, shard);
             }
             Failure::Bad => {
                 self.refused.insert((host, shard));
                 self.hosts[host].bad += 1;
-                let source = self.hosts[host].source;
-                self.damaged.push(BadSource { source, segment: self.shards[shard].id });
+                self.report(host, shard, Fault::Damaged);
             }
         }
     }
 
+    fn report(&mut self, host: usize, shard: usize, fault: Fault) {
+        let source = self.hosts[host].source;
+        self.damaged.push(BadSource { source, segment: self.shards[shard].id, fault });
+    }
+
     fn next_from_peers(&mut self) -> Option<Action> {
-        if self.fetching >= self.limits.in_flight {
+        if !self.has_room() {
             return None;
         }
-        let peers = 0..self.queues.len();
-        let host = peers
-            .filter(|host| {
-                !self.queues[*host].is_empty() && self.hosts[*host].is_free(self.limits.per_peer)
-            })
+        let host = (0..self.queues.len())
+            .filter(|host| !self.queues[*host].is_empty() && self.hosts[*host].is_ready())
             .min_by_key(|host| {
                 let rarest = self.queues[*host].first().copied();
                 (self.hosts[*host].preference(), rarest)
@@ -436,29 +524,46 @@ impl Fetcher {
 
     fn next_from_server(&mut self) -> Option<Action> {
         let server = self.server?;
-        if self.fetching >= self.limits.in_flight
-            || !self.hosts[server].is_free(self.limits.in_flight)
-        {
+        if !self.has_room_for_server() || !self.hosts[server].is_ready() {
             return None;
         }
         let (.., shard) = self.at_server.first().copied()?;
         Some(self.fetch(shard, server, None))
     }
 
+    /// Whether one more fetch from a peer may start.
+    const fn has_room(&self) -> bool {
+        self.fetching < self.limits.in_flight
+    }
+
+    /// The same for the server. What only it has is the rarest, so some of it is fetched beyond what peers fill.
+    fn has_room_for_server(&self) -> bool {
+        let served = self.server.map_or(0, |server| self.hosts[server].in_flight);
+        self.has_room()
+            || served < self.limits.server_share
+                && self.fetching < self.limits.in_flight + self.limits.server_share
+    }
+
     /// Starts a fetch. A shard that is wanted and waits is installed on the way.
     fn fetch(&mut self, shard: usize, host: usize, job: Option<JobId>) -> Action {
-        let waits = [Status::Ready, Status::Parked, Status::AtServer, Status::Stranded];
-        let install = waits.contains(&self.shards[shard].status);
+        let status = self.shards[shard].status;
+        let install = status.waits() || status == Status::Parked;
         if install {
             self.unqueue(shard);
             self.shards[shard].status = Status::InFlight;
         }
+        self.fly(shard, host, install, job)
+    }
+
+    fn fly(&mut self, shard: usize, host: usize, install: bool, keep: Option<JobId>) -> Action {
         self.fetching += 1;
         self.hosts[host].in_flight += 1;
-        let ticket = self.ticket(Flight::Fetch { shard, host, install, job });
-        let ShardState { id, bytes, .. } = self.shards[shard];
+        let turn = self.hosts[host].turns.pop();
+        let started_ms = self.now_ms;
+        let ticket = self.ticket(Flight::Fetch { shard, host, install, job: keep, started_ms });
+        let ShardState { id: segment, bytes, .. } = self.shards[shard];
         let from = self.hosts[host].source;
-        Action::Fetch { ticket, segment: id, bytes, from, install, keep: job }
+        Action::Fetch { ticket, turn, segment, bytes, from, install, keep }
     }
 
     fn ticket(&mut self, flight: Flight) -> Ticket {
@@ -481,7 +586,8 @@ impl Fetcher {
     fn stuck(&self) -> Stuck {
         let left = self.wanted.iter().filter(|shard| self.shards[**shard].status != Status::Done);
         let silent = self.hosts.iter().filter(|host| host.is_gone());
-        let mut damaged: Vec<_> = self.damaged.iter().map(|bad| bad.source).collect();
+        let damaged = self.damaged.iter().filter(|bad| bad.fault == Fault::Damaged);
+        let mut damaged: Vec<_> = damaged.map(|bad| bad.source).collect();
         damaged.sort_unstable();
         damaged.dedup();
         Stuck {
@@ -492,5 +598,7 @@ impl Fetcher {
     }
 }
 
+#[cfg(test)]
+mod swarm_tests;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! The words in which scheduler and driver speak.
 
+use serde::{Deserialize, Serialize};
+
 use super::hosts::Source;
 use super::jobs::JobId;
 use crate::id::SegmentId;
@@ -18,25 +20,20 @@ pub struct Wanted {
 pub struct Limits {
     /// Fetches under way, over all sources.
     pub in_flight: usize,
-    /// Fetches under way from one peer.
+    /// Fetches under way from one peer, while there are enough peers.
     pub per_peer: usize,
+    /// Fetches beyond these for what only the server has, since that is the rarest.
+    pub server_share: usize,
     /// Bytes kept for stripes that are being rebuilt. One stripe is always allowed.
     pub rebuild_bytes: u64,
     /// Failures in a row after which a source counts as gone. Each is followed by a longer pause.
     pub gone_after: u32,
 }
 
-impl Limits {
-    /// Limits that keep a link busy with this many peers.
-    #[must_use]
-    pub fn for_peers(count: usize) -> Self {
-        let in_flight = 8;
-        Self {
-            in_flight,
-            per_peer: (in_flight / count.max(1)).max(2),
-            rebuild_bytes: 160 << 20,
-            gone_after: 7,
-        }
+impl Default for Limits {
+    /// Limits that keep a link busy.
+    fn default() -> Self {
+        Self { in_flight: 4, per_peer: 2, server_share: 1, rebuild_bytes: 160 << 20, gone_after: 7 }
     }
 }
 
@@ -47,10 +44,15 @@ pub struct Ticket(pub(super) u64);
 /// What the driver shall do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Fetch a segment and check its hash. `install`: the image needs it. `keep`: hold its sealed bytes for this job until
+    /// Ask a source for a turn: it is granted when the source can send.
+    Ask { ticket: Ticket, from: Source },
+    /// Give a granted turn back.
+    Pass { turn: Ticket },
+    /// Use a turn to fetch a segment, and check its hash. `install`: the image needs it. `keep`: hold its sealed bytes for this job until
     /// [`Action::Rebuild`] or [`Action::Forget`].
     Fetch {
         ticket: Ticket,
+        turn: Option<Ticket>,
         segment: SegmentId,
         bytes: u32,
         from: Source,
@@ -59,6 +61,8 @@ pub enum Action {
     },
     /// Compute missing segments from the kept ones, check their hashes, install them, and drop what was kept.
     Rebuild { ticket: Ticket, plan: RebuildPlan },
+    /// End this fetch, or ask for this turn no more: it is not needed. There is no outcome to report.
+    Cancel { ticket: Ticket },
     /// Drop what was kept for a job: it came to nothing. There is no outcome to report.
     Forget { job: JobId },
 }
@@ -88,13 +92,30 @@ pub enum Failure {
     Missing,
     /// The bytes were not the segment's. The source is reported.
     Bad,
+    /// The source has as much to do as it takes on.
+    Busy,
+    /// The server has just given the segment to another target, which will announce it.
+    Elsewhere,
 }
 
-/// A source delivered bytes that are not the segment's.
+/// What a source did wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// The bytes were not the segment's.
+    Damaged,
+    /// Another source delivered long before it.
+    Slow,
+    /// It announced segments and has none of them.
+    Empty,
+}
+
+/// A source that did wrong, and with which segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BadSource {
     pub source: Source,
     pub segment: SegmentId,
+    pub fault: Fault,
 }
 
 /// Why an install cannot go on.

@@ -62,8 +62,13 @@ impl StripeState {
 impl Fetcher {
     /// Whether enough shards of the stripe are with peers that are up.
     pub(super) fn can_rebuild(&self, stripe: usize) -> bool {
+        self.can_rebuild_if(stripe, |_| true)
+    }
+
+    /// The same, counting only some hosts.
+    pub(super) fn can_rebuild_if(&self, stripe: usize, counts: impl Fn(usize) -> bool) -> bool {
         let state = &self.stripes[stripe];
-        let reachable = state.shards().filter(|shard| self.sources(*shard).next().is_some());
+        let reachable = state.shards().filter(|shard| self.sources(*shard).any(&counts));
         state.state != State::Broken && reachable.count() >= usize::from(state.data)
     }
 
@@ -72,8 +77,7 @@ impl Fetcher {
         self.stripes[stripe].state = State::Waiting;
         self.waiting.insert((self.chance(&stripe.to_le_bytes()), stripe));
         for shard in self.stripes[stripe].shards().collect::<Vec<_>>() {
-            let status = self.shards[shard].status;
-            if matches!(status, Status::Ready | Status::AtServer | Status::Stranded) {
+            if self.shards[shard].status.waits() {
                 self.unqueue(shard);
                 self.shards[shard].status = Status::Parked;
             }
@@ -141,12 +145,16 @@ impl Fetcher {
         if nothing_left || in_flight.len() >= missing || self.fetching >= self.limits.in_flight {
             return None;
         }
+        let pairs: Vec<_> = rest
+            .into_iter()
+            .flat_map(|shard| self.sources(shard).map(move |host| (shard, host)))
+            .collect();
+        self.wishes.extend(pairs.iter().map(|(_, host)| *host));
         // First what the image needs anyway, then from whoever is least busy.
         let spare = |shard: usize| self.shards[shard].status != Status::Parked;
-        let free = |host: &usize| self.hosts[*host].is_free(self.limits.per_peer);
-        let (.., shard, host) = rest
+        let (.., shard, host) = pairs
             .into_iter()
-            .flat_map(|shard| self.sources(shard).filter(free).map(move |host| (shard, host)))
+            .filter(|(_, host)| self.hosts[*host].is_ready())
             .map(|(shard, host)| (spare(shard), self.hosts[host].preference(), shard, host))
             .min()?;
         if let Some(job) = self.jobs.get_mut(&id) {
