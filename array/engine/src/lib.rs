@@ -10,6 +10,7 @@ pub mod pool;
 pub mod random;
 pub mod register;
 pub mod store;
+pub mod swarm;
 pub mod tls;
 pub mod wire;
 pub mod wrap;

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use cairn_core::{
     erasure::Recipe,
-    id::{AgentId, ImageId, SegmentId, VersionId},
+    id::{AgentId, ImageId, InstallId, SegmentId, VersionId},
     layout::{DataSegment, Layout, Member as Holder, converge},
     manifest::{Draft, Public, Secret, SegmentEntry},
     planner::{Candidate, Plan, plan},
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     dsf::CheckedSegment,
     map_reader::PriorVersion,
-    peer::{SegmentSource, routes},
+    peer::{Found, SegmentSource, routes},
     register::{Counters, Input, RawSource, SegmentSink, register},
     tls::{Member, NameTable, Papers, Trust, client, serve, server_tls},
 };
@@ -139,13 +139,14 @@ struct PeerStore {
 }
 
 impl SegmentSource for PeerStore {
-    async fn segment(&self, id: SegmentId) -> anyhow::Result<Option<Bytes>> {
+    async fn segment(&self, id: SegmentId, _: Member) -> anyhow::Result<Found> {
         let found = self.segments.lock().unwrap().get(&id).cloned();
-        Ok(match self.manner {
+        let found: Option<Bytes> = match self.manner {
             Manner::Empty => None,
             Manner::Lying => found.map(|bytes| bytes.iter().map(|byte| byte ^ 1).collect()),
             Manner::Honest | Manner::Dead => found,
-        })
+        };
+        Ok(found.map_or(Found::NotHere, Found::Here))
     }
 }
 
@@ -197,8 +198,11 @@ impl Fleet {
 
     /// A client with a target's certificate.
     pub(crate) fn client(&self) -> reqwest::Client {
-        let target = Member::Target(cairn_core::id::InstallId([9; 16]));
-        let papers = self.site.papers(&target.dns_name());
+        self.client_of(InstallId([9; 16]))
+    }
+
+    pub(crate) fn client_of(&self, install: InstallId) -> reqwest::Client {
+        let papers = self.site.papers(&Member::Target(install).dns_name());
         client(&Trust::Ca(self.site.ca_pem.clone()), Some(&papers), Arc::clone(&self.names))
             .unwrap()
     }

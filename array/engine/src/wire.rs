@@ -14,15 +14,17 @@
 //! | `GET /target/v1/manifest` | session bearer with a ticket | the signed manifest, binary |
 //! | `GET /target/v1/stripe-maps` | session bearer with a ticket | [`StripeMaps`] |
 //! | `POST /target/v1/progress` | session bearer with a ticket | [`InstallProgress`] → [`ProgressReply`] |
-//! | `POST /target/v1/bad-segment` | session bearer with a ticket | [`BadSegment`] → 204 |
-//! | `GET /peer/v1/segment/{id}` | agent or target certificate | the sealed bytes |
+//! | `POST /target/v1/complaint` | session bearer with a ticket | [`Complaint`] → 204 |
+//! | `POST /target/v1/swarm` | session bearer with a ticket | [`SwarmRequest`] → [`SwarmReply`], held up to [`SYNC_HOLD`] while nothing is new |
+//! | `/peer/v1/…` | agent or target certificate | segments: [`crate::peer`] |
 //!
-//! An agent's peer service (`https://…:8442`) answers only the last line, to members of the same site.
+//! The peer services of agents (`https://…:8442`) and of targets answer only the last line, to members of the same site.
 //! Every body has a limit ([`MAX_BODY_BYTES`]); a list has at most [`MAX_SEGMENTS`] entries.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use cairn_core::{
+    fetch::{Fault, Source},
     id::{AgentId, InstallId, MachineId, SegmentId, SiteId, VersionId},
     sign::VerifyingKey,
     units::{ByteCount, Generation},
@@ -146,6 +148,40 @@ pub struct BadSegment {
     pub segment: SegmentId,
     /// Who served or holds it; none for the server itself.
     pub holder: Option<AgentId>,
+}
+
+/// A target says that a source did wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Complaint {
+    pub segment: SegmentId,
+    pub source: Source,
+    pub fault: Fault,
+}
+
+/// A target tells where it serves others, and asks who else installs what it installs.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SwarmRequest {
+    /// Where this target's peer service listens.
+    pub port: u16,
+    /// The neighbours that this target knows already: [`SwarmReply::generation`], zero at first.
+    pub generation: Generation,
+}
+
+/// The most neighbours of a target.
+pub const MAX_NEIGHBOURS: usize = 16;
+
+/// The targets that a target may ask; at most [`MAX_NEIGHBOURS`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwarmReply {
+    pub generation: Generation,
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// Another target that installs the same image version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    pub install: InstallId,
+    pub addr: SocketAddr,
 }
 
 /// An image version as an agent lists it.

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
@@ -18,11 +19,15 @@ use cairn_core::{
     stripe_map::{ShardPlace, StripeMap},
     units::ByteCount,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
+};
 
 use crate::{
-    peer::{FetchError, PeerClient},
-    wire::BadSegment,
+    peer::{FetchError, PeerClient, TurnNumber},
+    swarm::{Heard, Swarm},
+    wire::Complaint,
 };
 
 /// Some segments can be had from nobody.
@@ -52,12 +57,14 @@ pub struct Fetcher {
     seed: u64,
     limits: Limits,
     stats: Mutex<FetchStats>,
-    bad: mpsc::Sender<BadSegment>,
+    swarm: Option<Arc<Swarm>>,
+    bad: mpsc::Sender<Complaint>,
 }
 
 type Kept = HashMap<JobId, HashMap<SegmentId, Bytes>>;
 
 enum Outcome {
+    Turn { ticket: Ticket, from: Source, result: Result<TurnNumber, FetchError> },
     Fetched { ticket: Ticket, request: Request, result: Result<Bytes, FetchError> },
     Rebuilt { ticket: Ticket, result: Option<Vec<(SegmentEntry, Bytes)>> },
 }
@@ -71,17 +78,29 @@ struct Request {
 }
 
 impl Fetcher {
-    /// Asks `members` as `maps` name them as holders, then the server. Damaged segments are told through `bad`.
+    /// Asks `members` as `maps` name them as holders, then the server. What sources do wrong is told through `bad`.
     #[must_use]
     pub fn new(
         peers: PeerClient,
         maps: Vec<StripeMap>,
         members: Vec<AgentId>,
         seed: u64,
-        bad: mpsc::Sender<BadSegment>,
+        bad: mpsc::Sender<Complaint>,
     ) -> Self {
-        let limits = Limits::for_peers(members.len());
-        Self { peers, maps, members, seed, limits, stats: Mutex::default(), bad }
+        let limits = Limits::default();
+        Self { peers, maps, members, seed, limits, stats: Mutex::default(), swarm: None, bad }
+    }
+
+    /// The same, together with other targets.
+    #[must_use]
+    pub fn with_swarm(mut self, swarm: Arc<Swarm>) -> Self {
+        self.swarm = Some(swarm);
+        self
+    }
+
+    /// What this target has for others, when it installs together with them.
+    pub(super) fn swarm(&self) -> Option<&Arc<Swarm>> {
+        self.swarm.as_ref()
     }
 
     /// The same with other limits.
@@ -114,6 +133,9 @@ impl Fetcher {
             fetcher: self,
             scheduler,
             flights: JoinSet::new(),
+            aborts: HashMap::new(),
+            turns: HashMap::new(),
+            heard: Heard::default(),
             kept: Kept::new(),
             before: self.stats(),
             started: Instant::now(),
@@ -129,6 +151,10 @@ struct Drive<'a> {
     fetcher: &'a Fetcher,
     scheduler: fetch::Fetcher,
     flights: JoinSet<Outcome>,
+    aborts: HashMap<Ticket, AbortHandle>,
+    /// Turns that are granted and not used yet.
+    turns: HashMap<Ticket, (Source, TurnNumber)>,
+    heard: Heard,
     /// Sealed bytes kept for rebuilds; the scheduler bounds them.
     kept: Kept,
     before: FetchStats,
@@ -138,7 +164,11 @@ struct Drive<'a> {
 
 impl Drive<'_> {
     async fn run(mut self) -> Result<(), NoSource> {
+        let mut news = self.fetcher.swarm.as_ref().map(|swarm| swarm.neighbours().news());
         loop {
+            if let Some(swarm) = &self.fetcher.swarm {
+                swarm.neighbours().tell(&mut self.heard, &mut self.scheduler);
+            }
             match self.scheduler.next(self.now_ms()) {
                 Next::Act(action) => self.act(action),
                 Next::Done => return Ok(()),
@@ -151,6 +181,7 @@ impl Drive<'_> {
                     let outcome = tokio::select! {
                         Some(outcome) = self.flights.join_next() => outcome.ok(),
                         () = pause => None,
+                        () = changed(news.as_mut()) => None,
                     };
                     let Some(outcome) = outcome else { continue };
                     if self.take(outcome).await.is_err() {
@@ -168,14 +199,31 @@ impl Drive<'_> {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Fetch { ticket, segment, bytes, from, install, keep } => {
+            Action::Ask { ticket, from } => {
+                let peers = self.fetcher.peers.clone();
+                self.fly(ticket, async move {
+                    Outcome::Turn { ticket, from, result: peers.turn(from).await }
+                });
+            }
+            Action::Pass { turn } => {
+                if let Some((from, number)) = self.turns.remove(&turn) {
+                    self.pass(from, number);
+                }
+            }
+            Action::Fetch { ticket, turn, segment, bytes, from, install, keep } => {
                 let request =
                     Request { entry: SegmentEntry { id: segment, bytes }, from, install, keep };
+                let turn = turn.and_then(|turn| self.turns.remove(&turn)).map(|(_, number)| number);
                 let peers = self.fetcher.peers.clone();
-                self.flights.spawn(async move {
-                    let result = peers.fetch(from, segment, bytes).await;
+                self.fly(ticket, async move {
+                    let result = peers.fetch(from, segment, bytes, turn).await;
                     Outcome::Fetched { ticket, request, result }
                 });
+            }
+            Action::Cancel { ticket } => {
+                if let Some(flight) = self.aborts.remove(&ticket) {
+                    flight.abort();
+                }
             }
             Action::Rebuild { ticket, plan } => {
                 let kept = self.kept.remove(&plan.job).unwrap_or_default();
@@ -190,37 +238,75 @@ impl Drive<'_> {
         }
     }
 
+    fn fly(&mut self, ticket: Ticket, flight: impl Future<Output = Outcome> + Send + 'static) {
+        let abort = self.flights.spawn(flight);
+        self.aborts.insert(ticket, abort);
+    }
+
+    /// Gives a turn back, whatever becomes of this install meanwhile.
+    fn pass(&self, from: Source, turn: TurnNumber) {
+        let peers = self.fetcher.peers.clone();
+        tokio::spawn(async move { peers.pass(from, turn).await });
+    }
+
+    /// Passes a segment on to other targets.
+    fn share(&self, entry: SegmentEntry, bytes: &Bytes) {
+        if let Some(swarm) = &self.fetcher.swarm {
+            swarm.shelf().put(entry.id, bytes.clone());
+        }
+    }
+
     /// Err when `out` is closed.
     async fn take(
         &mut self,
         outcome: Outcome,
     ) -> Result<(), mpsc::error::SendError<(SegmentEntry, Bytes)>> {
+        let now = self.now_ms();
         match outcome {
+            Outcome::Turn { ticket, from, result: Ok(number) } => {
+                self.aborts.remove(&ticket);
+                if self.scheduler.on_done(ticket, now) {
+                    self.turns.insert(ticket, (from, number));
+                } else {
+                    self.pass(from, number);
+                }
+            }
+            Outcome::Turn { ticket, from, result: Err(error) } => {
+                tracing::debug!(%from, %error, "ask for a turn");
+                self.aborts.remove(&ticket);
+                self.scheduler.on_failed(ticket, failure(&error), now);
+            }
             Outcome::Fetched { ticket, request, result: Ok(bytes) } => {
+                self.aborts.remove(&ticket);
+                if !self.scheduler.on_done(ticket, now) {
+                    // The other source was faster.
+                    return Ok(());
+                }
                 if let Some(job) = request.keep {
                     self.kept.entry(job).or_default().insert(request.entry.id, bytes.clone());
                 }
-                self.scheduler.on_done(ticket);
                 self.count();
+                self.report();
+                self.share(request.entry, &bytes);
                 if request.install {
                     self.out.send((request.entry, bytes)).await?;
                 }
             }
             Outcome::Fetched { ticket, request, result: Err(error) } => {
                 tracing::debug!(segment = %request.entry.id, from = %request.from, %error, "fetch a segment");
-                let now = self.now_ms();
+                self.aborts.remove(&ticket);
                 self.scheduler.on_failed(ticket, failure(&error), now);
                 self.report();
             }
             Outcome::Rebuilt { ticket, result: Some(segments) } => {
-                self.scheduler.on_done(ticket);
+                self.scheduler.on_done(ticket, now);
                 self.count();
                 for segment in segments {
+                    self.share(segment.0, &segment.1);
                     self.out.send(segment).await?;
                 }
             }
             Outcome::Rebuilt { ticket, result: None } => {
-                let now = self.now_ms();
                 self.scheduler.on_failed(ticket, Failure::Bad, now);
             }
         }
@@ -238,16 +324,23 @@ impl Drive<'_> {
     }
 
     fn report(&mut self) {
-        for BadSource { source, segment } in self.scheduler.take_reports() {
-            let holder = match source {
-                Source::Peer(agent) => Some(agent),
-                Source::Server => None,
-            };
-            tracing::warn!(%segment, from = %source, "a source delivered a damaged segment; another is used");
-            if self.fetcher.bad.try_send(BadSegment { segment, holder }).is_err() {
-                tracing::debug!("too many reports of damaged segments wait; this one is dropped");
+        for BadSource { source, segment, fault } in self.scheduler.take_reports() {
+            tracing::warn!(%segment, from = %source, ?fault, "a source did wrong; another is used");
+            if self.fetcher.bad.try_send(Complaint { segment, source, fault }).is_err() {
+                tracing::debug!("too many complaints wait; this one is dropped");
             }
         }
+    }
+}
+
+/// Waits for news of neighbours; for ever without a swarm.
+async fn changed(news: Option<&mut watch::Receiver<u64>>) {
+    let gone = match news {
+        Some(news) => news.changed().await.is_err(),
+        None => true,
+    };
+    if gone {
+        std::future::pending().await
     }
 }
 
@@ -258,6 +351,8 @@ const fn failure(error: &FetchError) -> Failure {
             Failure::Refused
         }
         FetchError::Missing => Failure::Missing,
+        FetchError::Busy => Failure::Busy,
+        FetchError::Elsewhere => Failure::Elsewhere,
         FetchError::Bad => Failure::Bad,
     }
 }

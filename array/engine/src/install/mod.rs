@@ -18,8 +18,9 @@ mod apply;
 mod disk;
 mod fetcher;
 mod plan;
+mod reseal;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering},
@@ -50,7 +51,8 @@ use crate::{
     wire::{InstallPhase, InstallProgress},
 };
 use apply::{Held, apply, write_within};
-use plan::{BootBlocks, Need, Plan};
+use plan::{BootBlocks, Plan};
+use reseal::DiskSource;
 
 /// Map segments fetched at once, and kept for the second comparison while they are few.
 const MAP_WINDOW: usize = 8;
@@ -166,6 +168,9 @@ impl Run {
         let plan = self.compare().await?;
         self.counters.already.store(plan.already, Ordering::Relaxed);
         if plan.is_done() {
+            if let Some(swarm) = self.fetcher.swarm() {
+                swarm.shelf().complete();
+            }
             return Ok(());
         }
         let plan = Arc::new(plan);
@@ -176,6 +181,9 @@ impl Run {
         })
         .await?;
         let held = self.execute(plan).await?;
+        if let Some(swarm) = self.fetcher.swarm() {
+            swarm.shelf().complete();
+        }
         self.turn_to(InstallPhase::Verifying);
         self.blocking(|run| Ok(run.disk.settle()?)).await?;
         self.verify().await?;
@@ -285,6 +293,14 @@ impl Run {
         }
         let total = wanted.iter().map(|entry| u64::from(entry.bytes)).sum();
         self.counters.total.store(total, Ordering::Relaxed);
+        if let Some(swarm) = self.fetcher.swarm() {
+            swarm.shelf().resealed_by(Arc::new(DiskSource {
+                image: Arc::clone(&self.image),
+                disk: Arc::clone(&self.disk),
+                plan: Arc::clone(&plan),
+                places: places.clone(),
+            }));
+        }
         let (sender, receiver) = mpsc::channel(WRITE_QUEUE);
         let fetch =
             async { self.fetcher.fetch_all(&wanted, sender).await.map_err(InstallError::from) };
@@ -324,7 +340,7 @@ impl Run {
             }
             let Some(index) = places.get(&entry.id).copied() else { continue };
             let (run, plan) = (Arc::clone(self), Arc::clone(&plan));
-            writes.spawn_blocking(move || run.write_segment(index, &bytes, &plan.needs));
+            writes.spawn_blocking(move || run.write_segment(index, &bytes, &plan));
         }
         while !writes.is_empty() {
             held.append(&mut joined(writes.join_next().await)?);
@@ -339,10 +355,8 @@ impl Run {
         &self,
         index: SegmentIndex,
         bytes: &[u8],
-        needs: &[Need],
+        plan: &Plan,
     ) -> Result<Held, InstallError> {
-        let start = needs.partition_point(|need| need.segment < index);
-        let end = needs.partition_point(|need| need.segment <= index);
         let key = self
             .image
             .secret
@@ -350,7 +364,7 @@ impl Run {
             .get(index.0 as usize)
             .ok_or(InstallError::Map(MapError::Order))?;
         let (written, held) =
-            apply(bytes, key, &needs[start..end], &self.disk, self.image.public.size)?;
+            apply(bytes, key, plan.of_segment(index), &self.disk, self.image.public.size)?;
         self.counters.written.fetch_add(written, Ordering::Relaxed);
         Ok(held)
     }

@@ -148,6 +148,13 @@ impl Plan {
         }
     }
 
+    /// What is written from one segment, by frame and block.
+    pub(super) fn of_segment(&self, index: SegmentIndex) -> &[Need] {
+        let start = self.needs.partition_point(|need| need.segment < index);
+        let end = self.needs.partition_point(|need| need.segment <= index);
+        self.needs.get(start..end).unwrap_or_default()
+    }
+
     /// Ends the plan for an image of `size` bytes.
     pub(super) fn seal(&mut self, size: ByteCount, disk: &TargetDisk) -> Result<(), DiskError> {
         self.zero_until(blocks_for(size), disk)?;

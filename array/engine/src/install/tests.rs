@@ -1,6 +1,9 @@
 use std::{fs, sync::Arc};
 
-use cairn_core::{fetch::Limits, units::ByteCount};
+use cairn_core::{
+    fetch::{Limits, Source},
+    units::ByteCount,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -8,7 +11,7 @@ use super::*;
 use crate::{
     peer::PeerClient,
     testing::{CONTENT_KEY, Fleet, Manner, Memory, Version, noise, signer, version},
-    wire::BadSegment,
+    wire::Complaint,
 };
 
 /// An image of 24 MiB: noise, zeros between, a first block that looks like a boot sector.
@@ -17,6 +20,20 @@ fn image(seed: u8) -> Vec<u8> {
     image[510..512].copy_from_slice(&[0x55, 0xaa]);
     image[8 << 20..12 << 20].fill(0);
     image
+}
+
+pub(crate) const fn nothing_yet() -> InstallProgress {
+    InstallProgress {
+        phase: InstallPhase::Planning,
+        total: ByteCount(0),
+        from_peers: ByteCount(0),
+        from_server: ByteCount(0),
+        rebuilt: ByteCount(0),
+        already: ByteCount(0),
+        written: ByteCount(0),
+        milliseconds: 0,
+        error: None,
+    }
 }
 
 struct Bench {
@@ -42,28 +59,17 @@ impl Bench {
     async fn install(
         &self,
         fleet: &Fleet,
-    ) -> (Result<InstallProgress, InstallError>, Vec<BadSegment>) {
+    ) -> (Result<InstallProgress, InstallError>, Vec<Complaint>) {
         let (bad, mut reports) = mpsc::channel(64);
         let peers = PeerClient::new(fleet.client());
         // Two failures are enough here: the tests' dead clients stay dead.
-        let limits = Limits { gone_after: 2, ..Limits::for_peers(fleet.agents.len()) };
+        let limits = Limits { gone_after: 2, ..Limits::default() };
         let fetcher = Fetcher::new(peers, vec![fleet.map.clone()], fleet.agents.clone(), 7, bad)
             .with_limits(limits);
         let image =
             Image::open(&self.version.signed, &signer().verifying_key(), &CONTENT_KEY).unwrap();
         let disk = TargetDisk::open(&self.disk, image.public.size).unwrap();
-        let first = InstallProgress {
-            phase: InstallPhase::Planning,
-            total: ByteCount(0),
-            from_peers: ByteCount(0),
-            from_server: ByteCount(0),
-            rebuilt: ByteCount(0),
-            already: ByteCount(0),
-            written: ByteCount(0),
-            milliseconds: 0,
-            error: None,
-        };
-        let (progress, _) = watch::channel(first);
+        let (progress, _) = watch::channel(nothing_yet());
         let done =
             install(Arc::new(image), disk, Arc::new(fetcher), progress, CancellationToken::new())
                 .await;
@@ -103,7 +109,7 @@ async fn dead_and_lying_clients_are_made_up_for_by_parity() {
     assert!(done.rebuilt > ByteCount(0));
     assert_eq!(done.from_server, ByteCount(0));
     assert!(
-        !bad.is_empty() && bad.iter().all(|report| report.holder == Some(fleet.agents[3])),
+        !bad.is_empty() && bad.iter().all(|report| report.source == Source::Peer(fleet.agents[3])),
         "{bad:?}"
     );
 }

@@ -24,7 +24,10 @@ pub(crate) mod window {
     pub(crate) const STREAM_BYTES: u32 = 16 << 20;
     pub(crate) const CONNECTION_BYTES: u32 = 64 << 20;
     pub(crate) const FRAME_BYTES: u32 = 1 << 20;
-    pub(crate) const SEND_BYTES: usize = 4 << 20;
+    /// What a connection holds to be sent: little, so that a sender knows when a body is sent and not only handed over.
+    pub(crate) const SEND_BYTES: usize = 512 << 10;
+    /// The same for the kernel, beyond what is under way.
+    pub(crate) const NOT_SENT_BYTES: u32 = 256 << 10;
 }
 
 #[cfg(test)]

@@ -115,6 +115,9 @@ async fn connection(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    socket2::SockRef::from(&stream)
+        .set_tcp_notsent_lowat(window::NOT_SENT_BYTES)
+        .context("set TCP_NOTSENT_LOWAT")?;
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
         .await
         .context("wait for the TLS handshake")?

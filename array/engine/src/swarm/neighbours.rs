@@ -1,0 +1,174 @@
+//! What the others have: their announcements, for whoever schedules fetches.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use cairn_core::{
+    fetch::{Fetcher, Source},
+    id::{InstallId, SegmentId},
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::shelf::COMPLETE;
+use crate::{
+    peer::{FetchError, PeerClient},
+    wire::MAX_NEIGHBOURS,
+};
+
+/// Between two tries to hear a neighbour.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// A handle: clones share what was heard.
+#[derive(Clone, Debug)]
+pub struct Neighbours(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    image: HashSet<SegmentId>,
+    peers: PeerClient,
+    known: Mutex<BTreeMap<InstallId, Known>>,
+    news: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// In the order in which they were announced.
+    has: Vec<SegmentId>,
+    seen: HashSet<SegmentId>,
+    complete: bool,
+    is_there: bool,
+    listener: JoinHandle<()>,
+}
+
+/// What one scheduler was told already.
+#[derive(Debug, Default)]
+pub struct Heard(HashMap<InstallId, (usize, bool, bool)>);
+
+impl Neighbours {
+    pub(super) fn new(image: HashSet<SegmentId>, peers: PeerClient) -> Self {
+        let (known, news) = (Mutex::default(), watch::Sender::new(0));
+        Self(Arc::new(Inner { image, peers, known, news }))
+    }
+
+    /// Changes whenever there is something to tell.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.0.news.subscribe()
+    }
+
+    /// Listens to these from now on, to at most [`MAX_NEIGHBOURS`]; who is not named any more and has gone is forgotten.
+    pub fn set(&self, neighbours: &[InstallId]) {
+        let mut known = self.known();
+        for install in neighbours.iter().take(MAX_NEIGHBOURS) {
+            known.entry(*install).or_insert_with(|| Known {
+                has: Vec::new(),
+                seen: HashSet::new(),
+                complete: false,
+                is_there: false,
+                listener: tokio::spawn(self.clone().listen(*install)),
+            });
+        }
+        for (install, it) in known.iter_mut() {
+            if !neighbours.contains(install) && !it.is_there {
+                it.listener.abort();
+            }
+        }
+        drop(known);
+        self.changed();
+    }
+
+    /// Whether somebody is there who still wants something.
+    #[must_use]
+    pub fn are_waiting(&self) -> bool {
+        self.known().values().any(|it| it.is_there && !it.complete)
+    }
+
+    /// Tells a scheduler what it has not heard yet.
+    pub fn tell(&self, heard: &mut Heard, scheduler: &mut Fetcher) {
+        for (install, it) in self.known().iter() {
+            let source = Source::Target(*install);
+            let (count, complete, is_there) = heard.0.entry(*install).or_insert((0, false, true));
+            if it.is_there && !*is_there {
+                scheduler.on_heard(source);
+            }
+            if it.has.len() > *count {
+                scheduler.on_have(source, it.has.get(*count..).unwrap_or_default());
+                *count = it.has.len();
+            }
+            if it.complete && !*complete {
+                scheduler.on_complete(source);
+                *complete = true;
+            }
+            if !it.is_there && *is_there && *count > 0 {
+                scheduler.on_gone(source);
+            }
+            *is_there = it.is_there || *count == 0;
+        }
+    }
+
+    /// Listens to nobody any more.
+    pub(super) fn stop(&self) {
+        self.known().values().for_each(|it| it.listener.abort());
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstallId, Known>> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.0.news.send_modify(|news| *news += 1);
+    }
+
+    async fn listen(self, install: InstallId) {
+        loop {
+            let ended = self.hear(install).await;
+            tracing::debug!(%install, ?ended, "a neighbour is not heard any more");
+            if let Some(it) = self.known().get_mut(&install) {
+                it.is_there = false;
+            }
+            self.changed();
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Listens until the neighbour goes away.
+    async fn hear(&self, install: InstallId) -> Result<(), FetchError> {
+        let mut stream = self.0.peers.have(Source::Target(install)).await?;
+        if let Some(it) = self.known().get_mut(&install) {
+            it.is_there = true;
+        }
+        self.changed();
+        let mut heard = BytesMut::new();
+        let mut count = 0;
+        // HTTP/2 pings tell when it vanishes without a word.
+        while let Some(piece) = stream.chunk().await.map_err(FetchError::Broken)? {
+            heard.extend_from_slice(&piece);
+            let whole = heard.len() / 32 * 32;
+            let ids = heard.split_to(whole);
+            count += whole / 32;
+            if count > self.0.image.len() + 1 {
+                // It announces more than there is.
+                return Err(FetchError::Bad);
+            }
+            self.note(install, ids.as_chunks().0);
+        }
+        Ok(())
+    }
+
+    fn note(&self, install: InstallId, ids: &[[u8; 32]]) {
+        if let Some(it) = self.known().get_mut(&install) {
+            for id in ids.iter().copied().map(SegmentId) {
+                if id == COMPLETE {
+                    it.complete = true;
+                } else if self.0.image.contains(&id) && it.seen.insert(id) {
+                    it.has.push(id);
+                }
+            }
+        }
+        self.changed();
+    }
+}
