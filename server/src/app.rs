@@ -14,6 +14,7 @@ use crate::{
     jobs::Bell,
     register::Registrations,
     site::Site,
+    targets::swarm::Swarms,
 };
 
 /// A running server.
@@ -47,6 +48,8 @@ pub struct Inner {
     pub(crate) login_limit: LoginLimit,
     pub(crate) registrations: Registrations,
     pub(crate) full_disks: FullDisks,
+    /// Who installs now and serves others.
+    pub(crate) swarms: Swarms,
     /// Something about an agent changed: whoever holds a sync looks again.
     pub(crate) agents_changed: Changes,
     /// An agent reported what it holds: whoever waits for segments to be in place looks again.

@@ -13,7 +13,7 @@ use cairn_array::{
     tls::{Member, Peer},
     wire::MemberState,
 };
-use cairn_core::id::SegmentId;
+use cairn_core::id::{InstallId, SegmentId};
 
 use crate::{
     agents::{agent_of, directory::require_target},
@@ -42,20 +42,8 @@ async fn admit(
     match peer.and_then(|peer| peer.member) {
         Some(Member::Target(install)) => {
             require_target(&app, install).await?;
-            let id =
-                request.uri().path().rsplit('/').next().and_then(|id| id.parse::<SegmentId>().ok());
-            let id =
-                id.ok_or_else(|| ApiError::bad_request("bad_id", "a segment id is 64 hex digits"))?;
-            let version = app.db.install(install).await?.map(|install| install.version);
-            let own = match version {
-                Some(version) => app.db.segment_serves_version(id, version).await?,
-                None => false,
-            };
-            if !own {
-                return Err(ApiError::forbidden(
-                    "not_your_segment",
-                    "this segment does not belong to the image of this install",
-                ));
+            if let Some(id) = request.uri().path().strip_prefix("/peer/v1/segment/") {
+                require_own(&app, install, id).await?;
             }
         }
         _ => {
@@ -66,4 +54,22 @@ async fn admit(
         }
     }
     Ok(next.run(request).await)
+}
+
+/// Refuses segments that do not belong to the version which the install is of.
+async fn require_own(app: &App, install: InstallId, id: &str) -> Result<(), ApiError> {
+    let bad = || ApiError::bad_request("bad_id", "a segment id is 64 hex digits");
+    let id: SegmentId = id.parse().map_err(|_| bad())?;
+    let version = app.db.install(install).await?.map(|install| install.version);
+    let own = match version {
+        Some(version) => app.db.segment_serves_version(id, version).await?,
+        None => false,
+    };
+    if own {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(
+        "not_your_segment",
+        "this segment does not belong to the image of this install",
+    ))
 }

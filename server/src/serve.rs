@@ -37,6 +37,7 @@ use crate::{
     register::{self, Registrations},
     secret,
     site::{Opened, Site, local_addresses, secrets},
+    targets::swarm::Swarms,
 };
 
 /// What the command line on this machine finds the server by: `DATA/run/server.json`.
@@ -189,6 +190,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         login_limit: api::session::LoginLimit::default(),
         registrations: Registrations::default(),
         full_disks: FullDisks::default(),
+        swarms: Swarms::default(),
         agents_changed: Changes::default(),
         holdings_changed: Changes::default(),
         targets_changed: Changes::default(),

@@ -15,17 +15,21 @@ mod live;
 mod qcow2;
 mod sink;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use anyhow::Context as _;
 use axum::body::Body;
 use bytes::Bytes;
 use cairn_array::{
     map_reader::PriorVersion,
-    peer::SegmentSource,
+    peer::{Found, SegmentSource},
     random,
     register::{Counters, Registered, SourceError, register},
     store::{BlobName, StoreError},
+    tls::Member,
     wire::SegmentClass,
 };
 use cairn_core::{
@@ -311,11 +315,17 @@ async fn opened(app: &App, version: &VersionRow) -> anyhow::Result<Opened> {
 pub struct StoreSource(pub App);
 
 impl SegmentSource for StoreSource {
-    async fn segment(&self, id: SegmentId) -> anyhow::Result<Option<Bytes>> {
+    async fn segment(&self, id: SegmentId, asker: Member) -> anyhow::Result<Found> {
+        if let Member::Target(install) = asker
+            && !self.0.swarms.give(id, install, Instant::now())
+        {
+            return Ok(Found::Elsewhere);
+        }
         match self.0.store.get_segment(id).await {
-            Ok(bytes) => Ok(Some(bytes)),
+            Ok(bytes) => Ok(Found::Here(bytes)),
             Err(StoreError::NotFound { .. }) => {
-                crate::scatter::compute_on_demand(&self.0, id).await
+                let computed = crate::scatter::compute_on_demand(&self.0, id).await?;
+                Ok(computed.map_or(Found::NotHere, Found::Here))
             }
             Err(error) => Err(error).context("read a segment"),
         }

@@ -14,6 +14,7 @@ mod document;
 mod hello;
 mod progress;
 mod session;
+pub(crate) mod swarm;
 mod ticket;
 
 use crate::app::App;
@@ -29,6 +30,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/target/v1/manifest", get(document::manifest))
         .route("/target/v1/stripe-maps", get(document::stripe_maps))
         .route("/target/v1/progress", post(progress::progress))
-        .route("/target/v1/bad-segment", post(progress::bad_segment))
+        .route("/target/v1/complaint", post(progress::complaint))
+        .route("/target/v1/swarm", post(swarm::swarm))
         .layer(DefaultBodyLimit::max(MAX_BODY))
 }

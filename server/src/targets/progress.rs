@@ -2,9 +2,12 @@
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use cairn_array::{
+    peer::Source,
     tls::Peer,
-    wire::{BadSegment, InstallProgress, ProgressReply},
+    wire::{BadSegment, Complaint, InstallProgress, ProgressReply},
 };
+
+use cairn_core::fetch::Fault;
 
 use super::{session::Ticketed, ticket::tell_install};
 use crate::{
@@ -49,6 +52,7 @@ pub(super) async fn progress(
     }
     tell_install(&app, install.id).await?;
     if is_over(state) {
+        app.swarms.leave(install.id);
         app.targets_changed.notify();
         api::machine::tell(&app, install.machine).await?;
         app.events.emit(Event::DeploymentChanged { id: install.deployment }).await;
@@ -56,20 +60,32 @@ pub(super) async fn progress(
     Ok(Json(ProgressReply { cancel: false }))
 }
 
-pub(super) async fn bad_segment(
+/// What a target says about a source. Damage is looked into; for the rest the target has already helped itself.
+pub(super) async fn complaint(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
     Ticketed(install): Ticketed,
-    Body(bad): Body<BadSegment>,
+    Body(Complaint { segment, source, fault }): Body<Complaint>,
 ) -> Result<StatusCode, ApiError> {
     // A target tells about segments of its own version; about others it cannot know.
-    if !app.db.segment_serves_version(bad.segment, install.version).await? {
+    if !app.db.segment_serves_version(segment, install.version).await? {
         return Err(ApiError::forbidden(
             "not_your_segment",
             "this segment does not belong to the image of this install",
         ));
     }
     let told_by = format!("install {} at {}", install.id, peer.addr.ip());
-    agents::note_bad_segment(&app, bad, told_by).await?;
+    tracing::warn!(%source, ?fault, %segment, told_by, "a target complains");
+    let holder = match source {
+        Source::Peer(agent) => Some(agent),
+        Source::Server => None,
+        Source::Target(other) => {
+            app.swarms.complain(other, install.id);
+            return Ok(StatusCode::NO_CONTENT);
+        }
+    };
+    if fault == Fault::Damaged {
+        agents::note_bad_segment(&app, BadSegment { segment, holder }, told_by).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -3,11 +3,16 @@
 use cairn_array::{
     tls::{Member, Papers, Token, new_key_and_csr, url},
     wire::{
-        AfterInstall, BadSegment, DiskSelector, InstallPhase, InstallProgress, ProgressReply,
+        AfterInstall, Complaint, DiskSelector, InstallPhase, InstallProgress, ProgressReply,
         StripeMaps, Ticket, TicketReply, code_of,
     },
 };
-use cairn_core::{id::SegmentId, manifest::Public, units::ByteCount};
+use cairn_core::{
+    fetch::{Fault, Source},
+    id::SegmentId,
+    manifest::Public,
+    units::ByteCount,
+};
 use cairn_server::{
     api::{
         deployment::{Deployment, DeploymentRequest, Install},
@@ -194,11 +199,12 @@ async fn a_target_gets_no_segment_of_another_image() {
     assert_eq!(SegmentId::of(&mine), own[0].id);
     let other = caller.get(&format!("/peer/v1/segment/{}", own[1].id)).await;
     assert_eq!(problem(other).await, (403, "not_your_segment".to_owned()));
-    let slander = BadSegment { segment: own[1].id, holder: None };
-    let slander = target.caller.post("/target/v1/bad-segment", &slander).await;
+    let turn = caller.get("/peer/v1/turn").await;
+    assert_eq!(turn.status(), StatusCode::OK);
+    let about = |segment| Complaint { segment, source: Source::Server, fault: Fault::Damaged };
+    let slander = target.caller.post("/target/v1/complaint", &about(own[1].id)).await;
     assert_eq!(problem(slander).await, (403, "not_your_segment".to_owned()));
-    let seen = BadSegment { segment: own[0].id, holder: None };
-    let told = target.caller.post("/target/v1/bad-segment", &seen).await;
+    let told = target.caller.post("/target/v1/complaint", &about(own[0].id)).await;
     assert_eq!(told.status(), StatusCode::NO_CONTENT);
     // Its certificate is worth nothing once its install is over.
     tell(&target, InstallPhase::Done).await;
