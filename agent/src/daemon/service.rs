@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use cairn_array::{
     dsf::{DsfHandle, GetError},
-    peer::{Admission, SegmentSource},
+    peer::{Admission, Found, SegmentSource},
     tls::Member,
 };
 use cairn_core::id::SegmentId;
@@ -28,16 +27,16 @@ impl Shelf {
 
 impl SegmentSource for Shelf {
     /// A segment that is rotten is not here; the worker hears of it and fetches it again.
-    async fn segment(&self, id: SegmentId) -> anyhow::Result<Option<Bytes>> {
+    async fn segment(&self, id: SegmentId, _: Member) -> anyhow::Result<Found> {
         match self.dsf.get(id).await {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(GetError::NotHeld(_)) => Ok(None),
+            Ok(bytes) => Ok(Found::Here(bytes)),
+            Err(GetError::NotHeld(_)) => Ok(Found::NotHere),
             Err(rotten @ GetError::Rotten { .. }) => {
                 // When the mailbox is full the scrub finds it again.
                 if self.events.try_send(Event::Rotten(id)).is_err() {
                     tracing::warn!(error = %rotten, "not reported yet");
                 }
-                Ok(None)
+                Ok(Found::NotHere)
             }
             Err(closed @ GetError::Closed) => Err(closed.into()),
         }

@@ -14,7 +14,7 @@ use cairn_array::{
     random,
     tls::{self, KeyAndCsr, NameTable, Trust},
     wire::{
-        AfterInstall, BadSegment, DiskLine, DiskSelector, InstallPhase, InstallProgress,
+        AfterInstall, Complaint, DiskLine, DiskSelector, InstallPhase, InstallProgress,
         ProgressReply, TargetHello, Ticket, code_of,
     },
 };
@@ -27,6 +27,7 @@ use super::{
     disks::{self, Roots},
     identity, progress,
     select::{self, DiskRefusal, select_disk},
+    swarm::Part,
     ticket::{self, Documents, Granted},
 };
 use crate::link::{Patience, ServerLink};
@@ -36,8 +37,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// The last report is worth waiting for: without it the server does not know how the install ended.
 const LAST_REPORT_TRIES: u32 = 5;
 
-/// Damaged segments that wait to be told.
-const BAD_SEGMENTS: usize = 64;
+/// Complaints that wait to be told.
+const COMPLAINTS: usize = 64;
 
 /// What is to be installed where.
 #[derive(Clone, Debug)]
@@ -101,58 +102,80 @@ impl Installer {
             Goal::Asked { .. } => AfterInstall::Exit,
         };
         let (tell, progress) = watch::channel(progress::none());
-        let outcome = self.attempt(&granted, tell, progress.clone(), &screen).await;
+        let mut part = None;
+        let outcome = self.attempt(&granted, tell, progress.clone(), &screen, &mut part).await;
         let last = ended(&outcome, &progress.borrow());
         screen.show(&last);
         if let Err(error) = report_end(&granted.link, &last).await {
             screen.say(&format!("the server could not be told how this ended: {error:#}"));
         }
+        if let (Ok(_), Some(part)) = (&outcome, &part) {
+            tokio::select! {
+                () = part.linger(&screen) => {}
+                never = part.meet(&granted.link, &self.names) => match never {},
+            }
+        }
         outcome.map(|_| then)
     }
 
+    /// `part` becomes this machine's part in the swarm, which may outlive the attempt.
     async fn attempt<S: Screen>(
         &self,
         granted: &Granted,
         tell: watch::Sender<InstallProgress>,
         progress: watch::Receiver<InstallProgress>,
         screen: &S,
+        part: &mut Option<Part>,
     ) -> Result<InstallProgress> {
         let papers = ticket::papers(&granted.ticket, &self.trust, &self.key)?;
         let documents = ticket::documents(granted, &papers, Arc::clone(&self.names)).await?;
+        let image = self.open(&granted.ticket, &documents)?;
+        let peers = PeerClient::new(documents.peers.clone());
+        let part = &*part.insert(Part::start(&image, peers, &papers).await?);
         let cancel = CancellationToken::new();
-        let (tell_bad, bad) = mpsc::channel(BAD_SEGMENTS);
+        let (tell_bad, bad) = mpsc::channel(COMPLAINTS);
         let shown = show(progress.clone(), screen.clone());
         let reports = report(granted.link.clone(), progress, cancel.clone(), screen.clone());
         let complaints = complain(granted.link.clone(), bad);
-        let work = self.execute(&granted.ticket, documents, tell, tell_bad, cancel);
+        let work = self.execute(&granted.ticket, image, documents, part, tell, tell_bad, cancel);
         tokio::select! {
             outcome = work => outcome,
             never = shown => match never {},
             never = reports => match never {},
             never = complaints => match never {},
+            never = part.meet(&granted.link, &self.names) => match never {},
         }
     }
 
-    async fn execute(
-        &self,
-        ticket: &Ticket,
-        documents: Documents,
-        tell: watch::Sender<InstallProgress>,
-        tell_bad: mpsc::Sender<BadSegment>,
-        cancel: CancellationToken,
-    ) -> Result<InstallProgress> {
-        let Documents { manifest, maps, members, peers } = documents;
-        let image = Image::open(&manifest, &ticket.signing_key, &SealKey(ticket.content_key))?;
+    fn open(&self, ticket: &Ticket, documents: &Documents) -> Result<Image> {
+        let Documents { manifest, .. } = documents;
+        let image = Image::open(manifest, &ticket.signing_key, &SealKey(ticket.content_key))?;
         ensure!(
             image.public.version == ticket.version,
             "the manifest is of another version than the ticket"
         );
+        Ok(image)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what an install is made of")]
+    async fn execute(
+        &self,
+        ticket: &Ticket,
+        image: Image,
+        documents: Documents,
+        part: &Part,
+        tell: watch::Sender<InstallProgress>,
+        tell_bad: mpsc::Sender<Complaint>,
+        cancel: CancellationToken,
+    ) -> Result<InstallProgress> {
+        let Documents { maps, members, peers, .. } = documents;
         let size = image.public.size;
         let path = self.choose(&ticket.disk, size)?;
         let disk = tokio::task::spawn_blocking(move || TargetDisk::open(&path, size));
         let disk = disk.await.context("open the target disk")??;
         let seed = u64::from_le_bytes(random::array()?);
-        let fetcher = Fetcher::new(PeerClient::new(peers), maps, members, seed, tell_bad);
+        let fetcher = Fetcher::new(PeerClient::new(peers), maps, members, seed, tell_bad)
+            .with_swarm(Arc::clone(&part.swarm));
         Ok(install(Arc::new(image), disk, Arc::new(fetcher), tell, cancel).await?)
     }
 
@@ -224,11 +247,11 @@ async fn report<S: Screen>(
     }
 }
 
-/// Tells the server who serves damaged segments, until dropped. What it misses, it hears from others.
-async fn complain(link: ServerLink, mut bad: mpsc::Receiver<BadSegment>) -> Infallible {
-    while let Some(bad) = bad.recv().await {
-        if let Err(error) = link.tell("/target/v1/bad-segment", &bad).await {
-            tracing::warn!(segment = %bad.segment, %error, "the server was not told of a damaged segment");
+/// Tells the server which sources do wrong, until dropped. What it misses, it hears from others.
+async fn complain(link: ServerLink, mut bad: mpsc::Receiver<Complaint>) -> Infallible {
+    while let Some(complaint) = bad.recv().await {
+        if let Err(error) = link.tell("/target/v1/complaint", &complaint).await {
+            tracing::warn!(?complaint, %error, "the server was not told of a complaint");
         }
     }
     std::future::pending().await

@@ -15,6 +15,7 @@ pub mod flow;
 pub mod identity;
 pub mod progress;
 pub mod select;
+mod swarm;
 pub mod terminal;
 mod ticket;
 

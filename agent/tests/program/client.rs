@@ -78,11 +78,11 @@ async fn a_client_holds_what_it_is_assigned_and_serves_members_only() {
     let wanted = segment(3);
     let bytes = u32::try_from(wanted.len()).unwrap();
     for member in [Member::Agent(OTHER), Member::Target(InstallId([1; 16])), Member::Server] {
-        let got = site.peer_client(&member).fetch(from, SegmentId::of(&wanted), bytes).await;
+        let got = site.peer_client(&member).fetch(from, SegmentId::of(&wanted), bytes, None).await;
         assert_eq!(got.unwrap(), wanted, "{member:?}");
     }
     let stranger = site.peer_client(&Member::Agent(AgentId([0xc3; 16])));
-    let refused = stranger.fetch(from, SegmentId::of(&wanted), bytes).await;
+    let refused = stranger.fetch(from, SegmentId::of(&wanted), bytes, None).await;
     assert!(matches!(refused, Err(FetchError::Refused(status)) if status.as_u16() == 403));
 
     // Killed at once after it was told of more: a new start says all that it holds, and goes on.
@@ -98,7 +98,7 @@ async fn a_client_holds_what_it_is_assigned_and_serves_members_only() {
     let status: Status = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!((status.segments, status.missing, status.fulfilled), (11, 0, second));
     assert_eq!(status.state, Some(MemberState::Approved));
-    let gone = site.peer_client(&Member::Agent(OTHER)).fetch(from, ids[0], bytes).await;
+    let gone = site.peer_client(&Member::Agent(OTHER)).fetch(from, ids[0], bytes, None).await;
     assert!(matches!(gone, Err(FetchError::Missing)), "what is not assigned is dropped");
     let resident = resident_kib(&running.0);
     assert!(resident <= 64 << 10, "{resident} KiB resident");
@@ -143,7 +143,8 @@ async fn an_older_assignment_or_directory_changes_nothing() {
     });
     site.told("several syncs", |script| script.synced >= synced + 3).await;
     let bytes = u32::try_from(segment(1).len()).unwrap();
-    let got = site.peer_client(&Member::Agent(OTHER)).fetch(Source::Peer(AGENT), id, bytes).await;
+    let got =
+        site.peer_client(&Member::Agent(OTHER)).fetch(Source::Peer(AGENT), id, bytes, None).await;
     assert_eq!(got.unwrap(), segment(1));
 }
 
@@ -164,7 +165,7 @@ async fn a_rotten_segment_is_not_served_but_reported_and_fetched_again() {
 
     let bytes = u32::try_from(whole.len()).unwrap();
     let client = site.peer_client(&Member::Server);
-    let got = client.fetch(Source::Peer(AGENT), id, bytes).await;
+    let got = client.fetch(Source::Peer(AGENT), id, bytes, None).await;
     assert!(got.is_err() || got.is_ok_and(|bytes| bytes == whole), "rot is never served");
     let bad = BadSegment { segment: id, holder: Some(AGENT) };
     site.told("that it rotted", |script| {
@@ -176,7 +177,7 @@ async fn a_rotten_segment_is_not_served_but_reported_and_fetched_again() {
         rotted.is_some_and(|at| script.holdings[at..].iter().any(|told| told.stored.contains(&id)))
     };
     site.told("that it is here again", again).await;
-    assert_eq!(client.fetch(Source::Peer(AGENT), id, bytes).await.unwrap(), whole);
+    assert_eq!(client.fetch(Source::Peer(AGENT), id, bytes, None).await.unwrap(), whole);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use axum::{
 };
 use bytes::Bytes;
 use cairn_array::{
-    peer::{PeerClient, SegmentSource, routes},
+    peer::{Found, PeerClient, SegmentSource, routes},
     tls::{self, Fingerprint, Member, NameTable, Papers, Token, TokenKind, Trust},
     wire::{
         AssignedSegment, Assignment, Holdings, JoinReply, JoinRequest, MemberState, SegmentClass,
@@ -55,8 +55,9 @@ pub(crate) struct Script {
 pub(crate) struct Shelf(pub(crate) Arc<Mutex<HashMap<SegmentId, Bytes>>>);
 
 impl SegmentSource for Shelf {
-    async fn segment(&self, id: SegmentId) -> anyhow::Result<Option<Bytes>> {
-        Ok(self.0.lock().unwrap().get(&id).cloned())
+    async fn segment(&self, id: SegmentId, _: Member) -> anyhow::Result<Found> {
+        let found = self.0.lock().unwrap().get(&id).cloned();
+        Ok(found.map_or(Found::NotHere, Found::Here))
     }
 }
 

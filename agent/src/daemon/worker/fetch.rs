@@ -56,7 +56,7 @@ impl Fetcher {
         let mut bad = Vec::new();
         let mut outcome = Outcome::Unavailable("no source was tried".to_owned());
         for source in self.order(segment) {
-            match self.peers.fetch(source, id, segment.bytes).await {
+            match self.peers.fetch(source, id, segment.bytes, None).await {
                 Ok(bytes) => {
                     let class = match segment.class {
                         SegmentClass::Data => SlotClass::Data,
@@ -76,7 +76,7 @@ impl Fetcher {
                     if matches!(error, FetchError::Bad) {
                         let holder = match source {
                             Source::Peer(agent) => Some(agent),
-                            Source::Server => None,
+                            Source::Target(_) | Source::Server => None,
                         };
                         bad.push(BadSegment { segment: id, holder });
                     }
@@ -113,8 +113,5 @@ impl Fetcher {
 }
 
 fn describe(source: Source, error: &FetchError) -> String {
-    match source {
-        Source::Peer(agent) => format!("agent {agent} {error}"),
-        Source::Server => format!("the server {error}"),
-    }
+    format!("{source} {error}")
 }
