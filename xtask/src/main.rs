@@ -3,12 +3,13 @@
 
 use std::{env, process::ExitCode};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use build::Programs;
 
 mod build;
 mod check;
 mod deny;
+mod fuzz;
 mod setup;
 mod step;
 
@@ -23,8 +24,8 @@ cargo xtask COMMAND
             measures; without a name, lists; --record appends to docs/BENCHMARKS.md
   setup     installs the Debian packages that the lab needs (needs root)
   build     builds server, agent and the boot payload, as demo does
-  fuzz NAME [SECONDS]
-            fuzzes a decoder (needs a nightly toolchain and cargo-fuzz)
+  fuzz [NAME…] [--seconds N]
+            fuzzes the decoders, or those that are named, for a minute each; installs what that needs
 ";
 
 fn main() -> ExitCode {
@@ -53,7 +54,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         "bench" => bench(rest),
         "setup" if rest.is_empty() => setup::run().map(|()| ExitCode::SUCCESS),
         "build" if rest.is_empty() => build::all(Programs::Release).map(|()| ExitCode::SUCCESS),
-        "fuzz" => fuzz(rest),
+        "fuzz" => fuzz::run(rest),
         "help" | "--help" | "-h" => {
             step::say(USAGE);
             Ok(ExitCode::SUCCESS)
@@ -92,15 +93,3 @@ fn bench(args: &[String]) -> Result<ExitCode> {
     step::hand_over(build::with_programs(step::command(program).args(args), Programs::Release))
 }
 
-fn fuzz(args: &[String]) -> Result<ExitCode> {
-    let (name, seconds) = match args {
-        [name] => (name, "60"),
-        [name, seconds] => (name, seconds.as_str()),
-        _ => return usage(),
-    };
-    if !build::workspace().join("fuzz").is_dir() {
-        bail!("fuzz {name}: there is no folder `fuzz`");
-    }
-    let limit = format!("-max_total_time={seconds}");
-    step::hand_over(step::command("cargo").args(["+nightly", "fuzz", "run", name, "--", &limit]))
-}

@@ -6,7 +6,7 @@ pub mod dsf;
 pub mod frame;
 pub mod map_reader;
 pub mod peer;
-pub mod pool;
+mod pool;
 pub mod random;
 pub mod register;
 pub mod store;

@@ -10,14 +10,14 @@ use bytes::Bytes;
 
 /// Keeps buffers that nobody uses, up to a limit. A handle: clones share them.
 #[derive(Clone, Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     spare: Arc<Mutex<Vec<Vec<u8>>>>,
     most: usize,
 }
 
 /// A buffer that returns to its pool when it is dropped, or when the last [`Bytes`] made of it is.
 #[derive(Debug)]
-pub struct Pooled {
+pub(crate) struct Pooled {
     bytes: Vec<u8>,
     pool: Pool,
 }
@@ -25,13 +25,13 @@ pub struct Pooled {
 impl Pool {
     /// A pool that keeps at most `most` buffers; how many are out is its user's to bound.
     #[must_use]
-    pub fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self { spare: Arc::default(), most }
     }
 
     /// A buffer. It holds what its last user left in it: set its length, then its bytes.
     #[must_use]
-    pub fn take(&self) -> Pooled {
+    pub(crate) fn take(&self) -> Pooled {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         Pooled { bytes: spare.unwrap_or_default(), pool: self.clone() }
     }
@@ -40,7 +40,7 @@ impl Pool {
 impl Pooled {
     /// Shares the bytes.
     #[must_use]
-    pub fn freeze(self) -> Bytes {
+    pub(crate) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }
 }

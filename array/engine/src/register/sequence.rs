@@ -96,7 +96,11 @@ pub(super) fn run(
     sequencer.end_page()
 }
 
-/// The blocks of a frame, left where they are: mostly they follow each other.
+/// Blocks of a run that is not worth keeping a whole read buffer for.
+const FEW_BLOCKS: usize = 16;
+
+/// The blocks of a frame, left where they are: mostly they follow each other. Where only a few of a buffer are new they are
+/// copied, so that a frame holds on to a handful of buffers and not to one for each of its blocks.
 #[derive(Default)]
 struct Frame {
     runs: Vec<(Bytes, Range<usize>)>,
@@ -111,7 +115,21 @@ impl Frame {
             Some((last, run)) if last.as_ptr() == piece.as_ptr() && run.end == at => {
                 run.end += BLOCK_BYTES;
             }
-            _ => self.runs.push((piece.clone(), at..at + BLOCK_BYTES)),
+            _ => {
+                self.settle();
+                self.runs.push((piece.clone(), at..at + BLOCK_BYTES));
+            }
+        }
+    }
+
+    /// The last run is complete.
+    fn settle(&mut self) {
+        if let Some((piece, run)) = self.runs.last_mut()
+            && run.len() < FEW_BLOCKS * BLOCK_BYTES
+            && let Some(few) = piece.get(run.clone())
+        {
+            *piece = Bytes::copy_from_slice(few);
+            *run = 0..piece.len();
         }
     }
 
@@ -207,5 +225,39 @@ impl Sequencer<'_> {
         let plain = std::mem::take(&mut self.frame).parts();
         self.frames += 1;
         self.steps.send(Step::Frame(self.workers.compress(plain)?)).map_err(|_| StageGone.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(number: u8) -> Bytes {
+        vec![number; FRAME_BLOCKS * BLOCK_BYTES].into()
+    }
+
+    #[test]
+    fn a_frame_of_scattered_blocks_holds_on_to_one_buffer() {
+        let pieces: Vec<_> = (0..64).map(piece).collect();
+        let mut frame = Frame::default();
+        for piece in &pieces {
+            frame.push(piece, 5 * BLOCK_BYTES);
+        }
+        assert_eq!(pieces.iter().filter(|piece| !piece.is_unique()).count(), 1);
+        let expected: Vec<u8> = (0..64).flat_map(|number| [number; BLOCK_BYTES]).collect();
+        assert!(frame.parts().concat() == expected);
+    }
+
+    #[test]
+    fn blocks_that_follow_each_other_are_not_copied() {
+        let (first, second) = (piece(1), piece(2));
+        let mut frame = Frame::default();
+        for block in 0..FEW_BLOCKS {
+            frame.push(&first, block * BLOCK_BYTES);
+        }
+        frame.push(&second, 0);
+        assert_eq!(frame.runs[0].0.as_ptr(), first.as_ptr());
+        let parts: Vec<_> = frame.parts().iter().map(Bytes::len).collect();
+        assert_eq!(parts, [FEW_BLOCKS * BLOCK_BYTES, BLOCK_BYTES]);
     }
 }
