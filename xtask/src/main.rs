@@ -92,4 +92,3 @@ fn bench(args: &[String]) -> Result<ExitCode> {
     let program = build::target().join("release/cairn-bench");
     step::hand_over(build::with_programs(step::command(program).args(args), Programs::Release))
 }
-

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -35,7 +35,9 @@ use crate::link::{Patience, ServerLink};
 /// Between two reports to the server; the screen is faster.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// The last report is worth waiting for: without it the server does not know how the install ended.
-const LAST_REPORT_TRIES: u32 = 5;
+const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(120);
+/// The longest pause between two tries of it.
+const LAST_REPORT_PAUSE: Duration = Duration::from_secs(10);
 
 /// Complaints that wait to be told.
 const COMPLAINTS: usize = 64;
@@ -106,7 +108,7 @@ impl Installer {
         let outcome = self.attempt(&granted, tell, progress.clone(), &screen, &mut part).await;
         let last = ended(&outcome, &progress.borrow());
         screen.show(&last);
-        if let Err(error) = report_end(&granted.link, &last).await {
+        if let Err(error) = report_end(&granted.link, &last, &screen).await {
             screen.say(&format!("the server could not be told how this ended: {error:#}"));
         }
         if let (Ok(_), Some(part)) = (&outcome, &part) {
@@ -257,18 +259,31 @@ async fn complain(link: ServerLink, mut bad: mpsc::Receiver<Complaint>) -> Infal
     std::future::pending().await
 }
 
-async fn report_end(link: &ServerLink, last: &InstallProgress) -> Result<()> {
-    let mut tries = 0;
+async fn report_end<S: Screen>(
+    link: &ServerLink,
+    last: &InstallProgress,
+    screen: &S,
+) -> Result<()> {
+    let begun = Instant::now();
+    let mut pause = REPORT_EVERY;
     loop {
         let told =
             link.post::<_, ProgressReply>("/target/v1/progress", last, Patience::Prompt).await;
-        tries += 1;
         match told {
             Ok(_) => return Ok(()),
-            Err(error) if error.is_refusal() || tries == LAST_REPORT_TRIES => {
+            Err(error) if error.is_refusal() || begun.elapsed() >= LAST_REPORT_PATIENCE => {
                 return Err(error.into());
             }
-            Err(_) => tokio::time::sleep(REPORT_EVERY * tries).await,
+            Err(error) => {
+                if pause == REPORT_EVERY {
+                    screen.say(&format!(
+                        "telling the server how this ended, for up to {} s: {error}",
+                        LAST_REPORT_PATIENCE.as_secs()
+                    ));
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LAST_REPORT_PAUSE);
+            }
         }
     }
 }

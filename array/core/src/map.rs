@@ -10,7 +10,7 @@
 //!                  first block, counted from the page's first (u16)
 //!                  block count (u16, 1 ..= 4096)
 //!                  segment (u32, index in the manifest's segment table; 0xffff_ffff: free)
-//!                  frame in the segment (u16), block in the frame (u16), reserved (u32)
+//!                  frame in the segment (u16), block in the frame (u16), both zero when free, reserved (u32)
 //!      …   32×B  SHA-256 of each block of the data extents, in order
 //! ```
 //!
@@ -182,6 +182,9 @@ fn extent(
                 limit: PAGE_BLOCKS,
             });
         }
+        if (frame, block) != (0, 0) {
+            return Err(DecodeError::Inconsistent { field: "place of a free extent" });
+        }
         return Ok(Extent { first, blocks, origin: Origin::Free });
     }
     if segment as usize >= segments {
@@ -216,6 +219,17 @@ mod tests {
 
     use super::*;
     use crate::units::FRAME_MAX_BYTES;
+
+    #[test]
+    fn a_free_extent_that_names_a_place_is_refused() {
+        let free = Extent { first: BlockIndex(0), blocks: 3, origin: Origin::Free };
+        let page = MapPage { first: BlockIndex(0), extents: vec![free], hashes: Vec::new() };
+        let mut bytes = page.encode();
+        assert_eq!(MapPage::decode(&bytes, 1).unwrap(), page);
+        bytes[26] = 1;
+        let field = "place of a free extent";
+        assert_eq!(MapPage::decode(&bytes, 1), Err(DecodeError::Inconsistent { field }));
+    }
 
     prop_compose! {
         fn page()(
