@@ -7,3 +7,4 @@ mod dashboard;
 mod deploy;
 mod faults;
 mod lab;
+mod swarm;

@@ -15,9 +15,10 @@ use crate::paths;
 
 mod images;
 mod link;
+mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 6] = [
+pub const BENCHES: [Bench; 7] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -42,6 +43,11 @@ pub const BENCHES: [Bench; 6] = [
         name: "second-version",
         about: "what a version with 8 % of its file bytes changed costs to store and to fetch",
         run: images::second_version,
+    },
+    Bench {
+        name: "swarm",
+        about: "a room of machines that install together, beside curl and udpcast",
+        run: swarm::measure,
     },
     Bench {
         name: "agent",

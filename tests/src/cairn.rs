@@ -242,6 +242,15 @@ impl Server {
         self.json(&["deploy", image, "--machine", machine])
     }
 
+    /// Deploys `image` to all of `machines` at once.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub fn deploy_to_all(&self, image: &str, machines: &[String]) -> Result<Deployment> {
+        let named = machines.iter().flat_map(|machine| ["--machine", machine]);
+        self.json(&["deploy", image].into_iter().chain(named).collect::<Vec<_>>())
+    }
+
     /// # Errors
     /// The server refuses.
     pub fn deployment(&self, id: i64) -> Result<Deployment> {

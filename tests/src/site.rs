@@ -2,6 +2,7 @@
 
 use std::{
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use crate::{
     netns::{Host, Lab},
     paths,
     process::{Process, Program},
+    tool,
 };
 
 const APPROVE: Duration = Duration::from_secs(60);
@@ -114,21 +116,49 @@ impl Site {
     /// It does not start, or the server refuses it.
     pub fn install_to_file(&self, index: usize, image: &str, file: &Path) -> Result<Process> {
         let agent = self.agents.get(index).context("find the client")?;
-        let started = Instant::now();
         let installer = self.installer(agent.host(), agent.state_dir(), image, file)?;
+        let code = self.shown_code(&installer)?;
+        self.server.run(&["machine", "approve", &code])?;
+        Ok(installer)
+    }
+
+    /// Starts the installer on a machine of its own that is in nobody's fleet, to a file, and returns it with the code that it
+    /// shows, once the server knows that.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn waiting_target(
+        &self,
+        host: &Host,
+        image: &str,
+        file: &Path,
+    ) -> Result<(Process, String)> {
+        let state = file.with_extension("state");
+        let first = self.server.first();
+        let token = self.server.join_token()?;
+        let mut join = Command::new("ip");
+        join.args(["netns", "exec", host.namespace()])
+            .arg(binary("cairn-agent")?)
+            .args(["join", &first.join_url, &token, "--lend", "64MiB", "--state-dir"])
+            .arg(&state);
+        tool::finish(&mut join)?;
+        let installer = self.installer(host, &state, image, file)?;
+        let code = self.shown_code(&installer)?;
+        Ok((installer, code))
+    }
+
+    /// The code that an installer shows, once the server knows it too.
+    fn shown_code(&self, installer: &Process) -> Result<String> {
+        let started = Instant::now();
         let found = installer.wait_for_line(CODE_LINE, CODE)?;
         let code = found.groups.get(1).context("read the code")?;
         // The code is shown before the server has heard of it.
-        eventually(
-            &format!("code {code} to be known"),
-            CODE.saturating_sub(started.elapsed()),
-            || {
-                let machines = self.server.machines()?;
-                Ok(machines.iter().any(|machine| machine.codes.contains(code)).then_some(()))
-            },
-        )?;
-        self.server.run(&["machine", "approve", code])?;
-        Ok(installer)
+        let left = CODE.saturating_sub(started.elapsed());
+        eventually(&format!("code {code} to be known"), left, || {
+            let machines = self.server.machines()?;
+            Ok(machines.iter().any(|machine| machine.codes.contains(code)).then_some(()))
+        })?;
+        Ok(code.clone())
     }
 
     fn installer(&self, host: &Host, state: &Path, image: &str, file: &Path) -> Result<Process> {
@@ -136,7 +166,7 @@ impl Site {
             .args(["install", image, "--disk"])
             .args([file.as_os_str(), "--state-dir".as_ref(), state.as_os_str()])
             .on(host)
-            .log(self.lab.dir().join("installer.log"))
+            .log(self.lab.dir().join(format!("installer-{}.log", host.namespace())))
             .start()
     }
 }

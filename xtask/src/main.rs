@@ -82,7 +82,7 @@ fn demo(args: &[String]) -> Result<ExitCode> {
 fn bench(args: &[String]) -> Result<ExitCode> {
     // Listing needs nothing to be built.
     if args.iter().any(|arg| !arg.starts_with("--")) {
-        setup::run()?;
+        setup::run_for_benches()?;
         build::all(Programs::Release)?;
     }
     step::cargo(

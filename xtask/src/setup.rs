@@ -35,10 +35,24 @@ const PACKAGES: [(&str, &str); 22] = [
 /// it, and only a second call puts the matching version in its place.
 const AFTERWARDS: &str = "qemu-utils";
 
+/// What the swarm is measured against.
+const PEERS: [(&str, &str); 2] =
+    [("nginx-light", "a file to everybody, one by one"), ("udpcast", "a file by multicast")];
+
 /// Installs what is missing.
 pub(crate) fn run() -> Result<()> {
+    install(&PACKAGES)
+}
+
+/// The same, and what benches compare with.
+pub(crate) fn run_for_benches() -> Result<()> {
+    run()?;
+    install(&PEERS)
+}
+
+fn install(packages: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
-        PACKAGES.iter().map(|(name, _)| *name).filter(|name| !installed(name)).collect();
+        packages.iter().map(|(name, _)| *name).filter(|name| !installed(name)).collect();
     if missing.is_empty() && installed(AFTERWARDS) {
         return Ok(());
     }

@@ -439,7 +439,9 @@ fn who_sends_a_byte_now_and_then_is_left_and_reported() {
     kinds[1] = Kind::Slow(0.001);
     let mut swarm = Swarm::new(&kinds, M, 5);
     let (last, ..) = figures(&mut swarm);
-    assert!(last < 1.6, "{last}");
+    // What it got from the server is given to nobody else for a while.
+    let lease = 10_000.0 * RATE / (f64::from(SEGMENT) * f64::from(M));
+    assert!(last < 1.5 + lease, "{last}");
     assert!(swarm.faults.iter().any(|(_, r)| r.source == source(2) && r.fault == Fault::Slow));
     assert!(swarm.faults.iter().all(|(_, r)| r.source == source(2)), "{:?}", swarm.faults);
 }
