@@ -196,6 +196,55 @@ fn ordinary_clients_get_addresses_that_outlive_a_restart() {
     server.stop();
 }
 
+/// Runs ISC's dhclient, which goes on in the background once it has an address; what its script was told, a line each time.
+fn dhclient(lab: &Lab, host: &Host, verb: &str) -> Vec<String> {
+    let at = |name: &str| lab.dir().join(name).to_str().unwrap().to_owned();
+    let (script, told) = (at("dhclient.sh"), at("told"));
+    let text =
+        "#!/bin/sh\necho \"$reason $new_ip_address $new_subnet_mask $new_routers\" >> $TOLD\n";
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (leases, pid) = (at("dhclient.leases"), at("dhclient.pid"));
+    let environment = format!("TOLD={told}");
+    let args = [
+        "-4",
+        verb,
+        "-e",
+        &environment,
+        "-sf",
+        &script,
+        "-lf",
+        &leases,
+        "-pf",
+        &pid,
+        "-cf",
+        "/dev/null",
+        "eth0",
+    ];
+    stdout(&run_on(host, "dhclient", &args));
+    std::fs::read_to_string(&told).unwrap().lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn dhclient_gets_an_address_asks_for_it_again_and_gives_it_back() {
+    let _shared = starts_once();
+    let mut lab = Lab::new("pxe-dhclient").unwrap();
+    let host = lab.host("server", 2).unwrap();
+    let client = lab.host_without_address("client").unwrap();
+    let server = Server::start(&lab, &host, full()).unwrap();
+    let told = dhclient(&lab, &client, "-1");
+    assert_eq!(told.last().unwrap(), "BOUND 10.77.0.50 255.255.255.0 10.77.0.2");
+    dhclient(&lab, &client, "-x");
+    let told = dhclient(&lab, &client, "-1");
+    assert_eq!(told.last().unwrap(), "REBOOT 10.77.0.50 255.255.255.0 10.77.0.2");
+    let told = dhclient(&lab, &client, "-r");
+    assert!(told.last().unwrap().starts_with("RELEASE"), "{told:?}");
+    // How often it repeats itself is its own affair.
+    let counts = server.counts();
+    assert!(counts.dhcp_offers >= 1 && counts.dhcp_acks >= 2 && counts.dhcp_naks == 0);
+    server.stop();
+}
+
 #[test]
 fn curl_and_busybox_read_boot_files() {
     let _shared = starts_once();

@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result, bail};
 use crate::step;
 
 /// What each is for, so that it can go when that goes.
-const PACKAGES: [(&str, &str); 22] = [
+const PACKAGES: [(&str, &str); 23] = [
     ("qemu-system-x86", "the machines of the lab"),
     ("ovmf", "their UEFI"),
     ("ipxe-qemu", "their network ROMs"),
     ("ipxe", "the loaders that cairn-server serves"),
     ("dnsmasq-base", "the site's DHCP server in the lab"),
+    ("isc-dhcp-client", "a real DHCP client in tests"),
     ("busybox-static", "the boot payload, and the small image"),
     ("mmdebstrap", "demo images"),
     ("e2fsprogs", "demo images"),
