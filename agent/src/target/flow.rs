@@ -35,9 +35,9 @@ use crate::link::{Patience, ServerLink};
 /// Between two reports to the server; the screen is faster.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// The last report is worth waiting for: without it the server does not know how the install ended.
-const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(120);
+const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(30);
 /// The longest pause between two tries of it.
-const LAST_REPORT_PAUSE: Duration = Duration::from_secs(10);
+const LAST_REPORT_PAUSE: Duration = Duration::from_secs(4);
 
 /// Complaints that wait to be told.
 const COMPLAINTS: usize = 64;
@@ -108,14 +108,17 @@ impl Installer {
         let outcome = self.attempt(&granted, tell, progress.clone(), &screen, &mut part).await;
         let last = ended(&outcome, &progress.borrow());
         screen.show(&last);
-        if let Err(error) = report_end(&granted.link, &last, &screen).await {
-            screen.say(&format!("the server could not be told how this ended: {error:#}"));
-        }
-        if let (Ok(_), Some(part)) = (&outcome, &part) {
-            tokio::select! {
-                () = part.linger(&screen) => {}
-                never = part.meet(&granted.link, &self.names) => match never {},
+        let told = async {
+            if let Err(error) = report_end(&granted.link, &last, &screen).await {
+                screen.say(&format!("the server could not be told how this ended: {error:#}"));
             }
+        };
+        match (&outcome, &part) {
+            (Ok(_), Some(part)) => tokio::select! {
+                _ = futures::future::join(told, part.linger(&screen)) => {}
+                never = part.meet(&granted.link, &self.names) => match never {},
+            },
+            _ => told.await,
         }
         outcome.map(|_| then)
     }
