@@ -108,7 +108,7 @@ impl PeerClient {
         checked.ok().flatten().ok_or(FetchError::Bad)
     }
 
-    /// The segments that a target has, as it verifies them: bytes of [`super`]'s `have`.
+    /// The ids of the segments that a target has, as it verifies them: 32 bytes each.
     ///
     /// # Errors
     /// See [`FetchError`].

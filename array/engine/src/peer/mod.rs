@@ -7,7 +7,7 @@
 //! | `GET /peer/v1/segment/{id}?turn=N` | the sealed bytes; 404 not here; 409 another target gets it just now; 429 busy |
 //! | `GET /peer/v1/have` | targets only: ids of 32 bytes as they are verified, without end; all zero: nothing more is wanted |
 //!
-//! Targets take turns, since many of them ask at once ([`turns`]); what agents fetch is bounded by their number of fetches.
+//! Targets take turns, since many of them ask at once (`turns.rs`); what agents fetch is bounded by their number of fetches.
 //!
 //! Invariants: a segment is checked against its id before anybody gets it; nothing is read beyond its declared
 //! length; a peer that sends nothing for `STALL` is given up.
