@@ -31,6 +31,7 @@
 mod action;
 mod hosts;
 mod jobs;
+mod load;
 mod swarm;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -277,19 +278,20 @@ impl Fetcher {
                     self.shard_lost(job, shard);
                 }
                 if install && !self.is_in_flight(shard) {
-                    match failure {
-                        Failure::Elsewhere => self.promise(shard, now_ms),
-                        _ => self.route(shard),
+                    self.route(shard);
+                    if failure == Failure::Elsewhere && Some(host) == self.server {
+                        self.promise(shard, now_ms);
                     }
                 }
                 self.note_silence(host, failure, now_ms);
             }
             Some(Flight::Turn { host }) => {
                 self.hosts[host].asked -= 1;
-                if failure == Failure::Busy {
-                    self.hosts[host].is_busy(now_ms);
+                match failure {
+                    Failure::Busy => self.hosts[host].is_busy(now_ms),
+                    // Whatever else it says, it gives no turn: asked again at once it would say so again.
+                    _ => self.note_silence(host, Failure::Refused, now_ms),
                 }
-                self.note_silence(host, failure, now_ms);
             }
             Some(Flight::Rebuild { job }) => self.rebuild_failed(job),
             None => {}
@@ -321,78 +323,6 @@ impl Fetcher {
     #[must_use]
     pub const fn progress(&self) -> Progress {
         self.progress
-    }
-
-    fn load(&mut self, wanted: &[Wanted], maps: &[StripeMap], members: &[AgentId]) {
-        let members: HashSet<_> = members.iter().copied().collect();
-        let needed: HashSet<_> = wanted.iter().map(|segment| segment.id).collect();
-        for (map, stripe) in maps.iter().flat_map(|map| map.stripes.iter().map(move |s| (map, s))) {
-            if !stripe.data.iter().any(|shard| needed.contains(&shard.id)) {
-                continue;
-            }
-            let index = self.stripes.len();
-            let mut places = Vec::new();
-            for (place, shard) in stripe.shards() {
-                let holders: Vec<_> = map
-                    .agents(shard)
-                    .filter(|agent| members.contains(agent))
-                    .map(|agent| self.host(Source::Peer(agent)))
-                    .collect();
-                // A segment that two maps name belongs to the first; both say who holds it.
-                let at = self.shard(shard.id, shard.bytes, Some((index, place)));
-                for holder in holders {
-                    self.hold(holder, at);
-                }
-                places.push((place, at));
-            }
-            self.stripes.push(StripeState::new(stripe, places));
-        }
-        for segment in wanted {
-            let at = self.shard(segment.id, segment.bytes, None);
-            if self.shards[at].status == Status::Spare {
-                self.shards[at].status = Status::Stranded;
-                self.shards[at].bytes = segment.bytes;
-                self.wanted.push(at);
-                self.progress.wanted_segments += 1;
-                self.progress.wanted_bytes += u64::from(segment.bytes);
-            }
-        }
-    }
-
-    /// The host's number; new ones get one.
-    fn host(&mut self, source: Source) -> usize {
-        if let Some(known) = self.host_of.get(&source) {
-            return *known;
-        }
-        let host = self.hosts.len();
-        self.hosts.push(Host::new(source));
-        self.held.push(Vec::new());
-        self.queues.push(BTreeSet::new());
-        self.host_of.insert(source, host);
-        host
-    }
-
-    /// The shard's number; new ones get one.
-    fn shard(&mut self, id: SegmentId, bytes: u32, stripe: Option<(usize, ShardPlace)>) -> usize {
-        if let Some(known) = self.shard_of.get(&id) {
-            return *known;
-        }
-        let at = self.shards.len();
-        let rank = (0, self.chance(&id.0), at);
-        let status = Status::Spare;
-        self.shards.push(ShardState { id, bytes, holders: Vec::new(), stripe, status, rank });
-        self.shard_of.insert(id, at);
-        at
-    }
-
-    /// Notes that a host holds a shard. False when that was known.
-    fn hold(&mut self, host: usize, shard: usize) -> bool {
-        let new = !self.shards[shard].holders.contains(&host);
-        if new {
-            self.shards[shard].holders.push(host);
-            self.held[host].push(shard);
-        }
-        new
     }
 
     /// A number that looks random and depends on the seed.
@@ -489,9 +419,11 @@ impl Fetcher {
 
     fn blame(&mut self, host: usize, shard: usize, failure: Failure, now_ms: u64) {
         match failure {
-            Failure::Timeout | Failure::Refused | Failure::Elsewhere => {}
+            Failure::Timeout | Failure::Refused => {}
+            // Only the server hands out; from others it is an excuse.
+            Failure::Elsewhere if Some(host) == self.server => {}
             Failure::Busy => self.hosts[host].is_busy(now_ms),
-            Failure::Missing => {
+            Failure::Missing | Failure::Elsewhere => {
                 self.refused.insert((host, shard));
                 self.note_missing(host, shard);
             }

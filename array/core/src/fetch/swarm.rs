@@ -54,9 +54,8 @@ impl Fetcher {
         (self.limits.in_flight / up.max(1)).max(self.limits.per_peer)
     }
 
-    /// Another target gets the shard from the server.
+    /// Another target gets the shard from the server: unless somebody else has it, it is waited for.
     pub(super) fn promise(&mut self, shard: usize, now_ms: u64) {
-        self.route(shard);
         if self.shards[shard].status == Status::AtServer {
             self.unqueue(shard);
             let until_ms = now_ms.saturating_add(PROMISE_MS);

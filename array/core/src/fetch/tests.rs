@@ -349,6 +349,38 @@ fn a_peer_that_is_heard_of_is_asked_at_once() {
 }
 
 #[test]
+fn who_grants_no_turn_is_left_alone_for_a_while_whatever_he_says() {
+    let answers = [Failure::Missing, Failure::Bad, Failure::Refused, Failure::Elsewhere];
+    for answer in answers {
+        let fleet = fleet(&[Nature::Good], None, Redundancy::Copies { count: 1 }, 1);
+        let mut fetcher = fleet.fetcher(8);
+        while let Next::Act(Action::Ask { ticket, .. }) = fetcher.next(0) {
+            fetcher.on_failed(ticket, answer, 0);
+        }
+        assert_eq!(fetcher.next(0), Next::Wait { until_ms: Some(2000) }, "{answer:?}");
+    }
+}
+
+#[test]
+fn a_peer_that_sends_elsewhere_is_not_asked_for_that_segment_again() {
+    let fleet = fleet(&[Nature::Good], Some(Nature::Good), Redundancy::Copies { count: 1 }, 1);
+    let mut fetcher = fleet.fetcher(9);
+    let from = |next| match next {
+        Next::Act(Action::Fetch { ticket, from, .. }) => (ticket, from),
+        other => panic!("{other:?}"),
+    };
+    let (ticket, peer) = from(next_granted(&mut fetcher, 0));
+    assert_eq!(peer, Source::Peer(agent(0)));
+    fetcher.on_failed(ticket, Failure::Elsewhere, 0);
+    let (ticket, server) = from(next_granted(&mut fetcher, 0));
+    assert_eq!(server, Source::Server);
+    // The server may say so: it has just given the segment to another target, and is asked again later.
+    fetcher.on_failed(ticket, Failure::Elsewhere, 0);
+    assert_eq!(next_granted(&mut fetcher, 0), Next::Wait { until_ms: Some(10_000) });
+    assert_eq!(from(next_granted(&mut fetcher, 10_000)).1, Source::Server);
+}
+
+#[test]
 fn a_rebuild_that_gives_wrong_bytes_is_not_tried_again() {
     let natures = [Nature::Dead, Nature::Good, Nature::Good];
     let fleet = fleet(&natures, Some(Nature::Good), Redundancy::Parity { k: 2, m: 1 }, 2);
