@@ -41,12 +41,22 @@ struct Known {
     seen: HashSet<SegmentId>,
     complete: bool,
     is_there: bool,
-    listener: JoinHandle<()>,
+    /// None once it was neither named nor there.
+    listener: Option<JoinHandle<()>>,
 }
 
 /// What one scheduler was told already.
 #[derive(Debug, Default)]
-pub struct Heard(HashMap<InstallId, (usize, bool, bool)>);
+pub struct Heard(HashMap<InstallId, Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    /// How many of its announcements.
+    has: usize,
+    complete: bool,
+    /// That it went away, after it had announced something.
+    gone: bool,
+}
 
 impl Neighbours {
     pub(super) fn new(image: HashSet<SegmentId>, peers: PeerClient) -> Self {
@@ -64,17 +74,21 @@ impl Neighbours {
     pub fn set(&self, neighbours: &[InstallId]) {
         let mut known = self.known();
         for install in neighbours.iter().take(MAX_NEIGHBOURS) {
-            known.entry(*install).or_insert_with(|| Known {
+            let it = known.entry(*install).or_insert_with(|| Known {
                 has: Vec::new(),
                 seen: HashSet::new(),
                 complete: false,
                 is_there: false,
-                listener: tokio::spawn(self.clone().listen(*install)),
+                listener: None,
             });
+            it.listener.get_or_insert_with(|| tokio::spawn(self.clone().listen(*install)));
         }
         for (install, it) in known.iter_mut() {
-            if !neighbours.contains(install) && !it.is_there {
-                it.listener.abort();
+            if !neighbours.contains(install)
+                && !it.is_there
+                && let Some(listener) = it.listener.take()
+            {
+                listener.abort();
             }
         }
         drop(known);
@@ -91,28 +105,32 @@ impl Neighbours {
     pub fn tell(&self, heard: &mut Heard, scheduler: &mut Fetcher) {
         for (install, it) in self.known().iter() {
             let source = Source::Target(*install);
-            let (count, complete, is_there) = heard.0.entry(*install).or_insert((0, false, true));
-            if it.is_there && !*is_there {
+            let told = heard.0.entry(*install).or_default();
+            if it.is_there && std::mem::take(&mut told.gone) {
                 scheduler.on_heard(source);
             }
-            if it.has.len() > *count {
-                scheduler.on_have(source, it.has.get(*count..).unwrap_or_default());
-                *count = it.has.len();
+            if it.has.len() > told.has {
+                scheduler.on_have(source, it.has.get(told.has..).unwrap_or_default());
+                told.has = it.has.len();
             }
-            if it.complete && !*complete {
+            if it.complete && !std::mem::replace(&mut told.complete, true) {
                 scheduler.on_complete(source);
-                *complete = true;
             }
-            if !it.is_there && *is_there && *count > 0 {
+            if !it.is_there && told.has > 0 && !std::mem::replace(&mut told.gone, true) {
                 scheduler.on_gone(source);
             }
-            *is_there = it.is_there || *count == 0;
         }
+    }
+
+    /// How much all of them have announced.
+    #[cfg(test)]
+    pub(super) fn announced(&self) -> usize {
+        self.known().values().map(|it| it.has.len()).sum()
     }
 
     /// Listens to nobody any more.
     pub(super) fn stop(&self) {
-        self.known().values().for_each(|it| it.listener.abort());
+        self.known().values().filter_map(|it| it.listener.as_ref()).for_each(JoinHandle::abort);
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstallId, Known>> {

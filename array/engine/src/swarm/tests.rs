@@ -1,4 +1,4 @@
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use cairn_core::{id::InstallId, units::ByteCount};
 use tokio::{
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    install::{Fetcher, Image, InstallError, TargetDisk, install, tests::nothing_yet},
+    install::{Fetcher, Image, InstallError, TargetDisk, install},
     testing::{CONTENT_KEY, Fleet, Manner, Memory, Version, noise, signer, version},
     tls::{serve, server_tls},
     wire::{Complaint, InstallProgress},
@@ -69,7 +69,7 @@ impl Room {
         let image =
             Image::open(&self.version.signed, &signer().verifying_key(), &CONTENT_KEY).unwrap();
         let disk = TargetDisk::open(&target.disk, image.public.size).unwrap();
-        let (progress, _) = watch::channel(nothing_yet());
+        let (progress, _) = watch::channel(InstallProgress::begin());
         let stop = CancellationToken::new();
         let done = install(Arc::new(image), disk, Arc::new(fetcher), progress, stop).await;
         let mut told = Vec::new();
@@ -77,6 +77,10 @@ impl Room {
             told.push(complaint);
         }
         (done, told)
+    }
+
+    fn segments(&self) -> usize {
+        self.version.public.segments().count()
     }
 
     fn assert_installed(&self, target: &Target) {
@@ -97,7 +101,7 @@ async fn who_installs_later_gets_everything_from_those_before() {
     room.install(&first, 1).await.0.unwrap();
     let second = room.target(2, 64 << 20).await;
     second.swarm.neighbours().set(&[install_id(1)]);
-    heard(&second).await;
+    heard(&second, room.segments()).await;
     let (done, complaints) = room.install(&second, 2).await;
     let done = done.unwrap();
     assert_eq!((done.from_server, complaints), (ByteCount(0), vec![]));
@@ -113,7 +117,7 @@ async fn what_left_the_memory_is_sealed_again_from_the_disk() {
     room.install(&first, 1).await.0.unwrap();
     let second = room.target(2, 0).await;
     second.swarm.neighbours().set(&[install_id(1)]);
-    heard(&second).await;
+    heard(&second, room.segments()).await;
     let (done, _) = room.install(&second, 2).await;
     let done = done.unwrap();
     room.assert_installed(&second);
@@ -164,7 +168,7 @@ async fn a_liar_and_a_boaster_are_told_of_and_the_install_goes_on() {
     }
     let honest = room.target(3, 64 << 20).await;
     honest.swarm.neighbours().set(&[install_id(1), install_id(2)]);
-    heard(&honest).await;
+    heard(&honest, 2 * room.segments()).await;
     let (done, complaints) = room.install(&honest, 3).await;
     done.unwrap();
     room.assert_installed(&honest);
@@ -190,20 +194,39 @@ async fn who_announces_more_than_the_image_has_is_not_listened_to() {
             news.changed().await.unwrap();
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), quiet).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), quiet).await.unwrap();
     room.install(&target, 1).await.0.unwrap();
     room.assert_installed(&target);
 }
 
-/// Waits until the announcements of all neighbours are in.
-async fn heard(target: &Target) {
+/// Waits until so many announcements are in.
+async fn heard(target: &Target, count: usize) {
     let mut news = target.swarm.neighbours().news();
-    let some = tokio::time::sleep(std::time::Duration::from_millis(500));
-    tokio::pin!(some);
-    loop {
-        tokio::select! {
-            changed = news.changed() => changed.unwrap(),
-            () = &mut some => return,
+    let all = async {
+        while target.swarm.neighbours().announced() < count {
+            news.changed().await.unwrap();
         }
+    };
+    tokio::time::timeout(Duration::from_secs(20), all).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_away_and_is_named_again_is_heard_again() {
+    let room = Room::new(noise(1024, 6), Manner::Honest).await;
+    let target = room.target(2, 0).await;
+    let ids: Vec<_> = room.version.public.segments().map(|entry| entry.id).collect();
+    let first = room.target(1, 0).await;
+    first.swarm.shelf().announce_only(ids[0]);
+    target.swarm.neighbours().set(&[install_id(1)]);
+    heard(&target, 1).await;
+    drop(first);
+    let mut news = target.swarm.neighbours().news();
+    while target.swarm.neighbours().are_waiting() {
+        news.changed().await.unwrap();
     }
+    target.swarm.neighbours().set(&[]);
+    let again = room.target(1, 0).await;
+    again.swarm.shelf().announce_only(ids[1]);
+    target.swarm.neighbours().set(&[install_id(1)]);
+    heard(&target, 2).await;
 }
