@@ -34,7 +34,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
-    task::JoinSet,
+    task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -147,18 +147,19 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
 async fn supervise(mut tasks: JoinSet<Result<()>>, stop: CancellationToken) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let outcome = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-        Some(ended) = tasks.join_next() => ended.context("a task of the agent broke").and_then(|outcome| outcome),
+    let (asked, mut outcome) = tokio::select! {
+        _ = terminate.recv() => (true, Ok(())),
+        _ = interrupt.recv() => (true, Ok(())),
+        Some(ended) = tasks.join_next() => (false, result(ended)),
     };
     stop.cancel();
     let rest = async {
         while let Some(ended) = tasks.join_next().await {
-            if let Err(error) =
-                ended.context("a task of the agent broke").and_then(|outcome| outcome)
-            {
-                tracing::warn!(error = format!("{error:#}"), "while stopping");
+            match result(ended) {
+                // A task that fails takes others along, and one of them may have been faster.
+                Err(error) if !asked && outcome.is_ok() => outcome = Err(error),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "while stopping"),
+                Ok(()) => {}
             }
         }
     };
@@ -166,4 +167,8 @@ async fn supervise(mut tasks: JoinSet<Result<()>>, stop: CancellationToken) -> R
         tracing::warn!("a task did not stop in time");
     }
     outcome
+}
+
+fn result(ended: std::result::Result<Result<()>, JoinError>) -> Result<()> {
+    ended.context("a task of the agent broke")?
 }

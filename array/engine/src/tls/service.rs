@@ -78,6 +78,7 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
     loop {
         let place = Arc::clone(&places).acquire_owned().await.context("wait for a place")?;
         let (stream, addr) = tokio::select! {
@@ -93,8 +94,9 @@ pub async fn serve(
             },
         };
         let connection = connection(acceptor.clone(), stream, addr, app.clone(), stop.clone());
+        let cut = cut.clone();
         connections.spawn(async move {
-            if let Err(error) = connection.await {
+            if let Some(Err(error)) = cut.run_until_cancelled(connection).await {
                 tracing::debug!(%addr, error = format!("{error:#}"), "connection ended early");
             }
             drop(place);
@@ -103,6 +105,7 @@ pub async fn serve(
     connections.close();
     if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
         tracing::debug!("connections still open after the drain time are cut");
+        cut.cancel();
     }
     Ok(())
 }
