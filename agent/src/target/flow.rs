@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Screen,
     disks::{self, Roots},
-    identity, progress,
+    identity,
     select::{self, DiskRefusal, select_disk},
     swarm::Part,
     ticket::{self, Documents, Granted},
@@ -103,7 +103,7 @@ impl Installer {
             // Nobody restarts a running system unasked.
             Goal::Asked { .. } => AfterInstall::Exit,
         };
-        let (tell, progress) = watch::channel(progress::none());
+        let (tell, progress) = watch::channel(InstallProgress::begin());
         let mut part = None;
         let outcome = self.attempt(&granted, tell, progress.clone(), &screen, &mut part).await;
         let last = ended(&outcome, &progress.borrow());

@@ -84,22 +84,6 @@ fn clock(seconds: u64) -> String {
     format!("{}:{:02}", seconds / 60, seconds % 60)
 }
 
-/// Nothing has happened yet.
-#[must_use]
-pub const fn none() -> InstallProgress {
-    InstallProgress {
-        phase: InstallPhase::Planning,
-        total: ByteCount(0),
-        from_peers: ByteCount(0),
-        from_server: ByteCount(0),
-        rebuilt: ByteCount(0),
-        already: ByteCount(0),
-        written: ByteCount(0),
-        milliseconds: 0,
-        error: None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,7 +96,7 @@ mod tests {
             phase: InstallPhase::Writing,
             total: ByteCount(100 << 20),
             from_peers: ByteCount(mib << 20),
-            ..none()
+            ..InstallProgress::begin()
         };
         assert_eq!(speed.note(&at(0), start), ByteCount(0));
         let now = speed.note(&at(40), start + Duration::from_secs(4));

@@ -333,6 +333,24 @@ pub struct InstallProgress {
     pub error: Option<String>,
 }
 
+impl InstallProgress {
+    /// How an install begins.
+    #[must_use]
+    pub const fn begin() -> Self {
+        Self {
+            phase: InstallPhase::Planning,
+            total: ByteCount(0),
+            from_peers: ByteCount(0),
+            from_server: ByteCount(0),
+            rebuilt: ByteCount(0),
+            already: ByteCount(0),
+            written: ByteCount(0),
+            milliseconds: 0,
+            error: None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstallPhase {

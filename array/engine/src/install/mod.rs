@@ -20,7 +20,7 @@ mod fetcher;
 mod plan;
 mod reseal;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering},

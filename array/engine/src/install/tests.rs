@@ -22,20 +22,6 @@ fn image(seed: u8) -> Vec<u8> {
     image
 }
 
-pub(crate) const fn nothing_yet() -> InstallProgress {
-    InstallProgress {
-        phase: InstallPhase::Planning,
-        total: ByteCount(0),
-        from_peers: ByteCount(0),
-        from_server: ByteCount(0),
-        rebuilt: ByteCount(0),
-        already: ByteCount(0),
-        written: ByteCount(0),
-        milliseconds: 0,
-        error: None,
-    }
-}
-
 struct Bench {
     _folder: tempfile::TempDir,
     disk: std::path::PathBuf,
@@ -69,7 +55,7 @@ impl Bench {
         let image =
             Image::open(&self.version.signed, &signer().verifying_key(), &CONTENT_KEY).unwrap();
         let disk = TargetDisk::open(&self.disk, image.public.size).unwrap();
-        let (progress, _) = watch::channel(nothing_yet());
+        let (progress, _) = watch::channel(InstallProgress::begin());
         let done =
             install(Arc::new(image), disk, Arc::new(fetcher), progress, CancellationToken::new())
                 .await;
