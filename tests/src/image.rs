@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
-use crate::paths;
+use crate::{paths, tool};
 
 mod compare;
 mod disk;
@@ -136,6 +136,17 @@ impl Image {
     pub fn size(&self) -> Result<u64> {
         let metadata = fs::metadata(&self.path);
         Ok(metadata.with_context(|| format!("look at {}", self.path.display()))?.len())
+    }
+
+    /// A copy whose UEFI loader lies where only a boot entry leads, as in a system that Debian's installer made.
+    ///
+    /// # Errors
+    /// It cannot be written, or mtools is not installed.
+    pub fn without_fallback_loader(&self, path: &Path) -> Result<Self> {
+        let [from, to] = [self.path.as_os_str(), path.as_os_str()];
+        tool::run("cp", ["--sparse=always".as_ref(), from, to])?;
+        grub::move_loader(path, disk::layout())?;
+        Ok(Self { path: path.to_owned(), ..*self })
     }
 }
 

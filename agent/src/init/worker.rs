@@ -63,8 +63,9 @@ fn install(cmdline: &str, consoles: &Consoles) -> Result<AfterInstall> {
     drivers.load_all(&sys);
     let efivars = sys.join("firmware/efi/efivars");
     if efivars.is_dir() {
-        // Mounted already on a second try; without it the machine just counts as unverified.
-        match rustix::mount::mount("efivarfs", &efivars, "efivarfs", MountFlags::RDONLY, None) {
+        // Mounted already on a second try; without it the machine counts as unverified and gets no boot entry.
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        match rustix::mount::mount("efivarfs", &efivars, "efivarfs", flags, None) {
             Ok(()) | Err(rustix::io::Errno::BUSY) => {}
             Err(error) => {
                 consoles.say(&format!("the firmware's variables cannot be read: {error}"))

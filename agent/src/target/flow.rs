@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Screen,
+    Screen, boot_entry,
     disks::{self, Roots},
     identity,
     select::{self, DiskRefusal, select_disk},
@@ -143,6 +143,11 @@ impl Installer {
         let reports = report(granted.link.clone(), progress, cancel.clone(), screen.clone());
         let complaints = complain(granted.link.clone(), bad);
         let work = self.execute(&granted.ticket, image, documents, part, tell, tell_bad, cancel);
+        let work = async {
+            let (path, done) = work.await?;
+            self.enter_boot(path, screen).await?;
+            Ok(done)
+        };
         tokio::select! {
             outcome = work => outcome,
             never = shown => match never {},
@@ -172,16 +177,40 @@ impl Installer {
         tell: watch::Sender<InstallProgress>,
         tell_bad: mpsc::Sender<Complaint>,
         cancel: CancellationToken,
-    ) -> Result<InstallProgress> {
+    ) -> Result<(PathBuf, InstallProgress)> {
         let Documents { maps, members, peers, .. } = documents;
         let size = image.public.size;
         let path = self.choose(&ticket.disk, size)?;
-        let disk = tokio::task::spawn_blocking(move || TargetDisk::open(&path, size));
+        let opened = path.clone();
+        let disk = tokio::task::spawn_blocking(move || TargetDisk::open(&opened, size));
         let disk = disk.await.context("open the target disk")??;
         let seed = u64::from_le_bytes(random::array()?);
         let fetcher = Fetcher::new(PeerClient::new(peers), maps, members, seed, tell_bad)
             .with_swarm(Arc::clone(&part.swarm));
-        Ok(install(Arc::new(image), disk, Arc::new(fetcher), tell, cancel).await?)
+        let done = install(Arc::new(image), disk, Arc::new(fetcher), tell, cancel).await?;
+        Ok((path, done))
+    }
+
+    /// Tells the firmware of a blank machine how its disk boots. On a running system that is its operator's.
+    async fn enter_boot<S: Screen>(&self, disk: PathBuf, screen: &S) -> Result<()> {
+        use boot_entry::Outcome;
+        if matches!(self.goal, Goal::Asked { .. }) {
+            return Ok(());
+        }
+        let written = move || boot_entry::write(Path::new("/sys"), &disk);
+        let outcome =
+            tokio::task::spawn_blocking(written).await.context("read the boot files")??;
+        match outcome {
+            Outcome::NotUefi => {}
+            Outcome::Written { loader } => screen.say(&format!("boot entry: {loader}")),
+            Outcome::NoLoader => screen.say(
+                "no boot entry: this machine was started by UEFI, and the image has no loader for it; it can only start by BIOS",
+            ),
+            Outcome::FallbackOnly { reason } => screen.say(&format!(
+                "no boot entry: {reason}; the disk boots when the firmware looks at it by itself"
+            )),
+        }
+        Ok(())
     }
 
     /// The disk as it is now: since hello one may have been plugged in, or mounted.

@@ -4,12 +4,13 @@
 //! ```text
 //!   identity, disks ─► hello ─► code on the screen ─► ticket ─► manifest, stripe maps, directory
 //!                                                                   │
-//!                     report ◄── boot blocks last ◄── verify ◄── write ◄── choose the disk
+//!                     report ◄── boot entry ◄── boot blocks last ◄── verify ◄── write ◄── choose the disk
 //! ```
 //!
 //! Invariants: until the disk is chosen and found fit nothing is written; once the manifest is here the server may
 //! vanish and the install still ends; a machine that was not approved gets nothing, whatever key it holds.
 
+pub mod boot_entry;
 pub mod disks;
 pub mod flow;
 pub mod identity;

@@ -94,6 +94,14 @@ fn install_uefi(image: &Path, layout: Layout, early: &Path, work: &Path) -> Resu
     tool::finish(&mut copy).map(drop)
 }
 
+/// Moves the UEFI loader of `image` from the fallback path to a vendor's folder.
+pub(super) fn move_loader(image: &Path, layout: Layout) -> Result<()> {
+    let fat = format!("{}@@{}", image.display(), layout.esp_offset);
+    tool::run("mmd", ["-i", &fat, "::/EFI/debian"])?;
+    let [from, to] = ["::/EFI/BOOT/BOOTX64.EFI", "::/EFI/debian/grubx64.efi"];
+    tool::run("mmove", ["-i", &fat, from, to]).map(drop)
+}
+
 fn make_image(format: &str, output: &Path, early: &Path, more: &[&str]) -> Result<()> {
     let mut command = Command::new("grub-mkimage");
     command
