@@ -13,7 +13,13 @@
 use cairn_array::wire::InstallPhase;
 use cairn_core::id::InstallId;
 
-use crate::db::{deployment::InstallState, target::TargetState};
+use crate::{
+    db::{
+        deployment::InstallState,
+        target::{LIVE, TargetState},
+    },
+    moment::Moment,
+};
 
 /// What happens to an install.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +68,18 @@ pub(crate) const fn next(state: InstallState, event: InstallEvent) -> Option<Ins
 /// Whether an install is over for good.
 pub(crate) const fn is_over(state: InstallState) -> bool {
     matches!(state, InstallState::Done | InstallState::Failed | InstallState::Cancelled)
+}
+
+/// Since when nothing was heard of an install that is under way, when that is worth saying. It may still go on: a
+/// target needs no server to end well. Its machine is offered the same install again when it boots anew.
+pub(crate) fn silent_since(
+    state: InstallState,
+    heard: Option<Moment>,
+    started: Option<Moment>,
+    now: Moment,
+) -> Option<Moment> {
+    let under_way = matches!(state, InstallState::Ticketed | InstallState::Running);
+    heard.or(started).filter(|last| under_way && now.since(*last) > LIVE)
 }
 
 /// A deployment as the sum of its installs: the state that needs attention first.
@@ -161,6 +179,24 @@ mod tests {
     use InstallState as S;
 
     use super::*;
+
+    #[test]
+    fn an_install_is_silent_when_its_target_is_and_nothing_ended_it() {
+        const START: Moment = Moment(1_000_000);
+        let heard = START.plus(LIVE);
+        let later = |by| heard.plus(LIVE).plus(by);
+        let second = std::time::Duration::from_secs(1);
+        for state in [S::Ticketed, S::Running] {
+            let silent = |now| silent_since(state, Some(heard), Some(START), now);
+            assert_eq!(silent(later(std::time::Duration::ZERO)), None);
+            assert_eq!(silent(later(second)), Some(heard));
+            // A target that was forgotten was not heard for a day.
+            assert_eq!(silent_since(state, None, Some(START), later(second)), Some(START));
+        }
+        for state in [S::Scheduled, S::Done, S::Failed, S::Cancelled] {
+            assert_eq!(silent_since(state, Some(heard), Some(START), later(second)), None);
+        }
+    }
 
     #[test]
     fn the_table_has_these_transitions_and_no_others() {

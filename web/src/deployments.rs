@@ -38,6 +38,8 @@ pub struct Install {
     pub progress: Option<Progress>,
     /// Why it failed and what to do.
     pub error: Option<String>,
+    /// When its machine was last heard of, when that is too long ago.
+    pub silent: Option<Ago>,
     pub created: Ago,
     /// How long it took or has taken.
     pub took: Option<Span>,
@@ -52,6 +54,8 @@ pub enum InstallState {
     Writing,
     Verifying,
     Finishing,
+    /// Its machine does not say how it is.
+    Silent,
     Done,
     Failed,
     Cancelled,
@@ -91,6 +95,7 @@ impl InstallState {
             Self::Writing => "Writing",
             Self::Verifying => "Verifying",
             Self::Finishing => "Finishing",
+            Self::Silent => "Not heard of",
             Self::Done => "Done",
             Self::Failed => "Failed",
             Self::Cancelled => "Cancelled",
@@ -104,7 +109,7 @@ impl InstallState {
                 "busy"
             }
             Self::Done => "good",
-            Self::Failed => "bad",
+            Self::Failed | Self::Silent => "bad",
         }
     }
 
@@ -190,6 +195,7 @@ mod tests {
                 left: Some(Span { seconds: 64 }),
             }),
             error: None,
+            silent: None,
             created: Ago { at: "2026-11-23T10:00:00Z".into(), seconds: 60 },
             took: Some(Span { seconds: 12 }),
         }
@@ -226,6 +232,20 @@ mod tests {
         let html = Deployments { open: vec![], over: vec![failed] }.render().unwrap();
         assert!(html.contains("the disk is too small"), "{html}");
         assert!(!html.contains("/cancel"), "{html}");
+    }
+
+    #[test]
+    fn a_silent_install_says_since_when_and_what_to_do() {
+        let silent = Install {
+            silent: Some(Ago { at: "2026-11-23T10:00:00Z".into(), seconds: 180 }),
+            ..install(InstallState::Silent)
+        };
+        let html = Deployments { open: vec![silent], over: vec![] }
+            .render()
+            .unwrap()
+            .replace('\u{a0}', " ");
+        assert!(html.contains("Not heard of") && html.contains("3 min ago"), "{html}");
+        assert!(html.contains("look at its screen") && html.contains("/cancel"), "{html}");
     }
 
     #[test]

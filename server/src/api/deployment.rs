@@ -14,6 +14,7 @@ use crate::{
     app::App,
     db::deployment::{DeploymentRow, InstallRow, InstallState},
     deployments,
+    moment::Moment,
     targets::approval,
 };
 
@@ -85,6 +86,9 @@ pub struct Install {
     pub created: String,
     pub started: Option<String>,
     pub ended: Option<String>,
+    /// Its machine has said nothing since: it was switched off, or goes on without the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_since: Option<String>,
 }
 
 const fn phase_word(phase: InstallPhase) -> &'static str {
@@ -119,7 +123,9 @@ pub(crate) async fn install_view(app: &App, row: InstallRow) -> Result<Install, 
     let (total, milliseconds) = (bytes(|p| p.total), progress.map_or(0, |p| p.milliseconds));
     let done = bytes(|p| p.from_peers) + bytes(|p| p.from_server) + bytes(|p| p.rebuilt);
     let (bytes_per_second, left) = pace(done, total, milliseconds);
-    let writing = progress.is_some_and(|progress| progress.phase == InstallPhase::Writing);
+    let silent = deployments::silent_since(row.state, row.heard, row.started, Moment::now());
+    let writing = silent.is_none()
+        && progress.is_some_and(|progress| progress.phase == InstallPhase::Writing);
     Ok(Install {
         id: row.id.to_string(),
         deployment: row.deployment,
@@ -135,12 +141,13 @@ pub(crate) async fn install_view(app: &App, row: InstallRow) -> Result<Install, 
         already: bytes(|p| p.already),
         written: bytes(|p| p.written),
         milliseconds,
-        bytes_per_second,
+        bytes_per_second: if silent.is_some() { 0 } else { bytes_per_second },
         seconds_left: left.filter(|_| writing),
         error: row.error,
         created: row.created.to_text(),
         started: row.started.map(|moment| moment.to_text()),
         ended: row.ended.map(|moment| moment.to_text()),
+        silent_since: silent.map(|moment| moment.to_text()),
     })
 }
 

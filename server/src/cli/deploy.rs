@@ -7,13 +7,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     client::{Client, Remote},
-    output::{bytes, json, line, note},
+    output::{age, ago, bytes, json, line, note},
 };
 use crate::{
     api::deployment::{Deployment, DeploymentRequest, Install},
     db::deployment::InstallState,
+    deployments::is_over,
 };
 
+/// A machine that is silent for longer is not waited for.
+const PATIENCE: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
@@ -31,7 +34,7 @@ pub(super) struct Args {
     /// What the machine does when it is installed
     #[arg(long, value_name = "WHAT", default_value = "reboot", value_parser = ["reboot", "power-off"])]
     then: String,
-    /// Wait until it is installed
+    /// Wait until it is installed, or was not heard of for ten minutes
     #[arg(long)]
     wait: bool,
     /// Approve now whoever shows up as these machines until they are installed; a MAC can be forged, so only in closed nets
@@ -78,7 +81,11 @@ impl Args {
 }
 
 fn failure(install: &Install) -> String {
-    let reason = install.error.as_deref().unwrap_or("");
+    let reason = match (&install.error, &install.silent_since) {
+        (Some(error), _) => error.clone(),
+        (None, Some(since)) => format!("and was last heard of {}: look at its screen", ago(since)),
+        (None, None) => String::new(),
+    };
     format!("{} is {} {reason}", install.machine_label, install.state).trim_end().to_owned()
 }
 
@@ -93,10 +100,8 @@ async fn wait(client: &Client, made: Deployment) -> anyhow::Result<Deployment> {
     loop {
         let now: Deployment = client.get(&path).await?;
         let over = now.installs.iter().all(|install| {
-            matches!(
-                install.state,
-                InstallState::Done | InstallState::Failed | InstallState::Cancelled
-            )
+            is_over(install.state)
+                || install.silent_since.as_deref().is_some_and(|since| age(since) > PATIENCE)
         });
         show(&bar, &now.installs);
         if over {

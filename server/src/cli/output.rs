@@ -1,6 +1,9 @@
 //! Results on standard output: tables for people, JSON for programs.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use comfy_table::{ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
@@ -53,13 +56,18 @@ pub(super) fn short(id: &str) -> String {
 
 /// Seconds, minutes, hours and days since a moment of the API's.
 pub(super) fn ago(moment: &str) -> String {
-    use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-    let Ok(moment) = OffsetDateTime::parse(moment, &Rfc3339) else { return moment.to_owned() };
-    let seconds = (OffsetDateTime::now_utc() - moment).whole_seconds().max(0);
+    let seconds = age(moment).as_secs();
     match seconds {
         0..=119 => format!("{seconds} s ago"),
         120..=7199 => format!("{} min ago", seconds / 60),
         7200..=172_799 => format!("{} h ago", seconds / 3600),
         _ => format!("{} d ago", seconds / 86_400),
     }
+}
+
+/// How long ago a moment of the API was; nothing for one that lies ahead or is none.
+pub(super) fn age(moment: &str) -> Duration {
+    use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+    let Ok(moment) = OffsetDateTime::parse(moment, &Rfc3339) else { return Duration::ZERO };
+    Duration::try_from(OffsetDateTime::now_utc() - moment).unwrap_or_default()
 }

@@ -42,6 +42,9 @@ pub(super) async fn all(app: &App) -> Result<Vec<Install>, ApiError> {
 }
 
 fn state(install: &api::deployment::Install) -> InstallState {
+    if install.silent_since.is_some() {
+        return InstallState::Silent;
+    }
     match (install.state, install.phase.as_deref()) {
         (Kept::Scheduled, _) => InstallState::Scheduled,
         (Kept::Ticketed, _) => InstallState::Ticketed,
@@ -81,6 +84,7 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
             left: install.seconds_left.map(|seconds| Span { seconds: seconds.max(1) }),
         }),
         error: install.error.clone(),
+        silent: install.silent_since.as_deref().map(|since| ago(since, now)),
         created: ago(&install.created, now),
         took,
     }

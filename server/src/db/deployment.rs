@@ -54,6 +54,8 @@ pub(crate) struct InstallRow {
     pub(crate) created: Moment,
     pub(crate) started: Option<Moment>,
     pub(crate) ended: Option<Moment>,
+    /// When its target last said anything; absent when it never began, or so long ago that the target is forgotten.
+    pub(crate) heard: Option<Moment>,
 }
 
 /// A deployment to be made.
@@ -79,7 +81,8 @@ pub enum DeployError {
 }
 
 const INSTALLS: &str = "SELECT install.*, deployment.version, deployment.disk, deployment.after,
-      deployment.preapproved, version.number, image.name AS image
+      deployment.preapproved, version.number, image.name AS image,
+      (SELECT max(target.seen) FROM target WHERE target.install = install.id) AS heard
     FROM install JOIN deployment ON deployment.id = install.deployment
     JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image";
 
@@ -104,6 +107,7 @@ fn install(row: &SqliteRow) -> Result<InstallRow> {
         created: row.moment("created")?,
         started: row.maybe_moment("started")?,
         ended: row.maybe_moment("ended")?,
+        heard: row.maybe_moment("heard")?,
     })
 }
 

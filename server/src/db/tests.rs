@@ -223,7 +223,23 @@ async fn a_machine_has_one_open_install_and_its_end_is_remembered() {
     assert_eq!(db.deployments(10).await.unwrap().len(), 1);
     assert!(!db.begin_removal(new.version).await.unwrap());
     let id = InstallId([1; 16]);
+    assert_eq!(db.install(id).await.unwrap().unwrap().heard, None);
     assert_eq!(db.advance_install(id, InstallEvent::Finished, NOW).await.unwrap(), None);
+    let target = target::TargetRow {
+        hash: [7; 32],
+        machine,
+        public_key: vec![1],
+        code: "AAAA-BBBB".into(),
+        state: target::TargetState::Approved,
+        image: None,
+        address: "192.0.2.1:1".parse().unwrap(),
+        install: Some(id),
+    };
+    db.begin_target(&target, NOW).await.unwrap();
+    db.hand_install_to(id, target.hash, false, NOW).await.unwrap();
+    let later = NOW.plus(Duration::from_secs(9));
+    db.target_seen(target.hash, later).await.unwrap();
+    assert_eq!(db.install(id).await.unwrap().unwrap().heard, Some(later));
     for (event, state) in [
         (InstallEvent::Ticket, InstallState::Ticketed),
         (InstallEvent::Working, InstallState::Running),
