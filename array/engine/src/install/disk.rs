@@ -6,6 +6,7 @@ use std::{
     num::NonZero,
     os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use cairn_core::units::{BLOCK_BYTES, ByteCount};
@@ -48,6 +49,8 @@ pub struct TargetDisk {
     path: PathBuf,
     size: ByteCount,
     device: bool,
+    /// A file system lets one write to a file in at a time, and those that wait spin: here they sleep.
+    writing: Mutex<()>,
 }
 
 impl TargetDisk {
@@ -80,7 +83,13 @@ impl TargetDisk {
             file.set_len(needed.0)
                 .map_err(|source| OpenDiskError::Other { path: owned.clone(), source })?;
         }
-        Ok(Self { file, path: owned, size: ByteCount(size.0.max(needed.0)), device })
+        Ok(Self {
+            file,
+            path: owned,
+            size: ByteCount(size.0.max(needed.0)),
+            device,
+            writing: Mutex::new(()),
+        })
     }
 
     /// Its size in bytes.
@@ -105,7 +114,11 @@ impl TargetDisk {
     }
 
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        self.file.write_all_at(bytes, offset).map_err(|source| self.error("write", offset, source))
+        let turn =
+            (!self.device).then(|| self.writing.lock().unwrap_or_else(PoisonError::into_inner));
+        let written = self.file.write_all_at(bytes, offset);
+        drop(turn);
+        written.map_err(|source| self.error("write", offset, source))
     }
 
     /// Makes `length` bytes zero, by the device or file system where it can.
