@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use cairn_array::{tls::Fingerprint, wire::MachineIdentity};
+use cairn_array::wire::{MachineIdentity, boot_cmdline};
 use cairn_pxe::{BootDecider, BootDecision, DecisionFuture, MachineHint};
 
 use crate::{app::App, db, moment::Moment};
@@ -17,11 +17,6 @@ enum Standing {
 /// A machine goes to its own disk only when it was installed and nothing else is wanted of it.
 const fn goes_to_its_disk(standing: Standing) -> bool {
     matches!(standing, Standing::Known { installed: true, has_open_install: false, waits: false })
-}
-
-/// The kernel command line of the installer: where the server is, how to know it, and both consoles.
-fn cmdline(server: SocketAddr, ca: Fingerprint) -> String {
-    format!("cairn.server={server} cairn.ca={ca} console=tty0 console=ttyS0,115200n8")
 }
 
 /// Decides from what the database knows.
@@ -39,7 +34,7 @@ impl Decider {
 
     async fn standing(&self, hint: &MachineHint) -> db::Result<Standing> {
         let identity = MachineIdentity {
-            uuid: hint.uuid.and_then(|uuid| crate::machines::tidy_uuid(&uuid.to_string())),
+            uuid: hint.uuid.and_then(|uuid| cairn_array::tidy::tidy_uuid(&uuid.to_string())),
             macs: vec![hint.mac.to_string()],
             ..MachineIdentity::default()
         };
@@ -61,7 +56,7 @@ impl BootDecider for Decider {
             match self.standing(&hint).await {
                 Ok(standing) if goes_to_its_disk(standing) => BootDecision::LocalDisk,
                 Ok(_) => BootDecision::Agent {
-                    cmdline: cmdline(self.server, self.app.site.fingerprint()),
+                    cmdline: boot_cmdline(self.server, self.app.site.fingerprint()),
                 },
                 Err(error) => {
                     tracing::error!(mac = %hint.mac, error = &error as &dyn std::error::Error, "decide what a machine boots");
@@ -88,17 +83,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn the_command_line_names_the_server_and_its_ca() {
-        let text = cmdline("10.77.0.2:8440".parse().unwrap(), Fingerprint([0xab; 32]));
-        let ca = "ab".repeat(32);
-        assert_eq!(
-            text,
-            format!(
-                "cairn.server=10.77.0.2:8440 cairn.ca={ca} console=tty0 console=ttyS0,115200n8"
-            )
-        );
     }
 }

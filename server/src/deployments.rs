@@ -165,14 +165,6 @@ pub(crate) fn answer(asker: &Asker<'_>) -> Answer {
     Answer::Issue { install: offer.install, take_over }
 }
 
-/// `NAME` or `NAME@N`.
-pub(crate) fn split_name(text: &str) -> Option<(&str, Option<u32>)> {
-    match text.rsplit_once('@') {
-        None => Some((text, None)),
-        Some((name, number)) => Some((name, Some(number.parse().ok()?))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use InstallEvent as E;
@@ -276,12 +268,5 @@ mod tests {
         assert!(matches!(answer(&asker), Answer::Refuse(_)));
         asker.image = Some("classroom");
         assert!(matches!(answer(&asker), Answer::Issue { .. }));
-    }
-
-    #[test]
-    fn a_name_may_carry_a_number() {
-        assert_eq!(split_name("a"), Some(("a", None)));
-        assert_eq!(split_name("a@3"), Some(("a", Some(3))));
-        assert_eq!(split_name("a@x"), None);
     }
 }

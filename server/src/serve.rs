@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context as _;
 use cairn_array::{
     store::{Device, Store},
-    tls::{self, Member, NameTable, Token},
+    tls::{self, Member, NameTable, Token, local_addresses},
 };
 use cairn_pxe::{DhcpMode, FullDhcp, PayloadFiles, PxeConfig};
 use rustix::fs::{FlockOperation, flock};
@@ -36,7 +36,7 @@ use crate::{
     moment::Moment,
     register::{self, Registrations},
     secret,
-    site::{Opened, Site, local_addresses, secrets},
+    site::{Opened, Site, secrets},
     targets::swarm::Swarms,
 };
 

@@ -11,6 +11,7 @@ pub mod random;
 pub mod register;
 pub mod store;
 pub mod swarm;
+pub mod tidy;
 pub mod tls;
 pub mod wire;
 pub mod wrap;

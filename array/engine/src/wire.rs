@@ -31,6 +31,8 @@ use cairn_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::tls::Fingerprint;
+
 /// How long the server holds a call that waits for news.
 pub const SYNC_HOLD: Duration = Duration::from_secs(20);
 /// The largest JSON body either side accepts.
@@ -385,6 +387,21 @@ pub fn code_of(public_key_der: &[u8]) -> String {
     code
 }
 
+/// The kernel command line of the installer: where the server is, how to know it, and both consoles.
+#[must_use]
+pub fn boot_cmdline(server: SocketAddr, ca: Fingerprint) -> String {
+    format!("cairn.server={server} cairn.ca={ca} console=tty0 console=ttyS0,115200n8")
+}
+
+/// `NAME` or `NAME@N`.
+#[must_use]
+pub fn split_name(text: &str) -> Option<(&str, Option<u32>)> {
+    match text.rsplit_once('@') {
+        None => Some((text, None)),
+        Some((name, number)) => Some((name, Some(number.parse().ok()?))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -394,5 +411,24 @@ mod tests {
         // SHA-256("abc") starts ba7816bf8f.
         assert_eq!(code_of(b"abc"), "Q9W1-DFWF");
         assert_ne!(code_of(b"abd"), code_of(b"abc"));
+    }
+
+    #[test]
+    fn a_name_may_carry_a_number() {
+        assert_eq!(split_name("a"), Some(("a", None)));
+        assert_eq!(split_name("a@3"), Some(("a", Some(3))));
+        assert_eq!(split_name("a@x"), None);
+    }
+
+    #[test]
+    fn the_command_line_names_the_server_and_its_ca() {
+        let text = boot_cmdline("10.77.0.2:8440".parse().unwrap(), Fingerprint([0xab; 32]));
+        let ca = "ab".repeat(32);
+        assert_eq!(
+            text,
+            format!(
+                "cairn.server=10.77.0.2:8440 cairn.ca={ca} console=tty0 console=ttyS0,115200n8"
+            )
+        );
     }
 }

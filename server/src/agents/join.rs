@@ -2,6 +2,7 @@
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use cairn_array::{
+    tidy::tidy_text,
     tls::{Member, Peer, public_key_of_csr},
     wire::{JoinReply, JoinRequest, MemberState},
 };
@@ -12,7 +13,6 @@ use crate::{
     api::{error::ApiError, extract::Body},
     app::App,
     db::{agent::NewAgent, token::SpendError},
-    machines::tidy_text,
     moment::Moment,
     secret,
 };

@@ -247,8 +247,8 @@ fn is_name(text: &str) -> bool {
     plain
         && !approval::looks_like_code(text)
         && text.parse::<MachineId>().is_err()
-        && crate::machines::tidy_uuid(text).is_none()
-        && crate::machines::tidy_mac(text).is_none()
+        && cairn_array::tidy::tidy_uuid(text).is_none()
+        && cairn_array::tidy::tidy_mac(text).is_none()
 }
 
 /// Forget a machine, its installs and its history

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use cairn_array::wire::split_name;
 use clap::Subcommand;
 use futures::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -20,7 +21,6 @@ use super::{
 use crate::{
     api::image::{Added, Image, Registration},
     db::image::ImageFormat,
-    deployments::split_name,
 };
 
 const POLL: Duration = Duration::from_millis(300);

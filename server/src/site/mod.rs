@@ -18,7 +18,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use cairn_array::{
-    tls::{Fingerprint, Papers},
+    tls::{Authority, Fingerprint, Papers, local_addresses},
     wrap::{Identity, Recipient, wrap_key},
 };
 use cairn_core::{
@@ -27,12 +27,8 @@ use cairn_core::{
     sign::{SigningKey, VerifyingKey},
 };
 
-mod addresses;
-mod authority;
 pub(crate) mod secrets;
 
-pub use addresses::local_addresses;
-pub use authority::{Authority, Certified};
 pub use secrets::{MakeError, RefusedSecret, Secrets};
 
 /// A running site's identity: everything that its secrets are good for.

@@ -9,10 +9,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cairn_array::wrap::Identity;
+use cairn_array::{tls::new_authority, wrap::Identity};
 use cairn_core::sign::SigningKey;
-
-use super::authority;
 
 const FOLDER: &str = "secrets";
 const UNFINISHED: &str = "secrets.unfinished";
@@ -91,7 +89,7 @@ impl Secrets {
             _ => {}
         }
         DirBuilder::new().mode(0o700).create(&unfinished).context("make the secrets folder")?;
-        let (ca_pem, ca_key) = authority::make()?;
+        let (ca_pem, ca_key) = new_authority()?;
         let seed = hex::encode(crate::secret::random::<32>()?);
         let server_agekey = Identity::generate().to_secret_text();
         let recovery = Identity::generate();

@@ -1,6 +1,9 @@
 //! What an administrator decides about machines: find one, approve, refuse, deploy, cancel.
 
-use cairn_array::wire::{AfterInstall, DiskSelector, MachineIdentity};
+use cairn_array::{
+    tidy::{tidy_mac, tidy_uuid},
+    wire::{AfterInstall, DiskSelector, MachineIdentity, split_name},
+};
 use cairn_core::id::{InstallId, MachineId};
 
 use crate::{
@@ -11,9 +14,8 @@ use crate::{
         machine::MeetError,
         target::{TargetRow, TargetState},
     },
-    deployments::{InstallEvent, split_name},
+    deployments::InstallEvent,
     events::Event,
-    machines,
     moment::Moment,
     secret,
 };
@@ -93,10 +95,10 @@ async fn seen_with(app: &App, identity: &MachineIdentity) -> Result<Option<Machi
 }
 
 fn identity_of(text: &str) -> Option<MachineIdentity> {
-    if let Some(mac) = machines::tidy_mac(text) {
+    if let Some(mac) = tidy_mac(text) {
         return Some(MachineIdentity { macs: vec![mac], ..MachineIdentity::default() });
     }
-    let uuid = machines::tidy_uuid(text)?;
+    let uuid = tidy_uuid(text)?;
     Some(MachineIdentity { uuid: Some(uuid), ..MachineIdentity::default() })
 }
 

@@ -2,6 +2,7 @@
 
 use axum::{Extension, Json, extract::State};
 use cairn_array::{
+    tidy::tidy,
     tls::{Peer, public_key_of_csr},
     wire::{HelloReply, TargetHello, code_of},
 };
@@ -14,7 +15,6 @@ use crate::{
         machine::MeetError,
         target::{HelloError, TargetRow, TargetState},
     },
-    machines,
     moment::Moment,
     secret,
 };
@@ -27,7 +27,7 @@ pub(super) async fn hello(
     Extension(peer): Extension<Peer>,
     Body(mut hello): Body<TargetHello>,
 ) -> Result<Json<HelloReply>, ApiError> {
-    machines::tidy(&mut hello);
+    tidy(&mut hello);
     if hello.image.as_ref().is_some_and(|image| image.len() > MAX_IMAGE_NAME) {
         return Err(ApiError::bad_request("bad_image", "no image has so long a name"));
     }

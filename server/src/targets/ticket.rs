@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use cairn_array::{
     tls::Member,
-    wire::{AfterInstall, SYNC_HOLD, Ticket, TicketReply},
+    wire::{AfterInstall, SYNC_HOLD, Ticket, TicketReply, split_name},
 };
 use cairn_core::id::InstallId;
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ use crate::{
     api::{self, error::ApiError},
     app::App,
     db::{deployment::InstallRow, target::TargetRow},
-    deployments::{Answer, Asker, Offer, answer, split_name},
+    deployments::{Answer, Asker, Offer, answer},
     events::Event,
     moment::Moment,
 };

@@ -5,6 +5,8 @@
 //!
 //! Invariants: no public CA is ever trusted; TLS 1.3 only; a name that is not of this site's form speaks for nobody.
 
+mod addresses;
+mod authority;
 mod client;
 mod key;
 mod member;
@@ -12,6 +14,8 @@ mod names;
 mod service;
 mod token;
 
+pub use addresses::local_addresses;
+pub use authority::{Authority, Certified, new_authority};
 pub use client::{Trust, client, url};
 pub use key::{Fingerprint, KeyAndCsr, Papers, new_key_and_csr, public_key_of_csr};
 pub use member::Member;

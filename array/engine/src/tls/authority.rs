@@ -3,12 +3,13 @@
 use std::{collections::BTreeSet, fmt, net::IpAddr, time::Duration};
 
 use anyhow::Context as _;
-use cairn_array::tls::{Member, Papers};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use time::OffsetDateTime;
+
+use super::{Member, Papers};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// A site outlives its hardware.
@@ -41,7 +42,10 @@ impl fmt::Debug for Authority {
 }
 
 /// A new CA: certificate and key, both PEM.
-pub(super) fn make() -> anyhow::Result<(String, String)> {
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn new_authority() -> anyhow::Result<(String, String)> {
     let key = KeyPair::generate().context("make the CA's key")?;
     let mut params = params("Cairn site CA", CA_LIFE)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -51,9 +55,13 @@ pub(super) fn make() -> anyhow::Result<(String, String)> {
 }
 
 impl Authority {
-    pub(super) fn new(ca_pem: String, key_pem: &str) -> anyhow::Result<Self> {
-        let key = KeyPair::from_pem(key_pem).context("read secrets/ca.key")?;
-        let issuer = Issuer::from_ca_cert_pem(&ca_pem, key).context("read secrets/ca.pem")?;
+    /// The CA of this certificate and key, both PEM.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn new(ca_pem: String, key_pem: &str) -> anyhow::Result<Self> {
+        let key = KeyPair::from_pem(key_pem).context("read the CA's key")?;
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, key).context("read the CA's certificate")?;
         Ok(Self { ca_pem, issuer })
     }
 
@@ -80,7 +88,11 @@ impl Authority {
         self.sign(params, &key)
     }
 
-    pub(super) fn certify_server(
+    /// Papers for a server with these names and addresses, with a new key.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give, or the CA's key does not sign.
+    pub fn certify_server(
         &self,
         hostname: Option<&str>,
         addresses: &BTreeSet<IpAddr>,
@@ -107,7 +119,7 @@ impl Authority {
         mut params: CertificateParams,
         key: &impl PublicKeyData,
     ) -> anyhow::Result<Certified> {
-        let mut serial = crate::secret::random::<16>()?;
+        let mut serial = crate::random::array::<16>()?;
         // RFC 5280: positive, and without a leading zero byte, so that the kept bytes are the encoded ones.
         serial[0] = serial[0] & 0x7f | 0x40;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
