@@ -35,6 +35,7 @@ pub use boot_files::{BootFiles, IPXE_PACKAGE, LoadLoaderError, LookUpError};
 pub use config::{DhcpMode, FullDhcp, InvalidConfig, PayloadFiles, PxeConfig};
 pub use counters::{Counters, Snapshot};
 pub use decision::{BootDecider, BootDecision, DecisionFuture, MachineHint, Platform};
+pub use dhcp::LOADERS;
 pub use http::router;
 pub use identity::{MacAddr, MachineUuid, ParseIdentityError};
 pub use sockets::{Bound, address_of_interface, bind, serve};

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, ops::Deref, path::PathBuf, sync::Arc};
 
-use cairn_array::{store::Store, tls::NameTable};
+use cairn_array::{store::Store, swarm::Swarms, tls::NameTable};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -14,7 +14,6 @@ use crate::{
     jobs::Bell,
     register::Registrations,
     site::Site,
-    targets::swarm::Swarms,
 };
 
 /// A running server.
@@ -37,6 +36,8 @@ pub struct Inner {
     pub names: Arc<NameTable>,
     /// The folder with kernel and initramfs for blank machines.
     pub boot_folder: PathBuf,
+    /// The folder with the distribution's iPXE binaries.
+    pub ipxe_dir: PathBuf,
     /// Counts of the boot services.
     pub boot: Arc<cairn_pxe::Counters>,
     /// Fires when the server is to stop.

@@ -85,7 +85,7 @@ impl App {
         Ok(())
     }
 
-    /// Queues [`Kind::Scatter`] for every image: the fleet changed.
+    /// Queues [`Kind::Scatter`] for every image, and the bundle: the fleet changed.
     ///
     /// # Errors
     /// When the database fails.
@@ -93,7 +93,7 @@ impl App {
         for image in self.db.images().await? {
             self.queue_after(Kind::Scatter { image: image.id }, delay).await?;
         }
-        Ok(())
+        self.queue_after(Kind::Bundle, delay).await
     }
 }
 
@@ -149,6 +149,7 @@ async fn run(app: App, job: JobRow) {
     let handle = JobHandle { app: app.clone(), id: job.id, told: Mutex::new(None) };
     let done = match job.kind {
         Kind::Scatter { image } => crate::scatter::converge(&app, image, &handle).await,
+        Kind::Bundle => crate::bundle::refresh(&app, &handle).await,
         Kind::RemoveVersion { version } => crate::removal::remove(&app, version, &handle).await,
     };
     let error = done.as_ref().err().map(|error| format!("{error:#}"));

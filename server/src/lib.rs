@@ -17,6 +17,7 @@ pub mod api;
 pub mod app;
 mod boot;
 mod boot_build;
+mod bundle;
 pub mod cli;
 pub mod config;
 mod dashboard;

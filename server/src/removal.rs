@@ -5,7 +5,10 @@
 
 use cairn_core::id::VersionId;
 
-use crate::{app::App, jobs::JobHandle};
+use crate::{
+    app::App,
+    jobs::{JobHandle, Kind},
+};
 
 /// Removes a version that [`crate::db::Db::begin_removal`] marked. Doing it again does no harm.
 pub(crate) async fn remove(app: &App, version: VersionId, job: &JobHandle) -> anyhow::Result<()> {
@@ -14,5 +17,5 @@ pub(crate) async fn remove(app: &App, version: VersionId, job: &JobHandle) -> an
     let unused = app.db.unused_data_segments(image).await?;
     crate::scatter::forget_bytes(app, version, &unused).await?;
     app.db.forget_version(version).await?;
-    Ok(())
+    Ok(app.queue(Kind::Bundle).await?)
 }

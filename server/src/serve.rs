@@ -15,6 +15,7 @@ use std::{
 use anyhow::Context as _;
 use cairn_array::{
     store::{Device, Store},
+    swarm::Swarms,
     tls::{self, Member, NameTable, Token, local_addresses},
 };
 use cairn_pxe::{DhcpMode, FullDhcp, PayloadFiles, PxeConfig};
@@ -28,7 +29,7 @@ use crate::{
     api,
     app::{App, Changes, Inner},
     boot::Decider,
-    boot_build,
+    boot_build, bundle,
     config::{DhcpChoice, ServeOptions, reachable},
     db::{Db, token::TokenKind},
     events::Events,
@@ -37,7 +38,6 @@ use crate::{
     register::{self, Registrations},
     secret,
     site::{Opened, Site, secrets},
-    targets::swarm::Swarms,
 };
 
 /// What the command line on this machine finds the server by: `DATA/run/server.json`.
@@ -182,6 +182,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         bound,
         names: Arc::new(NameTable::default()),
         boot_folder: options.boot_folder(),
+        ipxe_dir: options.ipxe_dir.clone(),
         boot: Arc::default(),
         stop: stop.clone(),
         tasks: TaskTracker::new(),
@@ -211,6 +212,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let mut services = JoinSet::new();
     services.spawn(tls::serve(listener, server, api::router(&app), stop.clone()));
     services.spawn(pxe.run(stop.clone()));
+    app.tasks.spawn(bundle::watch_payload(app.clone()));
     let worker = app.clone();
     services.spawn(async move {
         jobs::work(worker).await;

@@ -145,6 +145,8 @@ mod tests {
         Directory {
             site: SiteId([2; 16]),
             number: Generation(number),
+            authority: Vec::new(),
+            bundle: Vec::new(),
             members: agents.iter().map(member).collect(),
             revoked: revoked.iter().map(|byte| AgentId([*byte; 16])).collect(),
         }

@@ -93,6 +93,8 @@ impl Site {
             announced: Generation(0),
             assignment: Assignment { number: Generation(0), segments: vec![], recheck: vec![] },
             directory: Directory {
+                authority: Vec::new(),
+                bundle: Vec::new(),
                 site: SITE,
                 number: Generation(1),
                 members: vec![],

@@ -3,40 +3,50 @@
 //! ```text
 //! offset  size  field
 //!      0     8  magic "CAIRNDIR"
-//!      8     2  version = 1
+//!      8     2  version = 2
 //!     10     2  reserved, zero
 //!     12    16  site id
 //!     28     8  number: a directory replaces only those with smaller numbers
-//!     36     4  member count (≤ 65535), then for each:
+//!     36   4+n  the site's authority, for the recovery key alone (an age file, ≤ 8192)
+//!      …     4  bundle segment count (≤ 256), then for each: id (32), bytes (u32)
+//!      …     4  member count (≤ 65535), then for each:
 //!                 agent id (16), address kind (u8: 0 none, 4, 6), address (0, 4 or 16), port (u16 unless none),
 //!                 name (u32 length ≤ 255, UTF-8)
 //!      …     4  revoked count (≤ 1048576), then their agent ids (16 each)
-//!      …    64  Ed25519 signature of all the above, context "cairn directory 1"
+//!      …    64  Ed25519 signature of all the above, context "cairn directory 2"
 //! ```
 //!
-//! Site and number stand at fixed places, so that an old or foreign directory is told without reading the members.
+//! Site and number stand at fixed places, so that an old or foreign directory is told without reading the members. What a
+//! stand-in needs to begin comes before the lists that grow with the fleet.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{
+    bundle,
     bytes::{DecodeError, Reader, Writer},
     id::{AgentId, SiteId},
+    manifest::{self, SegmentEntry},
     sign::{SigningKey, VerifyingKey},
     units::Generation,
 };
 
 const MAGIC: [u8; 8] = *b"CAIRNDIR";
-const VERSION: u16 = 1;
-const CONTEXT: &str = "cairn directory 1";
+const VERSION: u16 = 2;
+const CONTEXT: &str = "cairn directory 2";
 const MAX_MEMBERS: usize = 65_535;
 const MAX_REVOKED: usize = 1 << 20;
 const MAX_NAME_BYTES: usize = 255;
+const MAX_AUTHORITY_BYTES: usize = 8192;
 
 /// A signed list of members. See the module's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory {
     pub site: SiteId,
     pub number: Generation,
+    /// CA and signing key, wrapped to the site's recovery key alone: who has that can act for the server.
+    pub authority: Vec<u8>,
+    /// The segments of the [`bundle`](crate::bundle), in order; empty until clients hold one.
+    pub bundle: Vec<SegmentEntry>,
     /// Approved agents.
     pub members: Vec<MemberEntry>,
     /// Agents whose certificates are no longer accepted, although they have not expired.
@@ -60,6 +70,12 @@ impl Directory {
         writer.u16(0);
         writer.put(self.site.as_bytes());
         writer.u64(self.number.0);
+        writer.bytes(&self.authority);
+        writer.count(self.bundle.len());
+        for segment in &self.bundle {
+            writer.put(segment.id.as_bytes());
+            writer.u32(segment.bytes);
+        }
         writer.count(self.members.len());
         for member in &self.members {
             writer.put(member.agent.as_bytes());
@@ -103,12 +119,14 @@ impl Directory {
         reader.reserved(2)?;
         let site = SiteId(reader.array()?);
         let number = Generation(reader.u64()?);
+        let authority = reader.bytes("authority", MAX_AUTHORITY_BYTES)?.to_vec();
+        let bundle = manifest::entries(&mut reader, "bundle segments", bundle::MAX_SEGMENTS)?;
         let count = reader.count("members", MAX_MEMBERS, AgentId::BYTES + 5)?;
         let members = (0..count).map(|_| member(&mut reader)).collect::<Result<_, _>>()?;
         let count = reader.count("revoked", MAX_REVOKED, AgentId::BYTES)?;
         let revoked = (0..count).map(|_| reader.array().map(AgentId)).collect::<Result<_, _>>()?;
         reader.finish()?;
-        Ok(Self { site, number, members, revoked })
+        Ok(Self { site, number, authority, bundle, members, revoked })
     }
 
     /// Whether `agent` may be served and asked.
@@ -136,12 +154,15 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::id::SegmentId;
 
     proptest! {
         #[test]
         fn directories_round_trip(
             members in vec((any::<[u8; 16]>(), "[a-zä-ö0-9 ]{0,40}", any::<Option<SocketAddr>>()), 0..20),
             revoked in vec(any::<[u8; 16]>(), 0..5),
+            bundle in vec((any::<[u8; 32]>(), 1_u32..=4 << 20), 0..5),
+            authority in vec(any::<u8>(), 0..100),
             number in any::<u64>(),
         ) {
             let members = members
@@ -154,7 +175,12 @@ mod tests {
                 })
                 .collect();
             let revoked = revoked.into_iter().map(AgentId).collect();
-            let directory = Directory { site: SiteId([3; 16]), number: Generation(number), members, revoked };
+            let bundle = bundle
+                .into_iter()
+                .map(|(id, bytes)| SegmentEntry { id: SegmentId(id), bytes })
+                .collect();
+            let (site, number) = (SiteId([3; 16]), Generation(number));
+            let directory = Directory { site, number, authority, bundle, members, revoked };
             let signer = SigningKey::from_seed(&[1; 32]).unwrap();
             let signed = directory.seal(&signer);
             prop_assert_eq!(Directory::open(&signer.verifying_key(), &signed).unwrap(), directory);
@@ -162,7 +188,7 @@ mod tests {
 
         #[test]
         fn foreign_bytes_never_panic(bytes in vec(any::<u8>(), 0..300)) {
-            let mut body = b"CAIRNDIR\x01\0\0\0".to_vec();
+            let mut body = b"CAIRNDIR\x02\0\0\0".to_vec();
             body.extend(bytes);
             if let Ok(directory) = Directory::decode(&body) {
                 prop_assert!(directory.members.len() <= 300);
@@ -177,6 +203,8 @@ mod tests {
         let mut directory = Directory {
             site: SiteId([3; 16]),
             number: Generation(1),
+            authority: Vec::new(),
+            bundle: Vec::new(),
             members: vec![entry],
             revoked: Vec::new(),
         };

@@ -11,6 +11,7 @@
 //!                                   └──► fetch ──► erasure
 //! ```
 
+pub mod bundle;
 pub mod bytes;
 pub mod directory;
 pub mod erasure;

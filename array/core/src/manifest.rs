@@ -184,7 +184,8 @@ impl Public {
     }
 }
 
-fn entries(
+/// A count, then ids with their bytes.
+pub(crate) fn entries(
     reader: &mut Reader<'_>,
     field: &'static str,
     limit: usize,

@@ -60,6 +60,16 @@ impl Identity {
         Self(x25519::Identity::generate())
     }
 
+    /// The key in a file as it is written for people: lines that begin with `#` are comments.
+    ///
+    /// # Errors
+    /// When there is no key in it.
+    pub fn of_key_file(text: &str) -> anyhow::Result<Self> {
+        let mut lines = text.lines().map(str::trim);
+        let key = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
+        key.context("find a line with AGE-SECRET-KEY-1…")?.parse()
+    }
+
     /// The key's text, for the one file it is kept in.
     #[must_use]
     pub fn to_secret_text(&self) -> String {
@@ -78,7 +88,7 @@ impl Identity {
     /// # Errors
     /// When it is not wrapped to this key, or is no content key.
     pub fn unwrap_key(&self, wrapped: &[u8]) -> anyhow::Result<SealKey> {
-        let plain = age::decrypt(&self.0, wrapped).context("open the wrapped content key")?;
+        let plain = open(self, wrapped).context("open the wrapped content key")?;
         let key = plain.as_slice().try_into().context("a content key is 32 bytes")?;
         Ok(SealKey(key))
     }
@@ -89,13 +99,23 @@ impl Identity {
 /// # Errors
 /// When there is no recipient.
 pub fn wrap_key(key: &SealKey, recipients: &[Recipient]) -> anyhow::Result<Vec<u8>> {
+    seal(&key.0, recipients).context("wrap the content key")
+}
+
+/// An age file that each of `recipients` alone can open.
+pub(crate) fn seal(plain: &[u8], recipients: &[Recipient]) -> anyhow::Result<Vec<u8>> {
     let recipients = recipients.iter().map(|recipient| &recipient.0 as &dyn age::Recipient);
-    let encryptor = age::Encryptor::with_recipients(recipients).context("wrap the content key")?;
-    let mut wrapped = Vec::new();
-    let mut writer = encryptor.wrap_output(&mut wrapped).context("wrap the content key")?;
-    std::io::Write::write_all(&mut writer, &key.0).context("wrap the content key")?;
-    writer.finish().context("wrap the content key")?;
-    Ok(wrapped)
+    let encryptor = age::Encryptor::with_recipients(recipients)?;
+    let mut sealed = Vec::new();
+    let mut writer = encryptor.wrap_output(&mut sealed)?;
+    std::io::Write::write_all(&mut writer, plain)?;
+    writer.finish()?;
+    Ok(sealed)
+}
+
+/// The plain text of an age file.
+pub(crate) fn open(identity: &Identity, sealed: &[u8]) -> anyhow::Result<Vec<u8>> {
+    Ok(age::decrypt(&identity.0, sealed)?)
 }
 
 #[cfg(test)]

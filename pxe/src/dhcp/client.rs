@@ -40,7 +40,7 @@ pub enum Architecture {
 /// sent to its local disk would stay where it is; it is in the table for servers of others that name it.
 pub(crate) const BIOS_LOADER: &str = "undionly.kpxe";
 pub(crate) const UEFI_LOADER: &str = "snponly.efi";
-pub(crate) const LOADERS: [&str; 3] = [BIOS_LOADER, UEFI_LOADER, "ipxe.efi"];
+pub const LOADERS: [&str; 3] = [BIOS_LOADER, UEFI_LOADER, "ipxe.efi"];
 
 impl Client {
     pub fn of(request: &Packet) -> Self {

@@ -52,8 +52,9 @@ mod tests;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+pub use client::LOADERS;
+pub(crate) use client::UEFI_LOADER;
 pub use client::{Architecture, Client, Firmware};
-pub(crate) use client::{LOADERS, UEFI_LOADER};
 pub use leases::{Lease, LeaseKey, LeaseState, Leases, NotAvailable, Pool, UnixSeconds};
 pub use packet::{Malformed, MessageType, Op, Options, Packet, code};
 

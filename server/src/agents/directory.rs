@@ -57,6 +57,8 @@ impl DirectoryKeeper {
                 let directory = Directory {
                     site: site.id(),
                     number: Generation(1),
+                    authority: site.sealed_keys().to_vec(),
+                    bundle: Vec::new(),
                     members: Vec::new(),
                     revoked: Vec::new(),
                 };
@@ -93,12 +95,23 @@ pub(crate) async fn rebuild(app: &App) -> anyhow::Result<()> {
         .filter(|agent| matches!(agent.state, MemberState::Revoked | MemberState::Left))
         .map(|agent| agent.id)
         .collect();
+    let bundles = app.db.bundles().await?;
+    let published = bundles.into_iter().find(|bundle| bundle.published);
+    let bundle = published.map(|bundle| bundle.segments).unwrap_or_default();
     let old = keeper.present().directory;
-    if old.members == members && old.revoked == revoked {
+    let directory = Directory {
+        site: app.site.id(),
+        number: old.number,
+        // Sealed anew it would differ every time.
+        authority: old.authority.clone(),
+        bundle,
+        members,
+        revoked,
+    };
+    if directory == old {
         return Ok(());
     }
-    let directory =
-        Directory { site: app.site.id(), number: Generation(old.number.0 + 1), members, revoked };
+    let directory = Directory { number: Generation(old.number.0 + 1), ..directory };
     let signed = directory.seal(app.site.signer());
     app.db.keep_setting(SETTING, &signed).await?;
     for agent in &agents {

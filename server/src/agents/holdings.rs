@@ -13,6 +13,7 @@ use super::{Approved, SETTLE, note_bad_segment};
 use crate::{
     api::{self, error::ApiError, extract::Body},
     app::App,
+    bundle,
     db::agent::AgentRow,
     events::Event,
     jobs::Kind,
@@ -38,7 +39,8 @@ pub(super) async fn assignment(
     State(app): State<App>,
     Approved(agent): Approved,
 ) -> Result<Json<Assignment>, ApiError> {
-    let (number, segments, recheck) = app.db.assignment_of_agent(agent.id).await?;
+    let (number, mut segments, recheck) = app.db.assignment_of_agent(agent.id).await?;
+    segments.extend(bundle::assignment(&app, &agent).await?);
     Ok(Json(Assignment { number, segments, recheck }))
 }
 

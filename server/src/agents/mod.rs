@@ -112,6 +112,7 @@ impl FromRequestParts<App> for Approved {
 /// After an agent was approved, revoked or left: a new directory, a new placement, and everybody looks again.
 pub(crate) async fn membership_changed(app: &App, agent: AgentId) -> Result<(), ApiError> {
     directory::rebuild(app).await?;
+    app.db.raise_assignment(agent).await?;
     app.queue_scatter_of_all(SETTLE).await?;
     app.agents_changed.notify();
     if let Some(row) = app.db.agent(agent).await? {

@@ -74,6 +74,7 @@ async fn note_news(
         app.agents_changed.notify();
     }
     if agent.lend != request.lend {
+        app.db.raise_assignment(agent.id).await?;
         app.queue_scatter_of_all(super::SETTLE).await?;
     }
     Ok(())

@@ -14,7 +14,7 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Job {
     pub id: i64,
-    /// `scatter` or `remove-version`
+    /// `scatter`, `bundle` or `remove-version`
     pub kind: String,
     /// The image or version it is about.
     pub subject: String,
@@ -34,6 +34,7 @@ impl From<JobRow> for Job {
     fn from(row: JobRow) -> Self {
         let subject = match row.kind {
             Kind::Scatter { image } => image.to_string(),
+            Kind::Bundle => "this site".to_owned(),
             Kind::RemoveVersion { version } => version.to_string(),
         };
         Self {

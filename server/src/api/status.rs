@@ -1,7 +1,10 @@
 //! The state of the fleet in one answer, and whether the server lives.
 
+use std::collections::BTreeSet;
+
 use axum::{Json, extract::State, http::StatusCode};
 use cairn_array::wire::MemberState;
+use cairn_core::id::AgentId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -30,6 +33,10 @@ pub struct Status {
     pub installs_running: u64,
     pub installs_scheduled: u64,
     pub jobs: JobCounts,
+    /// The number of the newest directory.
+    pub directory: u64,
+    /// What the site goes on with without this server.
+    pub bundle: Bundle,
     /// The kernel that blank machines boot; none until `cairn-server boot build` made it.
     pub boot_kernel: Option<String>,
     /// What the boot services did since the start.
@@ -44,6 +51,16 @@ pub struct AgentCounts {
     pub approved: u64,
     /// Of the approved ones, those that spoke within the last minute.
     pub online: u64,
+}
+
+/// What clients hold to go on without this server: boot files, manifests, stripe maps.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Bundle {
+    pub bytes: u64,
+    /// Clients that say they hold all of it.
+    pub clients: u64,
+    /// The directory names the newest: a stand-in finds it.
+    pub published: bool,
 }
 
 /// Jobs by state.
@@ -102,8 +119,24 @@ pub(crate) async fn summary(app: &App) -> Result<Status, ApiError> {
             running: counts.jobs_running,
             failed: counts.jobs_failed,
         },
+        directory: app.directory.number().0,
+        bundle: bundle(app).await?,
         boot_kernel: payload.map(|payload| payload.kernel),
         boot,
+    })
+}
+
+async fn bundle(app: &App) -> Result<Bundle, ApiError> {
+    let Some(newest) = app.db.bundles().await?.pop() else { return Ok(Bundle::default()) };
+    let holders = app.db.bundle_holders().await?;
+    let all_of = |agent: &AgentId| {
+        newest.segments.iter().all(|it| holders.get(&it.id).is_some_and(|all| all.contains(agent)))
+    };
+    let agents: BTreeSet<_> = holders.values().flatten().filter(|agent| all_of(agent)).collect();
+    Ok(Bundle {
+        bytes: newest.segments.iter().map(|segment| u64::from(segment.bytes)).sum(),
+        clients: agents.len() as u64,
+        published: newest.published,
     })
 }
 

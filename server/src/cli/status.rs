@@ -39,6 +39,16 @@ fn show(status: &Status) -> anyhow::Result<()> {
         "jobs      {} running, {} queued, {} failed",
         jobs.running, jobs.queued, jobs.failed
     ))?;
+    let bundle = status.bundle;
+    let dark = match (bundle.clients, bundle.published) {
+        (0, _) => "no client could: none holds boot files and manifests yet".to_owned(),
+        (clients, true) => format!(
+            "{clients} clients could (`cairn-agent stand-in`), {} of boot files and manifests",
+            bytes(bundle.bytes)
+        ),
+        (_, false) => "clients are fetching new boot files and manifests".to_owned(),
+    };
+    line(&format!("stand in  {dark}"))?;
     let kernel = status.boot_kernel.as_deref().unwrap_or("no payload yet: run `boot build`");
     line(&format!("boot      {kernel}"))?;
     let row = |image: &crate::api::image::Image| {

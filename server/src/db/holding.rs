@@ -12,7 +12,7 @@ use cairn_core::{
 };
 use sqlx::{Sqlite, Transaction};
 
-use super::{Columns as _, Db, Result, integer, segment::segment};
+use super::{Columns as _, Db, Result, bundle, integer, segment::segment};
 
 /// What one agent holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +82,11 @@ async fn lose(
     agent: AgentId,
     id: SegmentId,
 ) -> Result<bool> {
+    sqlx::query("DELETE FROM bundle_holding WHERE agent = $1 AND segment = $2")
+        .bind(agent.as_bytes().as_slice())
+        .bind(id.as_bytes().as_slice())
+        .execute(&mut **transaction)
+        .await?;
     let done = sqlx::query("DELETE FROM holding WHERE agent = $1 AND segment = $2")
         .bind(agent.as_bytes().as_slice())
         .bind(id.as_bytes().as_slice())
@@ -200,10 +205,15 @@ impl Db {
         let mut transaction = self.write().await?;
         let mut lost = Vec::new();
         if holdings.full {
-            sqlx::query("DELETE FROM holding WHERE agent = $1")
-                .bind(agent.as_bytes().as_slice())
-                .execute(&mut *transaction)
-                .await?;
+            for forget in [
+                "DELETE FROM holding WHERE agent = $1",
+                "DELETE FROM bundle_holding WHERE agent = $1",
+            ] {
+                sqlx::query(forget)
+                    .bind(agent.as_bytes().as_slice())
+                    .execute(&mut *transaction)
+                    .await?;
+            }
             sqlx::query("UPDATE agent SET want_holdings = 0 WHERE id = $1")
                 .bind(agent.as_bytes().as_slice())
                 .execute(&mut *transaction)
@@ -215,6 +225,7 @@ impl Db {
             }
         }
         hold(&mut transaction, agent, &holdings.stored).await?;
+        bundle::hold(&mut transaction, agent, &holdings.stored).await?;
         if let Some(number) = holdings.fulfils {
             sqlx::query("UPDATE agent SET fulfilled = max(fulfilled, $2) WHERE id = $1")
                 .bind(agent.as_bytes().as_slice())

@@ -24,6 +24,8 @@ words! {
 pub enum Kind {
     /// Bring stripes, parity and assignments of an image to what the planner wants now.
     Scatter { image: ImageId },
+    /// Have clients hold what the site needs without this server.
+    Bundle,
     /// Take a version apart: its own segments leave the fleet and the store.
     RemoveVersion { version: VersionId },
 }
@@ -34,6 +36,7 @@ impl Kind {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Scatter { .. } => "scatter",
+            Self::Bundle => "bundle",
             Self::RemoveVersion { .. } => "remove-version",
         }
     }
@@ -41,6 +44,7 @@ impl Kind {
     fn unique_key(self) -> String {
         match self {
             Self::Scatter { image } => format!("scatter/{image}"),
+            Self::Bundle => "bundle".to_owned(),
             Self::RemoveVersion { version } => format!("remove-version/{version}"),
         }
     }

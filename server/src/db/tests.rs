@@ -1,7 +1,10 @@
 use cairn_array::wire::{
     Firmware, Holdings, MachineIdentity, MemberState, SegmentClass, TargetHello,
 };
-use cairn_core::id::{AgentId, ImageId, InstallId, MachineId, SegmentId};
+use cairn_core::{
+    id::{AgentId, ImageId, InstallId, MachineId, SegmentId},
+    manifest::SegmentEntry,
+};
 
 use super::{
     agent::NewAgent,
@@ -260,4 +263,37 @@ async fn events_come_back_in_order_from_an_id_on() {
     let ids = |rows: Vec<event::EventRow>| rows.iter().map(|row| row.id).collect::<Vec<_>>();
     assert_eq!(ids(db.events_after(5, 10).await.unwrap()), [6, 9]);
     assert_eq!(ids(db.events_after(0, 2).await.unwrap()), [5, 6]);
+}
+
+#[tokio::test]
+async fn a_new_bundle_is_kept_beside_the_published_one_until_it_takes_its_place() {
+    let (_folder, db) = open().await;
+    let entry = |byte| SegmentEntry { id: SegmentId([byte; 32]), bytes: 100 };
+    let member = agent(&db, 1).await;
+    let number = || async { db.agent(member).await.unwrap().unwrap().assignment };
+    let before = number().await;
+    let first = db.add_bundle(&[entry(1), entry(2)]).await.unwrap();
+    assert!(number().await > before, "a new bundle is a new assignment");
+    let told = |ids: &[u8]| Holdings {
+        stored: ids.iter().map(|byte| SegmentId([*byte; 32])).collect(),
+        ..Holdings::default()
+    };
+    // What is of no bundle is not worth a row.
+    db.note_holdings(member, &told(&[1, 2, 9])).await.unwrap();
+    let held: Vec<_> = db.bundle_holders().await.unwrap().into_keys().collect();
+    assert_eq!(held, [entry(1).id, entry(2).id]);
+    assert!(db.publish_bundle(first).await.unwrap());
+    assert!(!db.publish_bundle(first).await.unwrap(), "it is published already");
+    let second = db.add_bundle(&[entry(1), entry(3)]).await.unwrap();
+    let kept: Vec<_> = db.bundles().await.unwrap().iter().map(|it| it.published).collect();
+    assert_eq!(kept, [true, false]);
+    db.note_holdings(member, &told(&[3])).await.unwrap();
+    let lost = Holdings { dropped: vec![entry(1).id], ..Holdings::default() };
+    db.note_holdings(member, &lost).await.unwrap();
+    assert!(db.publish_bundle(second).await.unwrap());
+    let bundles = db.bundles().await.unwrap();
+    assert_eq!(bundles.len(), 1);
+    assert_eq!((bundles[0].id, bundles[0].published), (second, true));
+    let held: Vec<_> = db.bundle_holders().await.unwrap().into_keys().collect();
+    assert_eq!(held, [entry(3).id], "2 is of no bundle any more, 1 was dropped");
 }

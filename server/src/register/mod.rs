@@ -45,6 +45,7 @@ pub use live::{Listed, Registrations};
 
 use crate::{
     app::App,
+    bundle::segments_of,
     db::{
         image::{BeginError, ImageFormat, NewVersion, Registered as Row, VersionRow},
         segment::SegmentRow,
@@ -261,7 +262,8 @@ pub async fn clear_away(app: &App) -> anyhow::Result<()> {
         clear(app, version, &[]).await?;
         tracing::info!(%version, "a registration that was cut short is cleared away: add the image again");
     }
-    let known = app.db.all_segments().await?;
+    let mut known = app.db.all_segments().await?;
+    known.extend(segments_of(&app.db.bundles().await?).into_iter().map(|segment| segment.id));
     let deleted = app
         .store
         .delete_unreferenced(known, SystemTime::now())

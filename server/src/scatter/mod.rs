@@ -31,6 +31,7 @@ pub(crate) use parity::compute_on_demand;
 
 use crate::{
     app::App,
+    bundle::{segments_of, slots_taken},
     db::agent::AgentRow,
     events::Event,
     jobs::{JobHandle, Kind},
@@ -167,6 +168,7 @@ async fn candidates(
     limits: &Limits,
 ) -> anyhow::Result<Vec<Candidate>> {
     let taken = app.db.slots_taken_by_other_images(image).await.context("count slots")?;
+    let bundle = segments_of(&app.db.bundles().await.context("list bundles")?).len();
     let holders = app.db.holders_of_image(image).await.context("list holders")?;
     let holders: BTreeSet<_> = holders.into_values().flatten().collect();
     Ok(fleet
@@ -174,7 +176,8 @@ async fn candidates(
         .map(|agent| {
             let slots = u64::from(SlotCount::fitting(agent.lend).0);
             let usable = slots - slots * SPARE_PERCENT / 100;
-            let free = usable.saturating_sub(taken.get(&agent.id).copied().unwrap_or(0));
+            let taken = taken.get(&agent.id).copied().unwrap_or(0);
+            let free = usable.saturating_sub(taken + slots_taken(agent.lend, bundle));
             let free = limits.get(&agent.id).map_or(free, |limit| free.min(*limit));
             Candidate {
                 agent: agent.id,
@@ -267,7 +270,8 @@ async fn wait_for_holders(
     }
 }
 
-fn is_asleep(agent: &AgentRow) -> bool {
+/// Whether nobody waits for an agent.
+pub(crate) fn is_asleep(agent: &AgentRow) -> bool {
     agent.seen.is_none_or(|seen| Moment::now().since(seen) > ASLEEP_AFTER)
 }
 
@@ -289,7 +293,7 @@ async fn publish(
     }
     let signed = next.sign(app.site.signer());
     app.db.keep_stripe_map(image, next.number, &signed).await.context("publish the stripe map")?;
-    Ok(())
+    app.queue(Kind::Bundle).await.context("queue the bundle")
 }
 
 /// Says what may be lost. What sleeping clients do not hold yet is not promised.

@@ -40,6 +40,8 @@ pub struct Site {
     signer: SigningKey,
     server_key: Identity,
     recovery: Recipient,
+    /// For the directory.
+    sealed_keys: Vec<u8>,
 }
 
 /// A site and whether it was made just now.
@@ -60,17 +62,21 @@ impl Site {
             Secrets::make(data_dir).context("make the site's secrets")?;
         }
         let secrets = Secrets::read(data_dir)?;
-        let authority = Authority::new(secrets.ca_pem.clone(), &secrets.ca_key)?;
-        let fingerprint = Fingerprint::of_pem(&secrets.ca_pem)?;
+        let keys = secrets.keys()?;
+        let authority = keys.authority().context("open secrets/ca.pem and secrets/ca.key")?;
+        let fingerprint = keys.fingerprint()?;
         let mut id = [0; SiteId::BYTES];
         id.copy_from_slice(&fingerprint.0[..SiteId::BYTES]);
+        let signer = keys.signer().context("open secrets/signing.key")?;
+        let recovery: Recipient = secrets.recovery.parse().context("read secrets/recovery.pub")?;
         let site = Self {
+            sealed_keys: keys.seal(&recovery)?,
             id: SiteId(id),
             fingerprint,
             authority,
-            signer: secrets.signer()?,
+            signer,
             server_key: secrets.server_agekey.parse().context("read secrets/server.agekey")?,
-            recovery: secrets.recovery.parse().context("read secrets/recovery.pub")?,
+            recovery,
         };
         Ok(Opened { site, first_start })
     }
@@ -89,6 +95,12 @@ impl Site {
     #[must_use]
     pub const fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// The CA and the signing key as only the recovery key opens them.
+    #[must_use]
+    pub fn sealed_keys(&self) -> &[u8] {
+        &self.sealed_keys
     }
 
     #[must_use]

@@ -9,8 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cairn_array::{tls::new_authority, wrap::Identity};
-use cairn_core::sign::SigningKey;
+use cairn_array::{authority::SiteKeys, tls::new_authority, wrap::Identity};
 
 const FOLDER: &str = "secrets";
 const UNFINISHED: &str = "secrets.unfinished";
@@ -130,9 +129,12 @@ impl Secrets {
         })
     }
 
-    pub(super) fn signer(&self) -> anyhow::Result<SigningKey> {
-        let seed = hex::decode(self.signing_key.trim()).context("read secrets/signing.key")?;
-        SigningKey::from_seed(&seed).context("read secrets/signing.key")
+    /// The keys that act for this site.
+    pub(super) fn keys(&self) -> anyhow::Result<SiteKeys> {
+        let mut signing_seed = [0; 32];
+        hex::decode_to_slice(self.signing_key.trim(), &mut signing_seed)
+            .context("read secrets/signing.key")?;
+        Ok(SiteKeys { ca_pem: self.ca_pem.clone(), ca_key_pem: self.ca_key.clone(), signing_seed })
     }
 }
 

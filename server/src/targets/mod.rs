@@ -14,7 +14,7 @@ mod document;
 mod hello;
 mod progress;
 mod session;
-pub(crate) mod swarm;
+mod swarm;
 mod ticket;
 
 use crate::app::App;

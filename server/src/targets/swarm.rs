@@ -1,172 +1,18 @@
-//! Who installs the same version now: targets learn of each other here, and get from the server what the others have not.
-//!
-//! Kept in memory: after a restart of the server the targets tell where they are with their next call.
-//!
-//! Invariants: a target gets neighbours of its own version only; of one that several complain about nobody hears again.
+//! `POST /target/v1/swarm`: a target says where it serves, and hears who else installs what it installs.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Instant};
 
 use axum::{Extension, Json, extract::State};
 use cairn_array::{
     tls::Peer,
-    wire::{MAX_NEIGHBOURS, Neighbour, SYNC_HOLD, SwarmReply, SwarmRequest},
+    wire::{SwarmReply, SwarmRequest},
 };
-use cairn_core::{
-    id::{InstallId, SegmentId, VersionId, sha256},
-    units::Generation,
-};
-use tokio::sync::watch;
 
 use super::session::Ticketed;
 use crate::{
     api::{error::ApiError, extract::Body},
     app::App,
 };
-
-/// A target that has not called for this long is gone.
-const SILENCE: Duration = Duration::from_secs(3 * SYNC_HOLD.as_secs());
-/// How long a segment that one target got is not given to its neighbours.
-const LEASE: Duration = Duration::from_secs(10);
-/// Leases above this number are looked through for those that are over.
-const MANY_LEASES: usize = 4096;
-/// So many targets must complain about another before it is not named any more.
-const COMPLAINTS: usize = 2;
-
-/// The targets that serve each other.
-#[derive(Debug)]
-pub(crate) struct Swarms {
-    state: Mutex<Room>,
-    changed: watch::Sender<u64>,
-}
-
-impl Default for Swarms {
-    fn default() -> Self {
-        // Not zero, which targets start with.
-        Self { state: Mutex::default(), changed: watch::Sender::new(1) }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Room {
-    targets: HashMap<InstallId, Target>,
-    leases: HashMap<SegmentId, (InstallId, Instant)>,
-}
-
-#[derive(Debug)]
-struct Target {
-    version: VersionId,
-    addr: SocketAddr,
-    seen: Instant,
-    complaints: HashSet<InstallId>,
-}
-
-impl Swarms {
-    /// Notes where a target serves.
-    fn join(&self, install: InstallId, version: VersionId, addr: SocketAddr, now: Instant) {
-        let mut state = self.state();
-        let before = state.targets.len();
-        state.targets.retain(|_, target| now.duration_since(target.seen) < SILENCE);
-        let mut changed = state.targets.len() != before;
-        match state.targets.get_mut(&install) {
-            Some(target) if target.addr == addr => target.seen = now,
-            _ => {
-                let complaints = HashSet::new();
-                state.targets.insert(install, Target { version, addr, seen: now, complaints });
-                changed = true;
-            }
-        }
-        drop(state);
-        if changed {
-            self.tell();
-        }
-    }
-
-    /// A target is done, or failed.
-    pub(crate) fn leave(&self, install: InstallId) {
-        if self.state().targets.remove(&install).is_some() {
-            self.tell();
-        }
-    }
-
-    /// A target complains about another.
-    pub(super) fn complain(&self, about: InstallId, by: InstallId) {
-        let outcast = self.state().targets.get_mut(&about).is_some_and(|target| {
-            let new = target.complaints.insert(by);
-            new && target.complaints.len() == COMPLAINTS
-        });
-        if outcast {
-            tracing::warn!(install = %about, "other targets do not hear of this one any more");
-            self.tell();
-        }
-    }
-
-    /// Whether `install` gets this segment from the server. Not when a neighbour has just got it.
-    pub(crate) fn give(&self, segment: SegmentId, install: InstallId, now: Instant) -> bool {
-        let mut state = self.state();
-        let Some(version) = state.targets.get(&install).map(|target| target.version) else {
-            return true;
-        };
-        if let Some((other, since)) = state.leases.get(&segment).copied() {
-            let neighbour = state.targets.get(&other).is_some_and(|target| {
-                target.version == version && target.complaints.len() < COMPLAINTS
-            });
-            if other != install && neighbour && now.duration_since(since) < LEASE {
-                return false;
-            }
-        }
-        if state.leases.len() >= MANY_LEASES {
-            state.leases.retain(|_, (_, since)| now.duration_since(*since) < LEASE);
-        }
-        state.leases.insert(segment, (install, now));
-        true
-    }
-
-    /// Others for a target: those of its own subnet first, beyond that by a number that both sides agree on.
-    fn neighbours(&self, install: InstallId) -> Vec<Neighbour> {
-        let state = self.state();
-        let Some(me) = state.targets.get(&install) else { return Vec::new() };
-        let mut others: Vec<_> = state
-            .targets
-            .iter()
-            .filter(|(other, target)| {
-                **other != install
-                    && target.version == me.version
-                    && target.complaints.len() < COMPLAINTS
-            })
-            .map(|(other, target)| {
-                let far = subnet(target.addr.ip()) != subnet(me.addr.ip());
-                let pair = [install.min(*other).0, install.max(*other).0].concat();
-                (far, sha256(&pair), Neighbour { install: *other, addr: target.addr })
-            })
-            .collect();
-        others.sort_unstable_by_key(|(far, chance, _)| (*far, *chance));
-        others.truncate(MAX_NEIGHBOURS);
-        others.into_iter().map(|(.., neighbour)| neighbour).collect()
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, Room> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tell(&self) {
-        self.changed.send_modify(|generation| *generation += 1);
-    }
-}
-
-/// The usual size of a LAN: what is beyond is probably behind a router.
-fn subnet(ip: IpAddr) -> [u8; 8] {
-    let mut prefix = [0; 8];
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => prefix[..3].copy_from_slice(&ip.octets()[..3]),
-        IpAddr::V6(ip) => prefix.copy_from_slice(&ip.octets()[..8]),
-    }
-    prefix
-}
 
 pub(super) async fn swarm(
     State(app): State<App>,
@@ -176,86 +22,9 @@ pub(super) async fn swarm(
 ) -> Result<Json<SwarmReply>, ApiError> {
     let addr = SocketAddr::new(peer.addr.ip(), request.port);
     app.swarms.join(install.id, install.version, addr, Instant::now());
-    let mut changed = app.swarms.changed.subscribe();
-    let news = changed.wait_for(|generation| *generation != request.generation.0);
-    tokio::select! {
-        _ = tokio::time::timeout(SYNC_HOLD, news) => {}
-        () = app.stop.cancelled() => {}
-    }
-    let generation = Generation(*changed.borrow());
-    let neighbours = app.swarms.neighbours(install.id);
-    Ok(Json(SwarmReply { generation, neighbours }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn install(n: u8) -> InstallId {
-        InstallId([n; 16])
-    }
-
-    fn swarm(targets: &[(u8, u8, [u8; 4])]) -> (Swarms, Instant) {
-        let (swarms, now) = (Swarms::default(), Instant::now());
-        for (n, version, ip) in targets {
-            swarms.join(install(*n), VersionId([*version; 16]), (*ip, 4000).into(), now);
-        }
-        (swarms, now)
-    }
-
-    fn names(swarms: &Swarms, n: u8) -> Vec<u8> {
-        swarms.neighbours(install(n)).iter().map(|neighbour| neighbour.install.0[0]).collect()
-    }
-
-    #[test]
-    fn neighbours_install_the_same_and_the_near_ones_come_first() {
-        let (swarms, _) = swarm(&[
-            (1, 1, [10, 0, 0, 1]),
-            (2, 1, [10, 0, 1, 2]),
-            (3, 1, [10, 0, 0, 3]),
-            (4, 2, [10, 0, 0, 4]),
-        ]);
-        assert_eq!(names(&swarms, 1), [3, 2]);
-        assert!(names(&swarms, 4).is_empty());
-        swarms.leave(install(3));
-        assert_eq!(names(&swarms, 1), [2]);
-    }
-
-    #[test]
-    fn there_are_at_most_so_many_and_not_the_same_for_all() {
-        let targets: Vec<_> = (1..=60).map(|n| (n, 1, [10, 0, 0, n])).collect();
-        let (swarms, _) = swarm(&targets);
-        let all: HashSet<_> = (1..=60).map(|n| names(&swarms, n)).collect();
-        assert!(all.iter().all(|names| names.len() == MAX_NEIGHBOURS));
-        assert!(all.len() > 50);
-    }
-
-    #[test]
-    fn who_is_silent_is_gone_and_who_is_complained_about_is_not_named() {
-        let (swarms, now) = swarm(&[(1, 1, [10, 0, 0, 1]), (2, 1, [10, 0, 0, 2])]);
-        let later = now + SILENCE;
-        swarms.join(install(3), VersionId([1; 16]), ([10, 0, 0, 3], 4000).into(), later);
-        assert!(names(&swarms, 3).is_empty());
-        let (swarms, _) = swarm(&[(1, 1, [1; 4]), (2, 1, [1; 4]), (3, 1, [1; 4])]);
-        swarms.complain(install(1), install(2));
-        swarms.complain(install(1), install(2));
-        assert!(names(&swarms, 2).contains(&1), "one voice is not enough");
-        swarms.complain(install(1), install(3));
-        assert_eq!(names(&swarms, 2), [3]);
-    }
-
-    #[test]
-    fn a_segment_is_given_to_one_neighbour_at_a_time() {
-        let (swarms, now) = swarm(&[(1, 1, [1; 4]), (2, 1, [1; 4]), (3, 2, [1; 4])]);
-        let segment = SegmentId([7; 32]);
-        assert!(swarms.give(segment, install(1), now));
-        assert!(!swarms.give(segment, install(2), now));
-        assert!(swarms.give(segment, install(1), now), "it may ask again");
-        assert!(swarms.give(segment, install(9), now), "who is in no swarm cannot ask others");
-        assert!(swarms.give(segment, install(3), now), "others install something else");
-        assert!(swarms.give(segment, install(1), now + LEASE));
-        assert!(!swarms.give(segment, install(2), now + LEASE));
-        swarms.leave(install(1));
-        assert!(swarms.give(segment, install(2), now + LEASE));
+    let hold = app.swarms.wait(install.id, request.generation);
+    match app.stop.run_until_cancelled(hold).await {
+        Some(reply) => Ok(Json(reply)),
+        None => Ok(Json(app.swarms.now(install.id))),
     }
 }

@@ -15,6 +15,7 @@
 
 mod neighbours;
 mod shelf;
+mod swarms;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use cairn_core::id::SegmentId;
 
 pub use neighbours::{Heard, Neighbours};
 pub use shelf::{Reseal, Shelf};
+pub use swarms::Swarms;
 
 use crate::{
     peer::{self, PeerClient},
