@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use cairn_array::tls::Token;
+use cairn_array::{tls::Token, wire::DiskSelector};
 use cairn_core::units::ByteCount;
 use clap::{Parser, Subcommand};
 
@@ -59,13 +59,58 @@ pub enum Command {
         /// A disk like /dev/sdb, or a file
         #[arg(long, value_name = "DEV-or-FILE")]
         disk: PathBuf,
+        /// Ask this server, or whoever stands in for it, instead of the one that this client joined
+        #[arg(long, value_name = "URL")]
+        server: Option<ServerPlace>,
     },
+    /// Act for a server that is gone: boot and install machines from the clients alone.
+    StandIn(StandIn),
     /// Be the first process of the boot payload.
     #[command(hide = true)]
     Init,
     /// One try of the boot payload to install its machine.
     #[command(hide = true, name = "init-worker")]
     InitWorker,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct StandIn {
+    /// The site's recovery key, as the server's first start wrote it
+    #[arg(long, value_name = "FILE", required_unless_present = "approve")]
+    pub recovery_key: Option<PathBuf>,
+    /// Approve the machine that shows CODE, with the stand-in that runs on this machine
+    #[arg(long, value_name = "CODE", conflicts_with = "recovery_key")]
+    pub approve: Option<String>,
+    /// Answer machines that boot from the network on this interface
+    #[arg(long, value_name = "IF")]
+    pub interface: Option<String>,
+    /// Where to serve machines that install (HTTPS)
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8440")]
+    pub listen: SocketAddr,
+    /// Where to serve boot files (HTTP)
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8441")]
+    pub boot_listen: SocketAddr,
+    /// Whether to answer DHCP, beside the site's DHCP server
+    #[arg(long, value_name = "MODE", default_value = "proxy", value_parser = ["proxy", "off"])]
+    pub dhcp: String,
+    /// The image to install: NAME (its newest version) or NAME@N; needed when there are several
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// The disk to install to: serial:… or wwn:… (default: the only one)
+    #[arg(long, value_name = "DISK", value_parser = disk)]
+    pub disk: Option<DiskSelector>,
+    /// Also while the server answers
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `serial:…` or `wwn:…`
+fn disk(text: &str) -> Result<DiskSelector, String> {
+    match text.split_once(':') {
+        Some(("serial", value)) if !value.is_empty() => Ok(DiskSelector::Serial(value.to_owned())),
+        Some(("wwn", value)) if !value.is_empty() => Ok(DiskSelector::Wwn(value.to_owned())),
+        _ => Err("name the disk as serial:… or wwn:…".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | `directory` | the newest signed directory |
 //! | `segments.dsf` | the distributed storage file |
 //! | `agent.sock` | where a running agent tells its status |
+//! | `stand-in`, `stand-in.sock` | what a stand-in that runs here serves to machines, and where it takes codes |
 //! | `lock` | held by the one process that uses the folder |
 //!
 //! Invariants: the folder is 0700 and every file in it 0600; a file is replaced by renaming a whole one over it,
@@ -187,13 +188,34 @@ impl Home {
         self.folder.join("agent.sock")
     }
 
+    /// Where a stand-in takes codes.
+    #[must_use]
+    pub fn stand_in_socket(&self) -> PathBuf {
+        self.folder.join("stand-in.sock")
+    }
+
+    /// Where a stand-in keeps boot files while it runs.
+    #[must_use]
+    pub fn stand_in_folder(&self) -> PathBuf {
+        self.folder.join("stand-in")
+    }
+
     /// Removes everything that joining and running made; "joined" ends first.
     ///
     /// # Errors
     /// When a file is there but cannot be removed.
     pub fn clear(&self) -> Result<()> {
-        let names =
-            [MEMBERSHIP, KEY, CERTIFICATE, CA, "directory", "segments.dsf", "agent.sock", "lock"];
+        let names = [
+            MEMBERSHIP,
+            KEY,
+            CERTIFICATE,
+            CA,
+            "directory",
+            "segments.dsf",
+            "agent.sock",
+            "stand-in.sock",
+            "lock",
+        ];
         for name in names {
             let path = self.folder.join(name);
             match fs::remove_file(&path) {

@@ -20,4 +20,5 @@ pub mod link;
 pub mod place;
 pub mod privilege;
 pub mod size;
+pub mod stand_in;
 pub mod target;

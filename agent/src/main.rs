@@ -11,12 +11,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use cairn_agent::{
-    cli::{Cli, Command},
+    cli::{self, Cli, Command},
     daemon,
     home::Home,
     images, init,
     join::{Join, join},
-    leave, privilege,
+    leave,
+    place::ServerPlace,
+    privilege, stand_in,
     target::{
         flow::{Goal, Installer},
         terminal::Terminal,
@@ -89,7 +91,8 @@ fn dispatch(cli: Cli) -> Result<()> {
             let found = images::images(&home).await?;
             if json { print_json(&found) } else { say(&images::render(&found)) }
         }),
-        Command::Install { name, disk } => block_on(install(&home, name, disk)),
+        Command::Install { name, disk, server } => block_on(install(&home, name, disk, server)),
+        Command::StandIn(options) => block_on(stand_in(home, options)),
         Command::Init => init::run(),
         Command::InitWorker => Ok(()),
     }
@@ -110,18 +113,41 @@ fn run_daemon(home: Home) -> Result<()> {
 
 /// The joined state says which server and CA to trust; the install itself is approved like any other machine's,
 /// since a member's key alone decrypts nothing.
-async fn install(home: &Home, image: String, disk: PathBuf) -> Result<()> {
-    let membership = home.membership()?;
+async fn install(
+    home: &Home,
+    image: String,
+    disk: PathBuf,
+    server: Option<ServerPlace>,
+) -> Result<()> {
+    let server = server.map_or_else(|| home.membership().map(|it| it.server), Ok)?;
     let names = Arc::new(NameTable::default());
-    membership.server.announce(&names);
+    server.announce(&names);
     let installer = Installer {
         trust: Trust::Ca(home.papers()?.ca_pem),
         names,
         key: tls::new_key_and_csr()?,
         goal: Goal::Asked { image, disk },
-        server: membership.server.to_string(),
+        server: server.to_string(),
     };
     installer.run(Terminal::new()).await.map(drop)
+}
+
+async fn stand_in(home: Home, options: cli::StandIn) -> Result<()> {
+    if let Some(code) = options.approve {
+        return stand_in::approve(&home, &code).await;
+    }
+    let recovery_key = options.recovery_key.context("name the recovery key with --recovery-key")?;
+    let options = stand_in::Options {
+        recovery_key,
+        interface: options.interface,
+        listen: options.listen,
+        boot_listen: options.boot_listen,
+        dhcp: options.dhcp == "proxy",
+        image: options.image,
+        disk: options.disk.unwrap_or_default(),
+        force: options.force,
+    };
+    stand_in::run(home, options).await
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {

@@ -13,8 +13,8 @@ use cairn_tests::{
 const INSTALL: Duration = Duration::from_secs(120);
 
 #[test]
-fn a_blank_bios_machine_comes_up_from_its_peers() {
-    comes_up(Variant::Tiny.image().unwrap(), Firmware::Bios);
+fn a_blank_bios_machine_comes_up_from_its_peers_and_another_without_the_server() {
+    comes_up(Variant::Tiny.image().unwrap(), Firmware::Bios, 2);
 }
 
 /// Its firmware finds the system by the boot entry only.
@@ -23,12 +23,12 @@ fn a_blank_uefi_machine_comes_up_from_its_peers() {
     let folder = tempfile::tempdir().unwrap();
     let image = Variant::Tiny.image().unwrap();
     let image = image.without_fallback_loader(&folder.path().join("tiny.raw")).unwrap();
-    comes_up(image, Firmware::Uefi);
+    comes_up(image, Firmware::Uefi, 1);
 }
 
-fn comes_up(image: Image, firmware: Firmware) {
+fn comes_up(image: Image, firmware: Firmware, acts: u8) {
     let image = Some(image.path);
-    demo::run(&Options { image, firmware, targets: 1, keep: false }).unwrap();
+    demo::run(&Options { image, firmware, targets: 1, acts, keep: false }).unwrap();
 }
 
 /// The same journey without a machine: fast, so it is the first to say that something is wrong.

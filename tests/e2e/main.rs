@@ -7,4 +7,5 @@ mod dashboard;
 mod deploy;
 mod faults;
 mod lab;
+mod stand_in;
 mod swarm;

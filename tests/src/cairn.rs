@@ -84,6 +84,35 @@ pub struct Scatter {
     pub complete: bool,
 }
 
+/// What clients hold to go on without the server, of `status --json`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Bundle {
+    /// Clients that hold all of it.
+    pub clients: usize,
+    pub published: bool,
+}
+
+/// The site, of `status --json`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Status {
+    /// The number of the newest directory.
+    pub directory: u64,
+    pub bundle: Bundle,
+    pub jobs: Jobs,
+}
+
+/// Work of the server that is not done.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Jobs {
+    pub queued: u64,
+    pub running: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct AgentStatus {
+    directory: u64,
+}
+
 /// A version of an image.
 #[derive(Debug, Clone, Deserialize)]
 pub struct VersionLine {
@@ -234,6 +263,12 @@ impl Server {
         self.json(&["image", "show", name])
     }
 
+    /// # Errors
+    /// The server refuses.
+    pub fn status(&self) -> Result<Status> {
+        self.json(&["status"])
+    }
+
     /// Deploys `image` to `machine`.
     ///
     /// # Errors
@@ -323,6 +358,22 @@ impl Agent {
 
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// The number of the directory that it has.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn directory(&self) -> Result<u64> {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", self.host.namespace()])
+            .arg(binary("cairn-agent")?)
+            .args(["status", "--json", "--state-dir"])
+            .arg(&self.state_dir);
+        let status: AgentStatus =
+            serde_json::from_str(&tool::finish(&mut command)?).context("read an agent's status")?;
+        Ok(status.directory)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     process::describe,
     qemu::{Firmware, Hardware, OnReboot, blank_disk},
     site::{CODE_LINE, NetworkBoot, Site},
+    stand_in::StandIn,
 };
 
 mod report;
@@ -45,6 +46,8 @@ pub struct Options {
     pub firmware: Firmware,
     /// How many blank machines are installed at once.
     pub targets: u8,
+    /// 1: with the server. 2: then without it, from a client that stands in for it.
+    pub acts: u8,
     /// Leave all of it running until a key is pressed.
     pub keep: bool,
 }
@@ -55,8 +58,12 @@ struct Installed {
     to_installer: Duration,
     install: Duration,
     to_login: Duration,
-    outcome: Install,
+    /// What the server knows of it.
+    outcome: Option<Install>,
 }
+
+/// Who lets a machine in, and hears how it goes.
+type Host<'a> = dyn Fn(&Hardware, &str) -> Result<Option<Install>> + Sync + 'a;
 
 /// Runs the demo and prints what happens.
 ///
@@ -96,17 +103,27 @@ fn run_in(site: &mut Site, options: &Options, image: &Image, report: &mut Report
     let address = fullest.address.clone().context("read the client's address")?;
     let is_it = |agent: &&mut Agent| address.starts_with(&format!("{}:", agent.host().address()));
     let stopped = site.agents.iter_mut().find(is_it).context("find the client's process")?;
+    let namespace = stopped.host().namespace().to_owned();
     stopped.process().kill().context("switch a client off")?;
     say("one client is switched off");
-    let machines = hardware(&mut site.lab, options, image)?;
-    let installed = all_at_once(&site.lab, &site.server, &machines, image)?;
+    let gone = site.agents.iter().position(|agent| agent.host().namespace() == namespace);
+    let machines = hardware(&mut site.lab, options, image, 1)?;
+    let server = &site.server;
+    let host = |machine: &Hardware, code: &str| {
+        let id = approve(server, machine, code)?;
+        follow(server, &machine.name, &server.deploy(NAME, &id)?).map(Some)
+    };
+    let installed = all_at_once(&site.lab, &host, &machines, image)?;
     for (machine, installed) in machines.iter().zip(&installed) {
         report.machine(&machine.name, installed);
     }
-    report.print(&detail, &dashboard);
-    for installed in &installed {
-        judge(&installed.outcome)?;
+    for outcome in installed.iter().filter_map(|installed| installed.outcome.as_ref()) {
+        judge(outcome)?;
     }
+    if options.acts > 1 {
+        second_act(site, options, image, gone, report)?;
+    }
+    report.print(&detail, &dashboard);
     if options.keep {
         say(&format!("still running: {dashboard} (password {password})"));
         say(&format!("its network: ip netns exec {} sh", site.server.host().namespace()));
@@ -115,19 +132,54 @@ fn run_in(site: &mut Site, options: &Options, image: &Image, report: &mut Report
             thread::park();
         }
     }
+    if options.acts > 1 {
+        return Ok(());
+    }
     site.server.process().terminate().map(drop)
+}
+
+/// The server is gone; a client stands in for it, and a second blank machine comes up.
+fn second_act(
+    site: &mut Site,
+    options: &Options,
+    image: &Image,
+    gone: Option<usize>,
+    report: &mut Report,
+) -> Result<()> {
+    let left: Vec<usize> = (0..site.agents.len()).filter(|client| Some(*client) != gone).collect();
+    report.phase("clients could stand in", || site.wait_for_stand_ins(&left))?;
+    site.server.process().kill().context("kill the server")?;
+    say("the server is killed");
+    let first = left.first().and_then(|client| site.agents.get(*client));
+    let agent = first.context("find a client that is left")?;
+    let interface = ["--interface", "eth0"];
+    let stand_in = report.phase("a client stands in", || {
+        StandIn::start(&site.lab, agent, &site.server, &interface)
+    })?;
+    let machines = hardware(&mut site.lab, options, image, options.targets + 1)?;
+    let host = |machine: &Hardware, code: &str| {
+        stand_in.approve(code)?;
+        let sources = stand_in.wait_installed(code, INSTALL)?;
+        say(&format!("{}: {sources}", machine.name));
+        Ok(None)
+    };
+    let installed = all_at_once(&site.lab, &host, &machines, image)?;
+    for (machine, installed) in machines.iter().zip(&installed) {
+        report.machine(&machine.name, installed);
+    }
+    Ok(())
 }
 
 fn all_at_once(
     lab: &Lab,
-    server: &Server,
+    host: &Host<'_>,
     machines: &[Hardware],
     image: &Image,
 ) -> Result<Vec<Installed>> {
     thread::scope(|scope| {
         let journeys: Vec<_> = machines
             .iter()
-            .map(|machine| scope.spawn(|| journey(lab, server, machine, image)))
+            .map(|machine| scope.spawn(|| journey(lab, host, machine, image)))
             .collect();
         journeys
             .into_iter()
@@ -136,9 +188,9 @@ fn all_at_once(
     })
 }
 
-fn hardware(lab: &mut Lab, options: &Options, image: &Image) -> Result<Vec<Hardware>> {
+fn hardware(lab: &mut Lab, options: &Options, image: &Image, first: u8) -> Result<Vec<Hardware>> {
     let size = image.size()?;
-    (1..=options.targets)
+    (first..first + options.targets)
         .map(|number| {
             let disk = lab.dir().join(format!("machine{number}.raw"));
             blank_disk(&disk, size)?;
@@ -151,7 +203,7 @@ fn hardware(lab: &mut Lab, options: &Options, image: &Image) -> Result<Vec<Hardw
 }
 
 /// A blank machine is switched on, approved, installed, compared, and started from its disk.
-fn journey(lab: &Lab, server: &Server, hardware: &Hardware, image: &Image) -> Result<Installed> {
+fn journey(lab: &Lab, host: &Host<'_>, hardware: &Hardware, image: &Image) -> Result<Installed> {
     let name = &hardware.name;
     let started = Instant::now();
     let mut machine = hardware.start(lab, OnReboot::Exit)?;
@@ -160,11 +212,9 @@ fn journey(lab: &Lab, server: &Server, hardware: &Hardware, image: &Image) -> Re
     let code = shown.first().and_then(|found| found.groups.get(1)).context("read the code")?;
     let to_installer = started.elapsed();
     say(&format!("{name}: shows code {code} after {:.1} s", to_installer.as_secs_f64()));
-    let id = approve(server, hardware, code)?;
-    let deployment = server.deploy(NAME, &id)?;
 
     let started = Instant::now();
-    let outcome = follow(server, name, &deployment)?;
+    let outcome = host(hardware, code)?;
     let status = machine.wait_off(INSTALL).context("wait for the reboot")?;
     ensure!(status.success(), "{name}: QEMU ended with {}", describe(status));
     let install = started.elapsed();

@@ -29,5 +29,6 @@ pub mod portal;
 pub mod process;
 pub mod qemu;
 pub mod site;
+pub mod stand_in;
 pub mod tool;
 pub mod transcript;

@@ -9,11 +9,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    cairn::{Agent, ImageDetail, Server, binary, eventually},
+    cairn::{Agent, ImageDetail, Server, Status, binary, eventually},
     dhcpd::Dhcpd,
     netns::{Host, Lab},
     paths,
     process::{Process, Program},
+    stand_in::StandIn,
     tool,
 };
 
@@ -109,6 +110,30 @@ impl Site {
         })
     }
 
+    /// Waits until all these clients could stand in for the server: they hold boot files, manifests and stripe maps, and
+    /// have the directory that names them.
+    ///
+    /// # Errors
+    /// It is not in time.
+    pub fn wait_for_stand_ins(&self, clients: &[usize]) -> Result<()> {
+        eventually("the clients to hold the bundle", SCATTER, || {
+            let Status { directory, bundle, jobs } = self.server.status()?;
+            let settled = bundle.published
+                && bundle.clients >= clients.len()
+                && jobs.queued + jobs.running == 0;
+            if !settled {
+                return Ok(None);
+            }
+            for client in clients {
+                let agent = self.agents.get(*client).context("find the client")?;
+                if agent.directory()? < directory {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })
+    }
+
     /// Starts the installer on the machine of client `index`, to a file, and approves it. The file is
     /// whole when the process ends with 0.
     ///
@@ -161,10 +186,43 @@ impl Site {
         Ok(code.clone())
     }
 
+    /// As [`Self::install_to_file`], by a client that stands in for the server.
+    ///
+    /// # Errors
+    /// It does not start, or the stand-in refuses it.
+    pub fn install_by(
+        &self,
+        stand_in: &StandIn,
+        index: usize,
+        image: &str,
+        file: &Path,
+    ) -> Result<(Process, String)> {
+        let agent = self.agents.get(index).context("find the client")?;
+        let server = ["--server", stand_in.url()];
+        let installer =
+            self.installer_with(agent.host(), agent.state_dir(), image, file, &server)?;
+        let found = installer.wait_for_line(CODE_LINE, CODE)?;
+        let code = found.groups.get(1).context("read the code")?;
+        stand_in.approve(code)?;
+        Ok((installer, code.clone()))
+    }
+
     fn installer(&self, host: &Host, state: &Path, image: &str, file: &Path) -> Result<Process> {
+        self.installer_with(host, state, image, file, &[])
+    }
+
+    fn installer_with(
+        &self,
+        host: &Host,
+        state: &Path,
+        image: &str,
+        file: &Path,
+        options: &[&str],
+    ) -> Result<Process> {
         Program::new("installer", binary("cairn-agent")?)
             .args(["install", image, "--disk"])
             .args([file.as_os_str(), "--state-dir".as_ref(), state.as_os_str()])
+            .args(options)
             .on(host)
             .log(self.lab.dir().join(format!("installer-{}.log", host.namespace())))
             .start()

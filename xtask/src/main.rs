@@ -16,7 +16,7 @@ mod step;
 const USAGE: &str = "\
 cargo xtask COMMAND
 
-  demo [--image FILE] [--uefi] [--targets N] [--keep]
+  demo [--image FILE] [--uefi] [--targets N] [--acts 1] [--keep]
             a real system from a file, over four clients' disks, onto a blank machine (needs root)
   test [--long]
             everything that .ci/run checks; --long adds the slow tests

@@ -47,6 +47,8 @@ fn an_install_goes_on_by_parity_when_the_server_and_a_client_are_killed() {
 #[test]
 fn rot_on_one_is_noticed_reported_and_repaired_and_installs_come_out_right() {
     let (mut site, image) = scattered("rot", 3, 24);
+    // What is replaced soon would be dropped before anybody finds it rotten.
+    site.wait_for_stand_ins(&[0, 1, 2]).unwrap();
     let state = site.agents[1].state_dir().to_owned();
     site.agents[1].process().terminate().unwrap();
     let before = slots(&state);

@@ -29,6 +29,9 @@ struct Args {
     /// How many blank machines to install at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     targets: u8,
+    /// 1: with the server only. 2: then the server is killed, and a client stands in for it
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
+    acts: u8,
     /// Leave everything running afterwards, until Ctrl-C
     #[arg(long)]
     keep: bool,
@@ -37,10 +40,10 @@ struct Args {
 static ENDING: Mutex<()> = Mutex::new(());
 
 fn main() -> ExitCode {
-    let Args { image, uefi, targets, keep } = Args::parse();
+    let Args { image, uefi, targets, acts, keep } = Args::parse();
     let firmware = if uefi { Firmware::Uefi } else { Firmware::Bios };
-    let outcome =
-        clean_up_on_signals().and_then(|()| demo::run(&Options { image, firmware, targets, keep }));
+    let outcome = clean_up_on_signals()
+        .and_then(|()| demo::run(&Options { image, firmware, targets, acts, keep }));
     // Held for good by whoever is cleaning up after a signal: then the program ends there.
     let _ending = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
     match outcome {

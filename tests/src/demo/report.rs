@@ -62,7 +62,9 @@ impl Report {
         for (phase, took) in phases {
             self.rows.push((format!("{name}: {phase}"), took));
         }
-        self.sources.push(format!("{name}: {}", sources(&installed.outcome)));
+        if let Some(outcome) = &installed.outcome {
+            self.sources.push(format!("{name}: {}", sources(outcome)));
+        }
     }
 
     pub(super) fn print(&self, image: &ImageDetail, dashboard: &str) {
