@@ -27,7 +27,7 @@ use cairn_core::{
 use crate::{
     agents::directory,
     app::App,
-    boot_build::{self, INITRD_FILE, KERNEL_FILE},
+    boot_build::{self, INITRD_FILE, KERNEL_FILE, RECORD_FILE},
     db::{agent::AgentRow, bundle::BundleRow},
     jobs::{JobHandle, Kind},
     register::manifest,
@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// The part of a client's slots that bundles may take: one in so many.
-const SHARE: u64 = 4;
+pub(crate) const SHARE: u64 = 4;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// How often the boot payload is looked at: it is built by another process.
@@ -133,7 +133,11 @@ async fn boot_files(app: &App) -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
     }
     let (folder, loaders) = (app.boot_folder.clone(), app.ipxe_dir.clone());
     let read = move || {
-        let payload = [("vmlinuz", folder.join(KERNEL_FILE)), ("initrd", folder.join(INITRD_FILE))];
+        let payload = [
+            ("vmlinuz", folder.join(KERNEL_FILE)),
+            ("initrd", folder.join(INITRD_FILE)),
+            (RECORD_FILE, folder.join(RECORD_FILE)),
+        ];
         let loaders = cairn_pxe::LOADERS.map(|name| (name, loaders.join(name)));
         let there = loaders.into_iter().filter(|(_, path)| path.is_file());
         there.chain(payload).map(|(name, path)| Ok((name, read(&path)?))).collect()

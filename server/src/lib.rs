@@ -13,6 +13,7 @@
 //! never rests on what the machine says of itself alone.
 
 mod agents;
+mod announce;
 pub mod api;
 pub mod app;
 mod boot;
@@ -28,6 +29,7 @@ pub mod jobs;
 mod machines;
 pub mod moment;
 mod peers;
+mod recover;
 pub mod register;
 mod removal;
 pub mod scatter;

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use cairn_array::{
     store::{Device, Store},
     swarm::Swarms,
-    tls::{self, Member, NameTable, Token, local_addresses},
+    tls::{self, Member, NameTable, Papers, Token, local_addresses},
 };
 use cairn_pxe::{DhcpMode, FullDhcp, PayloadFiles, PxeConfig};
 use rustix::fs::{FlockOperation, flock};
@@ -25,8 +25,11 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    agents::{directory::DirectoryKeeper, holdings::FullDisks},
-    api,
+    agents::{
+        directory::{self, DirectoryKeeper},
+        holdings::FullDisks,
+    },
+    announce, api,
     app::{App, Changes, Inner},
     boot::Decider,
     boot_build, bundle,
@@ -35,6 +38,7 @@ use crate::{
     events::Events,
     jobs,
     moment::Moment,
+    recover,
     register::{self, Registrations},
     secret,
     site::{Opened, Site, secrets},
@@ -161,6 +165,7 @@ fn announce(running: &Running) -> std::io::Result<()> {
 pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Result<Running> {
     let data_dir = options.data_dir.clone();
     let lock = lock(&data_dir)?;
+    recover::refuse_unfinished(&data_dir)?;
     let Opened { site, first_start } = Site::open(&data_dir)?;
     let db = Db::open(&options.database_file())
         .await
@@ -204,7 +209,8 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         );
     }
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let server = tls::server_tls(&app.site.server_papers(Some(&hostname))?)?;
+    let papers = app.site.server_papers(Some(&hostname))?;
+    let server = tls::server_tls(&papers)?;
     let decider = Arc::new(Decider::new(app.clone(), address));
     let pxe =
         cairn_pxe::bind(pxe_config(&options, address)?, decider, Arc::clone(&app.boot)).await?;
@@ -213,6 +219,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     services.spawn(tls::serve(listener, server, api::router(&app), stop.clone()));
     services.spawn(pxe.run(stop.clone()));
     app.tasks.spawn(bundle::watch_payload(app.clone()));
+    app.tasks.spawn(tell_clients(app.clone(), papers));
     let worker = app.clone();
     services.spawn(async move {
         jobs::work(worker).await;
@@ -234,7 +241,7 @@ fn open_store(options: &ServeOptions, first_start: bool) -> anyhow::Result<Store
 }
 
 /// Two servers on one folder would undo each other's work.
-fn lock(data_dir: &Path) -> anyhow::Result<File> {
+pub(crate) fn lock(data_dir: &Path) -> anyhow::Result<File> {
     let run = data_dir.join("run");
     DirBuilder::new()
         .recursive(true)
@@ -271,7 +278,14 @@ async fn take_up(app: &App) -> anyhow::Result<()> {
             app.names.set(Member::Agent(agent.id), address);
         }
     }
-    Ok(())
+    // It says where this server is, which may be elsewhere than before.
+    directory::rebuild(app).await
+}
+
+async fn tell_clients(app: App, papers: Papers) {
+    if let Err(error) = announce::run(app, papers).await {
+        tracing::error!(error = format!("{error:#}"), "tell clients where this server is");
+    }
 }
 
 /// The address on the boot interface, when there is one.

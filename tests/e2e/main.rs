@@ -7,5 +7,6 @@ mod dashboard;
 mod deploy;
 mod faults;
 mod lab;
+mod recover;
 mod stand_in;
 mod swarm;

@@ -51,8 +51,11 @@ pub struct AgentLine {
     pub state: String,
     /// `IP:PORT` of its peer service.
     pub address: Option<String>,
-    /// Segments it holds that are not parity.
+    /// Segments it holds, and those of them that are not parity.
+    pub segments: u64,
     pub data_segments: u64,
+    /// When it last spoke.
+    pub seen: Option<String>,
 }
 
 /// A machine of `machine list --json`.

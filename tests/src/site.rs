@@ -186,6 +186,20 @@ impl Site {
         Ok(code.clone())
     }
 
+    /// As [`Self::install_to_file`], from a server at another address than the one that the client joined.
+    ///
+    /// # Errors
+    /// It does not start, or the server refuses it.
+    pub fn install_at(&self, index: usize, image: &str, file: &Path, url: &str) -> Result<Process> {
+        let agent = self.agents.get(index).context("find the client")?;
+        let server = ["--server", url];
+        let installer =
+            self.installer_with(agent.host(), agent.state_dir(), image, file, &server)?;
+        let code = self.shown_code(&installer)?;
+        self.server.run(&["machine", "approve", &code])?;
+        Ok(installer)
+    }
+
     /// As [`Self::install_to_file`], by a client that stands in for the server.
     ///
     /// # Errors

@@ -15,6 +15,7 @@
 //! served; a kill at any moment loses nothing but time, since what counts is in the DSF and in the directory file.
 
 mod difference;
+mod mirror;
 mod roster;
 mod scrub;
 mod service;
@@ -107,7 +108,15 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let mut tasks = JoinSet::new();
     let admits = service::admission(directory.clone());
     let shelf = service::Shelf::new(dsf.clone(), events.clone());
-    let app = cairn_array::peer::routes(shelf, admits);
+    let (offers, offered) = mpsc::channel(mirror::OFFERS);
+    let mirror = mirror::Mirror {
+        me: membership.agent,
+        home: home.clone(),
+        signing_key: membership.signing_key,
+        admits: Arc::clone(&admits),
+        offers,
+    };
+    let app = cairn_array::peer::routes(shelf, admits).merge(mirror.routes());
     let server_tls = tls::server_tls(&papers)?;
     tasks.spawn(tls::serve(listener, server_tls, app, stop.clone()));
     let status = status::Source {
@@ -134,6 +143,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         dsf,
         assign,
         events,
+        offered,
         status: tell_sync,
         lend: membership.lend,
         peer_port,

@@ -1,6 +1,6 @@
 //! The directory as this agent knows it: checked, kept on disk, and turned into addresses.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use cairn_array::tls::{Member, NameTable};
@@ -13,7 +13,10 @@ use cairn_core::{
 };
 use tokio::sync::watch;
 
-use crate::home::{Home, Membership};
+use crate::{
+    home::{Home, Membership},
+    place::ServerPlace,
+};
 
 /// Who may be asked and served, as sets for quick answers.
 #[derive(Debug, Default)]
@@ -56,6 +59,11 @@ pub(super) struct Roster {
     site: SiteId,
     signing_key: VerifyingKey,
     names: Arc<NameTable>,
+    /// Where this agent joined the server, and whether it is looked for there now.
+    joined_at: ServerPlace,
+    at_joined: bool,
+    /// Where the directory says that the server is.
+    told: Option<SocketAddr>,
     /// Members whose address is in the name table.
     named: HashSet<AgentId>,
     members: watch::Sender<Arc<Members>>,
@@ -75,6 +83,9 @@ impl Roster {
             site: membership.site,
             signing_key: membership.signing_key,
             names,
+            joined_at: membership.server.clone(),
+            at_joined: true,
+            told: None,
             named: HashSet::new(),
             members,
         };
@@ -102,6 +113,18 @@ impl Roster {
         Ok(())
     }
 
+    /// The server does not answer where it was looked for: it may be where the directory says, or where it always was.
+    /// Whoever answers there must have the server's certificate.
+    pub(super) fn try_other_place(&mut self) {
+        let Some(told) = self.told else { return };
+        self.at_joined = !self.at_joined;
+        if self.at_joined {
+            self.joined_at.announce(&self.names);
+        } else {
+            self.names.set(Member::Server, told);
+        }
+    }
+
     fn check(&self, signed: &[u8]) -> Result<Directory, BadDirectory> {
         let directory = Directory::open(&self.signing_key, signed)?;
         if directory.site != self.site {
@@ -115,6 +138,7 @@ impl Roster {
     }
 
     fn publish(&mut self, directory: &Directory) {
+        self.told = directory.server;
         let mut named = HashSet::new();
         for member in &directory.members {
             if let Some(addr) = member.addr {
@@ -147,6 +171,7 @@ mod tests {
             number: Generation(number),
             authority: Vec::new(),
             bundle: Vec::new(),
+            server: None,
             members: agents.iter().map(member).collect(),
             revoked: revoked.iter().map(|byte| AgentId([*byte; 16])).collect(),
         }

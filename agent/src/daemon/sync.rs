@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use bytes::Bytes;
 use cairn_array::{
     dsf::DsfHandle,
     wire::{Assignment, MAX_SEGMENTS, MemberState, SyncReply, SyncRequest},
@@ -23,7 +24,7 @@ const LEAST_PAUSE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MOST_PAUSE: Duration = Duration::from_secs(15);
 /// A directory of 65,535 members with the longest names and a million revocations.
-const MAX_DIRECTORY_BYTES: usize = 48 << 20;
+pub(super) const MAX_DIRECTORY_BYTES: usize = 48 << 20;
 
 /// How the conversation stands.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +43,8 @@ pub(super) struct Sync {
     pub(super) dsf: DsfHandle,
     pub(super) assign: watch::Sender<Option<Arc<Assignment>>>,
     pub(super) events: mpsc::Sender<Event>,
+    /// Directories that others offer.
+    pub(super) offered: mpsc::Receiver<Bytes>,
     pub(super) status: watch::Sender<SyncStatus>,
     pub(super) lend: ByteCount,
     pub(super) peer_port: u16,
@@ -71,6 +74,7 @@ impl Sync {
                 }
                 Err(error) => {
                     self.trouble(&error);
+                    self.roster.try_other_place();
                     let now = pause;
                     pause = (pause * 2).min(MOST_PAUSE);
                     now
@@ -78,7 +82,24 @@ impl Sync {
             };
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                Some(signed) = self.offered.recv() => {
+                    self.consider(&signed);
+                    pause = FIRST_PAUSE;
+                }
                 () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// A directory that a member offers: it counts as if the server had given it, since the site signed it.
+    fn consider(&mut self, signed: &[u8]) {
+        match tokio::task::block_in_place(|| self.roster.take(signed)) {
+            Ok(()) => tracing::info!(number = %self.roster.number(), "a member gave a directory"),
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "a directory that was offered is of no use"
+                );
             }
         }
     }

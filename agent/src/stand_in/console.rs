@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
+    sync::mpsc,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -31,23 +32,31 @@ pub(super) fn plain(text: &str) -> String {
     text.replace(|c: char| c.is_control(), " ")
 }
 
-/// Reads codes from the terminal until the stop, or until there is no more to read.
+/// Takes codes from the terminal until the stop. A thread of its own reads: nothing can end a read of standard input, and
+/// the process does not wait for this one.
 pub(super) async fn read(targets: Arc<Targets>, stop: CancellationToken) -> Result<()> {
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    let (tell, mut lines) = mpsc::channel(1);
+    let reader = std::thread::Builder::new().name("terminal".to_owned());
+    reader
+        .spawn(move || {
+            let lines = io::stdin().lines().map_while(Result::ok);
+            lines.take_while(|line| tell.blocking_send(line.clone()).is_ok()).for_each(drop);
+        })
+        .context("read the terminal")?;
     loop {
         let line = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            line = lines.next_line() => line,
+            line = lines.recv() => line,
         };
         match line {
-            Ok(Some(line)) if line.trim().is_empty() => {}
-            Ok(Some(line)) => {
+            Some(line) if line.trim().is_empty() => {}
+            Some(line) => {
                 if let Err(error) = targets.approve(&line) {
                     say(&plain(&format!("{error:#}")));
                 }
             }
             // Without a terminal the socket is left.
-            Ok(None) | Err(_) => {
+            None => {
                 stop.cancelled().await;
                 return Ok(());
             }

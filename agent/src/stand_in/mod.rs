@@ -15,7 +15,6 @@
 //! approved its code here; the keys of the site and the recovery key are never written to a disk.
 
 mod boot;
-mod bundle;
 mod console;
 mod routes;
 mod site;
@@ -30,6 +29,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cairn_array::{
+    bundle,
     peer::PeerClient,
     tls::{self, Member, NameTable, Trust, local_addresses},
     wire::DiskSelector,

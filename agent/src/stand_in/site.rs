@@ -181,6 +181,7 @@ pub(super) mod tests {
             number: Generation(1),
             authority,
             bundle: Vec::new(),
+            server: None,
             members: Vec::new(),
             revoked: Vec::new(),
         }

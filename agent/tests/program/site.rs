@@ -95,6 +95,7 @@ impl Site {
             directory: Directory {
                 authority: Vec::new(),
                 bundle: Vec::new(),
+                server: None,
                 site: SITE,
                 number: Generation(1),
                 members: vec![],

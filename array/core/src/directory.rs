@@ -8,6 +8,7 @@
 //!     12    16  site id
 //!     28     8  number: a directory replaces only those with smaller numbers
 //!     36   4+n  the site's authority, for the recovery key alone (an age file, ≤ 8192)
+//!      …     …  where the server is: an address as of a member
 //!      …     4  bundle segment count (≤ 256), then for each: id (32), bytes (u32)
 //!      …     4  member count (≤ 65535), then for each:
 //!                 agent id (16), address kind (u8: 0 none, 4, 6), address (0, 4 or 16), port (u16 unless none),
@@ -45,6 +46,8 @@ pub struct Directory {
     pub number: Generation,
     /// CA and signing key, wrapped to the site's recovery key alone: who has that can act for the server.
     pub authority: Vec<u8>,
+    /// Where the server is, as it says itself.
+    pub server: Option<SocketAddr>,
     /// The segments of the [`bundle`](crate::bundle), in order; empty until clients hold one.
     pub bundle: Vec<SegmentEntry>,
     /// Approved agents.
@@ -71,6 +74,7 @@ impl Directory {
         writer.put(self.site.as_bytes());
         writer.u64(self.number.0);
         writer.bytes(&self.authority);
+        put_address(&mut writer, self.server);
         writer.count(self.bundle.len());
         for segment in &self.bundle {
             writer.put(segment.id.as_bytes());
@@ -79,19 +83,7 @@ impl Directory {
         writer.count(self.members.len());
         for member in &self.members {
             writer.put(member.agent.as_bytes());
-            match member.addr.map(|addr| (addr.ip(), addr.port())) {
-                None => writer.u8(0),
-                Some((IpAddr::V4(ip), port)) => {
-                    writer.u8(4);
-                    writer.put(&ip.octets());
-                    writer.u16(port);
-                }
-                Some((IpAddr::V6(ip), port)) => {
-                    writer.u8(6);
-                    writer.put(&ip.octets());
-                    writer.u16(port);
-                }
-            }
+            put_address(&mut writer, member.addr);
             writer.bytes(member.name.as_bytes());
         }
         writer.count(self.revoked.len());
@@ -120,13 +112,14 @@ impl Directory {
         let site = SiteId(reader.array()?);
         let number = Generation(reader.u64()?);
         let authority = reader.bytes("authority", MAX_AUTHORITY_BYTES)?.to_vec();
+        let server = address(&mut reader)?;
         let bundle = manifest::entries(&mut reader, "bundle segments", bundle::MAX_SEGMENTS)?;
         let count = reader.count("members", MAX_MEMBERS, AgentId::BYTES + 5)?;
         let members = (0..count).map(|_| member(&mut reader)).collect::<Result<_, _>>()?;
         let count = reader.count("revoked", MAX_REVOKED, AgentId::BYTES)?;
         let revoked = (0..count).map(|_| reader.array().map(AgentId)).collect::<Result<_, _>>()?;
         reader.finish()?;
-        Ok(Self { site, number, authority, bundle, members, revoked })
+        Ok(Self { site, number, authority, server, bundle, members, revoked })
     }
 
     /// Whether `agent` may be served and asked.
@@ -136,15 +129,35 @@ impl Directory {
     }
 }
 
-fn member(reader: &mut Reader<'_>) -> Result<MemberEntry, DecodeError> {
-    let agent = AgentId(reader.array()?);
+fn put_address(writer: &mut Writer, addr: Option<SocketAddr>) {
+    match addr.map(|addr| (addr.ip(), addr.port())) {
+        None => writer.u8(0),
+        Some((IpAddr::V4(ip), port)) => {
+            writer.u8(4);
+            writer.put(&ip.octets());
+            writer.u16(port);
+        }
+        Some((IpAddr::V6(ip), port)) => {
+            writer.u8(6);
+            writer.put(&ip.octets());
+            writer.u16(port);
+        }
+    }
+}
+
+fn address(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, DecodeError> {
     let ip = match reader.u8()? {
-        0 => None,
-        4 => Some(IpAddr::from(reader.array::<4>()?)),
-        6 => Some(IpAddr::from(reader.array::<16>()?)),
+        0 => return Ok(None),
+        4 => IpAddr::from(reader.array::<4>()?),
+        6 => IpAddr::from(reader.array::<16>()?),
         _ => return Err(DecodeError::Inconsistent { field: "address kind" }),
     };
-    let addr = ip.map(|ip| reader.u16().map(|port| SocketAddr::new(ip, port))).transpose()?;
+    Ok(Some(SocketAddr::new(ip, reader.u16()?)))
+}
+
+fn member(reader: &mut Reader<'_>) -> Result<MemberEntry, DecodeError> {
+    let agent = AgentId(reader.array()?);
+    let addr = address(reader)?;
     let name = reader.text("name", MAX_NAME_BYTES)?.to_owned();
     Ok(MemberEntry { agent, name, addr })
 }
@@ -163,6 +176,7 @@ mod tests {
             revoked in vec(any::<[u8; 16]>(), 0..5),
             bundle in vec((any::<[u8; 32]>(), 1_u32..=4 << 20), 0..5),
             authority in vec(any::<u8>(), 0..100),
+            server in any::<Option<SocketAddr>>(),
             number in any::<u64>(),
         ) {
             let members = members
@@ -180,7 +194,8 @@ mod tests {
                 .map(|(id, bytes)| SegmentEntry { id: SegmentId(id), bytes })
                 .collect();
             let (site, number) = (SiteId([3; 16]), Generation(number));
-            let directory = Directory { site, number, authority, bundle, members, revoked };
+            let server = server.map(|addr| SocketAddr::new(addr.ip(), addr.port()));
+            let directory = Directory { site, number, authority, server, bundle, members, revoked };
             let signer = SigningKey::from_seed(&[1; 32]).unwrap();
             let signed = directory.seal(&signer);
             prop_assert_eq!(Directory::open(&signer.verifying_key(), &signed).unwrap(), directory);
@@ -204,6 +219,7 @@ mod tests {
             site: SiteId([3; 16]),
             number: Generation(1),
             authority: Vec::new(),
+            server: None,
             bundle: Vec::new(),
             members: vec![entry],
             revoked: Vec::new(),

@@ -3,6 +3,7 @@
 //! Shells around the decisions of `cairn-core`; used by the server and by the agent, which do not know each other.
 
 pub mod authority;
+pub mod bundle;
 pub mod dsf;
 pub mod frame;
 pub mod map_reader;

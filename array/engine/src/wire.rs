@@ -18,7 +18,8 @@
 //! | `POST /target/v1/swarm` | session bearer with a ticket | [`SwarmRequest`] → [`SwarmReply`], held up to [`SYNC_HOLD`] while nothing is new |
 //! | `/peer/v1/…` | agent or target certificate | segments: [`crate::peer`] |
 //!
-//! The peer services of agents (`https://…:8442`) and of targets answer only the last line, to members of the same site.
+//! The peer services of agents (`https://…:8442`) and of targets answer only the last line, to members of the same site;
+//! those of agents also give the directory and take a newer one, and give anybody a [`SiteLine`].
 //! Every body has a limit ([`MAX_BODY_BYTES`]); a list has at most [`MAX_SEGMENTS`] entries.
 
 use std::{net::SocketAddr, time::Duration};
@@ -184,6 +185,14 @@ pub struct SwarmReply {
 pub struct Neighbour {
     pub install: InstallId,
     pub addr: SocketAddr,
+}
+
+/// What a client tells anybody of its site.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SiteLine {
+    pub agent: AgentId,
+    /// The keys of the site as only the recovery key opens them ([`crate::authority`]), in base64.
+    pub authority: String,
 }
 
 /// An image version as an agent lists it.

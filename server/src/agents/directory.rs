@@ -28,7 +28,7 @@ use crate::{
     site::Site,
 };
 
-const SETTING: &str = "directory";
+pub(crate) const SETTING: &str = "directory";
 
 /// The newest directory.
 #[derive(Debug)]
@@ -58,6 +58,7 @@ impl DirectoryKeeper {
                     site: site.id(),
                     number: Generation(1),
                     authority: site.sealed_keys().to_vec(),
+                    server: None,
                     bundle: Vec::new(),
                     members: Vec::new(),
                     revoked: Vec::new(),
@@ -73,6 +74,11 @@ impl DirectoryKeeper {
     /// The number of the newest directory.
     pub(crate) fn number(&self) -> Generation {
         self.present.read().unwrap_or_else(PoisonError::into_inner).directory.number
+    }
+
+    /// The newest directory, signed.
+    pub(crate) fn signed(&self) -> Bytes {
+        self.present().signed
     }
 
     fn present(&self) -> Present {
@@ -104,6 +110,7 @@ pub(crate) async fn rebuild(app: &App) -> anyhow::Result<()> {
         number: old.number,
         // Sealed anew it would differ every time.
         authority: old.authority.clone(),
+        server: Some(app.address),
         bundle,
         members,
         revoked,
@@ -146,7 +153,7 @@ pub(super) async fn directory(
         }
     }
     let kind = HeaderValue::from_static("application/octet-stream");
-    Ok(([(header::CONTENT_TYPE, kind)], app.directory.present().signed).into_response())
+    Ok(([(header::CONTENT_TYPE, kind)], app.directory.signed()).into_response())
 }
 
 /// Refuses a target whose install is not under way: its certificate outlives it by hours.

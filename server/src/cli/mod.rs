@@ -18,6 +18,7 @@ mod deployment;
 mod image;
 mod machine;
 mod output;
+mod recover;
 mod sparse;
 mod status;
 mod token;
@@ -52,6 +53,8 @@ enum Command {
     Status(status::Args),
     /// The boot payload: build
     Boot(boot::Args),
+    /// Build a lost server anew from its clients
+    Recover(crate::recover::Options),
 }
 
 /// Runs what the command line says.
@@ -77,6 +80,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             .context("start the runtime")?;
         return runtime.block_on(crate::serve::serve(*options));
     }
+    if let Command::Recover(options) = command {
+        log_to_stderr();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime")?;
+        return runtime.block_on(recover::run(options));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -92,6 +103,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Deployment(args) => args.run().await,
             Command::Status(args) => args.run().await,
             Command::Boot(args) => args.run(),
+            Command::Recover(_) => Ok(()),
         }
     })
 }

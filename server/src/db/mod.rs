@@ -26,6 +26,7 @@ pub mod holding;
 pub mod image;
 pub mod job;
 pub mod machine;
+pub(crate) mod recovered;
 pub mod segment;
 pub mod setting;
 pub mod target;

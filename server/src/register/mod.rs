@@ -28,7 +28,7 @@ use cairn_array::{
     peer::{Found, SegmentSource},
     random,
     register::{Counters, Registered, SourceError, register},
-    store::{BlobName, StoreError},
+    store::{BlobName, Store, StoreError},
     tls::Member,
     wire::SegmentClass,
 };
@@ -216,10 +216,7 @@ async fn commit(
         },
     };
     let manifest = draft.seal(&content_key, app.site.signer());
-    app.store
-        .put_blob(&manifest_name(new.version)?, manifest.into())
-        .await
-        .context("store the manifest")?;
+    keep_manifest(&app.store, new.version, manifest.into()).await?;
     app.store.flush().await.context("make the image durable")?;
     let row = Row {
         size,
@@ -231,6 +228,18 @@ async fn commit(
     };
     app.db.finish_version(new, row).await.context("write down the version")?;
     Ok(())
+}
+
+/// Puts the signed manifest of a version into the store.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn keep_manifest(
+    store: &Store,
+    version: VersionId,
+    signed: Bytes,
+) -> anyhow::Result<()> {
+    store.put_blob(&manifest_name(version)?, signed).await.context("store the manifest")
 }
 
 fn manifest_name(version: VersionId) -> anyhow::Result<BlobName> {

@@ -9,7 +9,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cairn_array::{authority::SiteKeys, tls::new_authority, wrap::Identity};
+use cairn_array::{
+    authority::SiteKeys,
+    tls::new_authority,
+    wrap::{Identity, Recipient},
+};
 
 const FOLDER: &str = "secrets";
 const UNFINISHED: &str = "secrets.unfinished";
@@ -19,6 +23,8 @@ pub(crate) const RECOVERY_FILE: &str = "recovery-key.txt";
 pub(crate) const RECOVERY_ADVICE: &str = "Take the recovery key offline now: copy it to paper or to a medium that stays \
      elsewhere, then delete this file. Whoever has it can read every image and act for this site; without it, nobody can \
      once the server is lost. The server never reads it again.";
+/// What stands before the CA's fingerprint in it: a recovery takes the keys of no other site.
+pub(crate) const SITE_LINE: &str = "# Site: ";
 /// The largest secret.
 const MAX_BYTES: u64 = 64 << 10;
 
@@ -80,6 +86,25 @@ impl Secrets {
 
     /// Makes the secrets of a new site. The folder appears whole or not at all.
     pub(super) fn make(data_dir: &Path) -> anyhow::Result<()> {
+        let (ca_pem, ca_key_pem) = new_authority()?;
+        let keys = SiteKeys { ca_pem, ca_key_pem, signing_seed: crate::secret::random()? };
+        let recovery = Identity::generate();
+        let text = format!(
+            "# {RECOVERY_ADVICE}\n# Recipient: {}\n{SITE_LINE}{}\n{}",
+            recovery.recipient(),
+            keys.fingerprint()?,
+            recovery.to_secret_text()
+        );
+        write_secret(&data_dir.join(RECOVERY_FILE), &text)?;
+        Self::keep(data_dir, &keys, &recovery.recipient())
+    }
+
+    /// Writes the secrets of a site whose keys are known, with a new key for the server.
+    pub(crate) fn keep(
+        data_dir: &Path,
+        keys: &SiteKeys,
+        recovery: &Recipient,
+    ) -> anyhow::Result<()> {
         let unfinished = data_dir.join(UNFINISHED);
         match fs::remove_dir_all(&unfinished) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -88,25 +113,15 @@ impl Secrets {
             _ => {}
         }
         DirBuilder::new().mode(0o700).create(&unfinished).context("make the secrets folder")?;
-        let (ca_pem, ca_key) = new_authority()?;
-        let seed = hex::encode(crate::secret::random::<32>()?);
-        let server_agekey = Identity::generate().to_secret_text();
-        let recovery = Identity::generate();
-        let recovery_public = recovery.recipient().to_string();
         for (name, text) in [
-            ("ca.key", &ca_key),
-            ("ca.pem", &ca_pem),
-            ("signing.key", &seed),
-            ("server.agekey", &server_agekey),
-            ("recovery.pub", &recovery_public),
+            ("ca.key", &keys.ca_key_pem),
+            ("ca.pem", &keys.ca_pem),
+            ("signing.key", &hex::encode(keys.signing_seed)),
+            ("server.agekey", &Identity::generate().to_secret_text()),
+            ("recovery.pub", &recovery.to_string()),
         ] {
             write_secret(&unfinished.join(name), text)?;
         }
-        let text = format!(
-            "# {RECOVERY_ADVICE}\n# Recipient: {recovery_public}\n{}",
-            recovery.to_secret_text()
-        );
-        write_secret(&data_dir.join(RECOVERY_FILE), &text)?;
         sync_folder(&unfinished)?;
         fs::rename(&unfinished, data_dir.join(FOLDER)).context("put the secrets in place")?;
         sync_folder(data_dir)

@@ -103,12 +103,10 @@ async fn segment<S: SegmentSource>(
     let member = service.member(peer)?;
     let id =
         id.parse().map_err(|_| (StatusCode::BAD_REQUEST, "a segment id is 64 hex digits\n"))?;
-    let slot = match member {
-        Member::Target(_) => Some(match turn.and_then(|turn| service.turns.take(turn, member)) {
-            Some(slot) => slot,
-            None => service.turns.wait().await?,
-        }),
-        Member::Agent(_) | Member::Server => None,
+    let slot = match (member, turn.and_then(|turn| service.turns.take(turn, member))) {
+        (_, Some(slot)) => Some(slot),
+        (Member::Target(_), None) => Some(service.turns.wait().await?),
+        (Member::Agent(_) | Member::Server, None) => None,
     };
     match service.source.segment(id, member).await {
         Ok(Found::Here(bytes)) => {

@@ -1,13 +1,14 @@
-//! Fetching the bundle from the clients that hold it.
+//! Fetching the bundle ([`cairn_core::bundle`]) from the clients that hold it.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use cairn_array::{
+use cairn_core::{directory::Directory, id::AgentId, manifest::SegmentEntry};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+
+use crate::{
     peer::{PeerClient, Source},
     random,
 };
-use cairn_core::{directory::Directory, id::AgentId, manifest::SegmentEntry};
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 /// Segments on their way at once.
 const AT_ONCE: usize = 4;
@@ -16,11 +17,11 @@ const AT_ONCE: usize = 4;
 ///
 /// # Errors
 /// When the directory names none, or a segment is held by nobody that can be reached.
-pub(super) async fn fetch(peers: &PeerClient, directory: &Directory) -> Result<Vec<u8>> {
+pub async fn fetch(peers: &PeerClient, directory: &Directory) -> Result<Vec<u8>> {
     ensure!(
         !directory.bundle.is_empty(),
         "the directory names no boot files and manifests: no client had room for them while the server was there \
-         (one must lend four times their size), so nobody can stand in for it"
+         (one must lend four times their size), so nothing can be built on them"
     );
     let there = directory.members.iter().filter(|member| member.addr.is_some());
     let members: Vec<AgentId> =

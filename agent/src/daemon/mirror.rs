@@ -1,0 +1,95 @@
+//! What a client gives to whoever acts for the server: the sealed keys of the site, and the directory; and a newer
+//! directory, which it takes from anybody.
+//!
+//! | path on the peer service | who may call | answer |
+//! |---|---|---|
+//! | `GET /peer/v1/site` | anybody | [`SiteLine`]: of use only with the recovery key |
+//! | `GET /peer/v1/directory` | members | the signed directory, binary; 404 before the first |
+//! | `POST /peer/v1/directory` | members | a signed directory → 204; it counts when it is newer |
+
+use axum::{
+    Extension, Json, Router,
+    extract::{DefaultBodyLimit, State},
+    http::StatusCode,
+    routing::get,
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use cairn_array::{peer::Admission, tls::Peer, wire::SiteLine};
+use cairn_core::{directory::Directory, id::AgentId, sign::VerifyingKey};
+use tokio::sync::mpsc;
+
+use super::sync::MAX_DIRECTORY_BYTES;
+use crate::home::Home;
+
+/// Directories that wait to be looked at.
+pub(super) const OFFERS: usize = 4;
+
+#[derive(Clone)]
+pub(super) struct Mirror {
+    pub(super) me: AgentId,
+    pub(super) home: Home,
+    pub(super) signing_key: VerifyingKey,
+    pub(super) admits: Admission,
+    /// To whoever owns the directory.
+    pub(super) offers: mpsc::Sender<Bytes>,
+}
+
+type Refusal = (StatusCode, &'static str);
+
+impl Mirror {
+    pub(super) fn routes(self) -> Router {
+        Router::new()
+            .route("/peer/v1/site", get(site))
+            .route("/peer/v1/directory", get(directory).post(offer))
+            .layer(DefaultBodyLimit::max(MAX_DIRECTORY_BYTES))
+            .with_state(self)
+    }
+
+    fn require_member(&self, peer: Peer) -> Result<(), Refusal> {
+        let member = peer.member.filter(|member| (self.admits)(member));
+        let refusal = (StatusCode::FORBIDDEN, "only members of this site are served\n");
+        member.map(drop).ok_or(refusal)
+    }
+
+    /// The directory on the disk, signed.
+    async fn kept(&self) -> Result<Option<Vec<u8>>, Refusal> {
+        let home = self.home.clone();
+        let read = tokio::task::spawn_blocking(move || home.directory()).await;
+        read.map_err(anyhow::Error::from).flatten().map_err(|error| {
+            tracing::error!(error = format!("{error:#}"), "read the directory");
+            (StatusCode::INTERNAL_SERVER_ERROR, "the directory cannot be read\n")
+        })
+    }
+}
+
+const NONE_YET: Refusal = (StatusCode::NOT_FOUND, "there is no directory here yet\n");
+
+async fn site(State(mirror): State<Mirror>) -> Result<Json<SiteLine>, Refusal> {
+    let signed = mirror.kept().await?.ok_or(NONE_YET)?;
+    let directory = Directory::open(&mirror.signing_key, &signed).map_err(|_| NONE_YET)?;
+    Ok(Json(SiteLine { agent: mirror.me, authority: STANDARD.encode(&directory.authority) }))
+}
+
+async fn directory(
+    State(mirror): State<Mirror>,
+    Extension(peer): Extension<Peer>,
+) -> Result<Vec<u8>, Refusal> {
+    mirror.require_member(peer)?;
+    mirror.kept().await?.ok_or(NONE_YET)
+}
+
+async fn offer(
+    State(mirror): State<Mirror>,
+    Extension(peer): Extension<Peer>,
+    signed: Bytes,
+) -> Result<StatusCode, Refusal> {
+    mirror.require_member(peer)?;
+    // Told apart from what its owner would refuse: whoever offers it hears why.
+    Directory::open(&mirror.signing_key, &signed)
+        .map_err(|_| (StatusCode::BAD_REQUEST, "this site did not sign that directory\n"))?;
+    mirror.offers.try_send(signed).map_err(|_| {
+        (StatusCode::TOO_MANY_REQUESTS, "other directories are looked at; offer again\n")
+    })?;
+    Ok(StatusCode::NO_CONTENT)
+}

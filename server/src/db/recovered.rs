@@ -1,0 +1,196 @@
+//! Writing down a site that was found on its clients.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cairn_array::{dsf::SlotCount, wire::SegmentClass};
+use cairn_core::{
+    directory::Directory,
+    id::{AgentId, SegmentId},
+    units::{ByteCount, Generation},
+};
+
+use sqlx::{Sqlite, Transaction};
+
+use super::{
+    Db, Result, integer,
+    segment::{SegmentRow, add_segments},
+};
+use crate::{bundle::SHARE, moment::Moment, recover::Row};
+
+/// A whole site.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recovered<'a> {
+    pub(crate) directory: &'a Directory,
+    pub(crate) signed_directory: &'a [u8],
+    /// In the order of image and number.
+    pub(crate) images: &'a [Row],
+    /// What agents are to hold now counts for newer than what they were told before.
+    pub(crate) assignment: Generation,
+    pub(crate) now: Moment,
+}
+
+impl Recovered<'_> {
+    /// The least that each agent lends, until it says it: room for what it holds, so that nothing moves before.
+    fn least_lent(&self) -> BTreeMap<AgentId, ByteCount> {
+        let mut held: BTreeMap<AgentId, BTreeSet<SegmentId>> = BTreeMap::new();
+        for (agent, segment) in self.images.iter().flat_map(|row| &row.holders) {
+            held.entry(*agent).or_default().insert(*segment);
+        }
+        let bundle = self.directory.bundle.len() as u64;
+        let slots = |agent| held.get(&agent).map_or(0, |segments| segments.len() as u64);
+        let lends = |agent: AgentId| {
+            // A twentieth is kept for moves; and the bundle is carried when it is a small part.
+            let wanted = (slots(agent) + bundle) * 20 / 19 + 1;
+            let slots = u32::try_from(wanted.max(bundle * SHARE)).unwrap_or(u32::MAX);
+            (agent, SlotCount(slots).file_bytes())
+        };
+        self.directory.members.iter().map(|member| lends(member.agent)).collect()
+    }
+}
+
+impl Db {
+    /// Writes all of it into an empty database, in one transaction.
+    pub(crate) async fn keep_recovered(&self, site: &Recovered<'_>) -> Result<()> {
+        let mut transaction = self.write().await?;
+        sqlx::query("INSERT INTO setting (key, value) VALUES ($1, $2)")
+            .bind(crate::agents::directory::SETTING)
+            .bind(site.signed_directory)
+            .execute(&mut *transaction)
+            .await?;
+        keep_agents(&mut transaction, site).await?;
+        for row in site.images {
+            keep_version(&mut transaction, row).await?;
+            keep_placement(&mut transaction, row).await?;
+        }
+        keep_bundle(&mut transaction, site.directory).await?;
+        Ok(transaction.commit().await?)
+    }
+}
+
+async fn keep_agents(
+    transaction: &mut Transaction<'static, Sqlite>,
+    site: &Recovered<'_>,
+) -> Result<()> {
+    let lent = site.least_lent();
+    for member in &site.directory.members {
+        let lend = lent.get(&member.agent).copied().unwrap_or(ByteCount(0));
+        // The serial of its certificate is in nobody's directory; its id stands in for it.
+        sqlx::query(
+            "INSERT INTO agent (id, name, state, serial, lend, peer_port, address, joined, assignment)
+             VALUES ($1, $2, 'approved', $1, $3, $4, $5, $6, $7)",
+        )
+        .bind(member.agent.as_bytes().as_slice())
+        .bind(&member.name)
+        .bind(integer(lend.0))
+        .bind(member.addr.map_or(0, |addr| addr.port()))
+        .bind(member.addr.map(|addr| addr.to_string()))
+        .bind(site.now.0)
+        .bind(integer(site.assignment.0))
+        .execute(&mut **transaction)
+        .await?;
+    }
+    for agent in &site.directory.revoked {
+        sqlx::query(
+            "INSERT INTO agent (id, name, state, serial, lend, peer_port, joined)
+             VALUES ($1, '', 'revoked', $1, 0, 0, $2) ON CONFLICT DO NOTHING",
+        )
+        .bind(agent.as_bytes().as_slice())
+        .bind(site.now.0)
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row) -> Result<()> {
+    let created = integer(row.registered_at).saturating_mul(1000);
+    sqlx::query(
+        "INSERT INTO image (id, name, created) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(row.image.as_bytes().as_slice())
+    .bind(&row.image_name)
+    .bind(created)
+    .execute(&mut **transaction)
+    .await?;
+    sqlx::query(
+        "INSERT INTO version (id, image, number, state, format, size, stored, added, content_key, created)
+         VALUES ($1, $2, $3, 'ready', 'raw', $4, $5, $6, $7, $8)",
+    )
+    .bind(row.version.as_bytes().as_slice())
+    .bind(row.image.as_bytes().as_slice())
+    .bind(row.number)
+    .bind(integer(row.size.0))
+    .bind(integer(row.stored.0))
+    .bind(integer(row.added.0))
+    .bind(&row.content_key)
+    .bind(created)
+    .execute(&mut **transaction)
+    .await?;
+    let of = |class| {
+        move |entry: &cairn_core::manifest::SegmentEntry| SegmentRow {
+            id: entry.id,
+            bytes: entry.bytes,
+            class,
+        }
+    };
+    let data: Vec<_> = row.segments.iter().map(of(SegmentClass::Data)).collect();
+    let parity: Vec<_> = row.parity.iter().map(of(SegmentClass::Parity)).collect();
+    add_segments(transaction, row.image, &data).await?;
+    add_segments(transaction, row.image, &parity).await?;
+    for (position, segment) in (0_u32..).zip(&row.segments) {
+        sqlx::query("INSERT INTO version_segment (version, position, segment) VALUES ($1, $2, $3)")
+            .bind(row.version.as_bytes().as_slice())
+            .bind(position)
+            .bind(segment.id.as_bytes().as_slice())
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn keep_placement(transaction: &mut Transaction<'static, Sqlite>, row: &Row) -> Result<()> {
+    if let Some((number, signed)) = &row.map {
+        sqlx::query(
+            "INSERT INTO stripe_map (image, number, signed) VALUES ($1, $2, $3) ON CONFLICT (image) DO NOTHING",
+        )
+        .bind(row.image.as_bytes().as_slice())
+        .bind(integer(number.0))
+        .bind(signed.as_ref())
+        .execute(&mut **transaction)
+        .await?;
+    }
+    for (agent, segment) in &row.holders {
+        // A shard of a version that was given up is nobody's any more.
+        sqlx::query(
+            "INSERT INTO assignment (agent, segment) SELECT $1, id FROM segment WHERE id = $2
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(agent.as_bytes().as_slice())
+        .bind(segment.as_bytes().as_slice())
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn keep_bundle(
+    transaction: &mut Transaction<'static, Sqlite>,
+    directory: &Directory,
+) -> Result<()> {
+    let bundle = sqlx::query("INSERT INTO bundle (published) VALUES (1)")
+        .execute(&mut **transaction)
+        .await?
+        .last_insert_rowid();
+    for (position, segment) in (0_i64..).zip(&directory.bundle) {
+        sqlx::query(
+            "INSERT INTO bundle_segment (bundle, position, id, bytes) VALUES ($1, $2, $3, $4)",
+        )
+        .bind(bundle)
+        .bind(position)
+        .bind(segment.id.as_bytes().as_slice())
+        .bind(segment.bytes)
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
+}

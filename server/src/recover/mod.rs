@@ -1,0 +1,275 @@
+//! `cairn-server recover`: a site that lost its server, from its clients and its recovery key.
+//!
+//! ```text
+//!   a client ─► sealed keys ─► opened with the recovery key ─► the server's papers
+//!   clients  ─► newest directory ─► bundle ─► manifests, stripe maps, boot files
+//!   clients  ─► every segment, rebuilt where nobody has it ─► store
+//!                                     secrets, rows ◄─┘ ─► a server that `serve` starts
+//! ```
+//!
+//! Numbers begin far above those that were given before, so that clients take what this server says for newer, whatever
+//! the lost one said last.
+//!
+//! Invariants: nothing on the clients is changed; what cannot be read is named, and given up only when the operator says
+//! so; a folder that a recovery left unfinished is served by nobody, and recovering into it again goes on.
+
+mod fleet;
+mod images;
+
+pub(crate) use images::Row;
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cairn_array::{
+    bundle,
+    store::{Device, Store},
+    tls::Fingerprint,
+    wrap::Identity,
+};
+use cairn_core::{bundle::Item, directory::Directory, units::Generation};
+
+use crate::{
+    boot_build::{INITRD_FILE, KERNEL_FILE, RECORD_FILE},
+    config::DATABASE_FILE,
+    db::{Db, recovered::Recovered},
+    moment::Moment,
+    register::keep_manifest,
+    serve::lock,
+    site::{Secrets, Site, secrets::SITE_LINE},
+};
+
+/// Where clients serve their peers, when an address names no port.
+const PEER_PORT: u16 = 8442;
+/// In the data folder as long as a recovery is not done.
+const MARKER: &str = "recovering";
+const SECRETS: &str = "secrets";
+/// The largest recovery key file: a key and the advice around it.
+const MAX_KEY_FILE: u64 = 64 << 10;
+/// By how much the directory's number leaps: more directories than any site makes between two of its clients' looks.
+const LEAP: u64 = 1 << 20;
+
+/// What the operator asks for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The site's recovery key, as the first start of the lost server wrote it
+    #[arg(long, value_name = "FILE")]
+    recovery_key: PathBuf,
+    /// A client that runs (repeatable); it names the others
+    #[arg(long = "peer", value_name = "ADDR[:PORT]", required = true, value_parser = peer)]
+    peers: Vec<SocketAddr>,
+    /// An empty folder for the new server
+    #[arg(long, env = "CAIRN_DATA_DIR", default_value = "./cairn-data", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// A folder of the store (repeatable; default: `store` in the data folder)
+    #[arg(long, value_name = "DIR")]
+    store: Vec<PathBuf>,
+    /// Go on without images that cannot be read now; clients then drop what they hold of them
+    #[arg(long)]
+    accept_loss: bool,
+}
+
+fn peer(text: &str) -> Result<SocketAddr, String> {
+    let with_port = || text.parse::<SocketAddr>().ok();
+    let alone = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, PEER_PORT));
+    with_port()
+        .or_else(alone)
+        .ok_or_else(|| "name a client like 10.0.0.5 or 10.0.0.5:8442".to_owned())
+}
+
+/// What came of a recovery, for people.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// `NAME@N`
+    pub(crate) images: Vec<String>,
+    /// `NAME@N`, and why.
+    pub(crate) lost: Vec<String>,
+    pub(crate) clients: usize,
+}
+
+/// Whether a recovery into this folder was cut short.
+///
+/// # Errors
+/// When it was: nobody serves it.
+pub(crate) fn refuse_unfinished(data_dir: &Path) -> Result<()> {
+    ensure!(
+        !data_dir.join(MARKER).exists(),
+        "a recovery into {} was cut short: run `cairn-server recover` with the same folder again",
+        data_dir.display()
+    );
+    Ok(())
+}
+
+/// Builds the site anew in the data folder.
+///
+/// # Errors
+/// When the folder has a site, no client answers, the key is another site's, or an image cannot be read and the operator
+/// did not accept that.
+pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome> {
+    let Options { recovery_key, peers, data_dir, store, accept_loss } = options;
+    let (recovery, wanted) = read_key(&recovery_key)?;
+    let _lock = lock(&data_dir)?;
+    begin(&data_dir)?;
+    tell("looking for the site's keys and its clients");
+    let fleet = fleet::find(&peers, &recovery, wanted).await?;
+    let directory = &fleet.directory;
+    tell(&format!(
+        "{} of {} clients answer; fetching manifests and boot files",
+        fleet.there,
+        directory.members.len()
+    ));
+    let bytes = bundle::fetch(&fleet.peers, directory).await?;
+    let items = cairn_core::bundle::decode(&bytes).context("read the bundle")?;
+    let found = images::read(&fleet.keys, &recovery, &items)?;
+    let folders = if store.is_empty() { vec![data_dir.join("store")] } else { store };
+    let devices = folders.iter().map(|folder| Device::open_or_create(folder));
+    let devices = devices.collect::<Result<_, _>>().context("open the store")?;
+    let store = Store::new(devices)?;
+    let (images, lost) = images::fetch(&store, &fleet, &found, &tell).await?;
+    if !lost.is_empty() && !accept_loss {
+        bail!(
+            "{}. Switch more clients on and run this again: it goes on where it ended. With --accept-loss it goes on \
+             without what is named here, and clients drop it",
+            lost.join("; ")
+        );
+    }
+    for (entry, part) in cairn_core::bundle::cut(&bytes) {
+        store.put_segment(entry.id, part.to_vec().into()).await.context("keep the bundle")?;
+    }
+    Secrets::keep(&data_dir, &fleet.keys, &recovery.recipient())
+        .context("write the site's secrets")?;
+    let site = Site::open(&data_dir)?.site;
+    write_boot_files(&data_dir.join("boot"), &items)?;
+    let next = Directory {
+        number: Generation(directory.number.0 + LEAP),
+        server: None,
+        ..directory.clone()
+    };
+    let rows = images::rows(&site, &found, &images, &next)?;
+    for row in &rows {
+        keep_manifest(&store, row.version, row.manifest.clone()).await?;
+    }
+    store.flush().await.context("make the store durable")?;
+    let recovered = Recovered {
+        signed_directory: &next.seal(site.signer()),
+        directory: &next,
+        images: &rows,
+        assignment: Generation(seconds()),
+        now: Moment::now(),
+    };
+    let db = Db::open(&data_dir.join(DATABASE_FILE)).await.context("make the database")?;
+    db.keep_recovered(&recovered).await.context("write down the site")?;
+    db.close().await;
+    fs::remove_file(data_dir.join(MARKER)).context("end the recovery")?;
+    let images = rows.iter().map(Row::name).collect();
+    Ok(Outcome { images, lost, clients: directory.members.len() })
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The key, and the fingerprint of its site's CA where the file names that.
+fn read_key(path: &Path) -> Result<(Identity, Option<Fingerprint>)> {
+    let what = || format!("read recovery key {}", path.display());
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text))
+        .with_context(what)?;
+    let site = text.lines().find_map(|line| line.strip_prefix(SITE_LINE));
+    let site = site.map(|hex| hex.trim().parse()).transpose().with_context(what)?;
+    Ok((Identity::of_key_file(&text).with_context(what)?, site))
+}
+
+/// Takes the folder, which is empty or was left by a recovery. What is in its store is used again.
+fn begin(data_dir: &Path) -> Result<()> {
+    let marker = data_dir.join(MARKER);
+    if !marker.exists() {
+        let has = |name: &str| data_dir.join(name).exists();
+        ensure!(
+            !has(DATABASE_FILE) && !has(SECRETS),
+            "{} has a site already: recover into an empty folder",
+            data_dir.display()
+        );
+        fs::write(&marker, "").with_context(|| format!("write {}", marker.display()))?;
+    }
+    for suffix in ["", "-wal", "-shm"] {
+        forget(fs::remove_file(data_dir.join(format!("{DATABASE_FILE}{suffix}"))))?;
+    }
+    forget(fs::remove_dir_all(data_dir.join(SECRETS)))
+}
+
+fn forget(removed: io::Result<()>) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context("clear away a recovery that was cut short")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Kernel and initramfs with their record, so that machines boot without building them anew.
+fn write_boot_files(folder: &Path, items: &[Item<'_>]) -> Result<()> {
+    // Served under other names than they are kept; the record comes last, since it says that the others are there.
+    let kept = [("vmlinuz", KERNEL_FILE), ("initrd", INITRD_FILE), (RECORD_FILE, RECORD_FILE)];
+    for (served, kept) in kept {
+        let file = items.iter().find_map(|item| match item {
+            Item::BootFile { name, content } if *name == served => Some(*content),
+            _ => None,
+        });
+        let Some(content) = file else { return Ok(()) };
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        let path = folder.join(kept);
+        fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_an_address_with_or_without_its_port() {
+        assert_eq!(peer("10.0.0.5").unwrap(), "10.0.0.5:8442".parse().unwrap());
+        assert_eq!(peer("[fd00::5]:9000").unwrap(), "[fd00::5]:9000".parse().unwrap());
+        assert!(peer("pc-14").unwrap_err().contains("10.0.0.5"));
+    }
+
+    #[test]
+    fn a_folder_with_a_site_is_left_alone_and_an_unfinished_recovery_is_served_by_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        begin(folder.path()).unwrap();
+        assert!(refuse_unfinished(folder.path()).is_err());
+        fs::write(folder.path().join(DATABASE_FILE), "half").unwrap();
+        // Again: what was half written goes, the marker stays.
+        begin(folder.path()).unwrap();
+        assert!(!folder.path().join(DATABASE_FILE).exists());
+        fs::remove_file(folder.path().join(MARKER)).unwrap();
+        refuse_unfinished(folder.path()).unwrap();
+        fs::create_dir(folder.path().join(SECRETS)).unwrap();
+        let error = begin(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("empty folder"), "{error}");
+        assert!(folder.path().join(SECRETS).exists());
+    }
+
+    #[test]
+    fn the_key_file_names_the_site() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let key = Identity::generate();
+        let write = |text: String| fs::write(&path, text).unwrap();
+        write(format!("# advice\n{SITE_LINE}{}\n{}\n", "ab".repeat(32), key.to_secret_text()));
+        assert_eq!(read_key(&path).unwrap().1, Some(Fingerprint([0xab; 32])));
+        write(key.to_secret_text());
+        assert_eq!(read_key(&path).unwrap().1, None);
+        write(format!("{SITE_LINE}nothing\n{}", key.to_secret_text()));
+        assert!(read_key(&path).is_err());
+    }
+}
