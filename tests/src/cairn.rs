@@ -23,6 +23,8 @@ pub const PORT: u16 = 8440;
 /// What the server prints when everything is bound.
 const READY: &str = "^ready: https://";
 const START: Duration = Duration::from_secs(30);
+/// Every segment of the site is fetched.
+const RECOVER: Duration = Duration::from_secs(600);
 /// Between two looks at something that only the command line can tell.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -198,6 +200,30 @@ impl Server {
     pub fn restart(&mut self, lab: &Lab, options: &[&str]) -> Result<()> {
         self.process = serve(lab, &self.host, &self.data_dir, options)?;
         self.process.wait_for_line(READY, START).map(drop)
+    }
+
+    /// Builds a lost one anew on `host`, from the recovery key in `key` and the client at `peer`, and starts it.
+    ///
+    /// # Errors
+    /// Something cannot be read any more, or it does not start.
+    pub fn recover(
+        lab: &Lab,
+        host: &Host,
+        data_dir: &Path,
+        key: &Path,
+        peer: &Host,
+    ) -> Result<Self> {
+        let mut recover = Program::new("recover", binary("cairn-server")?)
+            .args(["recover", "--recovery-key"])
+            .args([key])
+            .args(["--data-dir"])
+            .args([data_dir])
+            .args(["--peer", &peer.address().to_string()])
+            .on(host)
+            .log(lab.dir().join("recover.log"))
+            .start()?;
+        recover.wait_success(RECOVER)?;
+        Self::first_start(lab, host, data_dir, &[])
     }
 
     pub fn first(&self) -> &FirstStart {

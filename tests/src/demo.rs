@@ -6,6 +6,7 @@
 //! login appears.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -35,6 +36,8 @@ const NAME: &str = "demo";
 const LISTED: Duration = Duration::from_secs(60);
 const NETWORK_BOOT: Duration = Duration::from_secs(240);
 const INSTALL: Duration = Duration::from_secs(1200);
+/// Clients are told after twenty seconds where a new server is, and again after forty more.
+const FOUND: Duration = Duration::from_secs(90);
 const LOGIN: Duration = Duration::from_secs(300);
 /// What a machine shows when it will not get as far as its code.
 const INSTALLER_FAILURES: [&str; 2] = ["no boot payload", "tries by itself in [0-9]+ s"];
@@ -132,9 +135,6 @@ fn run_in(site: &mut Site, options: &Options, image: &Image, report: &mut Report
             thread::park();
         }
     }
-    if options.acts > 1 {
-        return Ok(());
-    }
     site.server.process().terminate().map(drop)
 }
 
@@ -153,7 +153,7 @@ fn second_act(
     let first = left.first().and_then(|client| site.agents.get(*client));
     let agent = first.context("find a client that is left")?;
     let interface = ["--interface", "eth0"];
-    let stand_in = report.phase("a client stands in", || {
+    let mut stand_in = report.phase("a client stands in", || {
         StandIn::start(&site.lab, agent, &site.server, &interface)
     })?;
     let machines = hardware(&mut site.lab, options, image, options.targets + 1)?;
@@ -167,6 +167,34 @@ fn second_act(
     for (machine, installed) in machines.iter().zip(&installed) {
         report.machine(&machine.name, installed);
     }
+    stand_in.process().terminate()?;
+    report.phase("server built anew", || recover(site, left.len()))
+}
+
+/// Another machine becomes the server, with nothing but the recovery key; its clients find it.
+fn recover(site: &mut Site, clients: usize) -> Result<()> {
+    let key = site.lab.dir().join("recovery-key.txt");
+    fs::copy(site.server.data_dir().join("recovery-key.txt"), &key)
+        .context("take the recovery key out of the lost server")?;
+    let host = site.lab.host("phoenix", 200)?;
+    let data_dir = site.lab.dir().join("phoenix");
+    let left = site.agents.iter_mut().find_map(|agent| match agent.process().ended() {
+        Ok(None) => Some(agent.host().clone()),
+        _ => None,
+    });
+    let peer = left.context("find a client that is left")?;
+    site.server = Server::recover(&site.lab, &host, &data_dir, &key, &peer)?;
+    say(&format!("the new server is at {}", host.address()));
+    eventually("the clients to find the new server", FOUND, || {
+        let agents = site.server.agents()?;
+        let here = agents.iter().filter(|agent| agent.seen.is_some() && agent.segments > 0).count();
+        Ok((here >= clients).then_some(()))
+    })?;
+    let image = site.server.image(NAME)?;
+    say(&format!(
+        "{clients} clients have found it; image {NAME} is back with {} version",
+        image.versions.len()
+    ));
     Ok(())
 }
 
