@@ -48,7 +48,7 @@ pub struct Directory {
     pub authority: Vec<u8>,
     /// Where the server is, as it says itself.
     pub server: Option<SocketAddr>,
-    /// The segments of the [`bundle`](crate::bundle), in order; empty until clients hold one.
+    /// The segments of the [`bundle`], in order; empty until clients hold one.
     pub bundle: Vec<SegmentEntry>,
     /// Approved agents.
     pub members: Vec<MemberEntry>,

@@ -60,7 +60,7 @@ pub fn tidy_mac(text: &str) -> Option<String> {
     usable.then_some(text)
 }
 
-/// Printable text of at most [`MAX_TEXT`] characters; nothing when none is left.
+/// Printable text of at most 128 characters; nothing when none is left.
 #[must_use]
 pub fn tidy_text(text: &str) -> Option<String> {
     let text: String = text.chars().filter(|sign| !sign.is_control()).take(MAX_TEXT).collect();
