@@ -51,7 +51,13 @@ pub enum Command {
     Images {
         #[arg(long)]
         json: bool,
+        /// Ask the other clients instead of the server; the site's recovery key opens what they hold
+        #[arg(long, value_name = "FILE")]
+        recovery_key: Option<PathBuf>,
     },
+    /// Read images.
+    #[command(subcommand)]
+    Image(Image),
     /// Install an image to a disk or file; the site's administrator approves it.
     Install {
         /// The image's name
@@ -62,6 +68,9 @@ pub enum Command {
         /// Ask this server, or whoever stands in for it, instead of the one that this client joined
         #[arg(long, value_name = "URL")]
         server: Option<ServerPlace>,
+        /// Without any server, from the other clients: the site's recovery key opens what they hold
+        #[arg(long, value_name = "FILE", conflicts_with = "server")]
+        recovery_key: Option<PathBuf>,
     },
     /// Act for a server that is gone: boot and install machines from the clients alone.
     StandIn(StandIn),
@@ -71,6 +80,20 @@ pub enum Command {
     /// One try of the boot payload to install its machine.
     #[command(hide = true, name = "init-worker")]
     InitWorker,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Write an image to a new file, from the other clients.
+    Export {
+        /// The image: NAME (its newest version) or NAME@N
+        name: String,
+        /// A file that is not there yet
+        file: PathBuf,
+        /// The site's recovery key: without it the site's administrator approves the export like an install
+        #[arg(long, value_name = "FILE")]
+        recovery_key: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,64 +1,159 @@
-//! What the stand-in knows of its site, opened and checked.
+//! The site as its clients know it, opened with the recovery key: what there is without the server.
+//!
+//! Invariants: what is not signed by this site, or does not open with its recovery key, is refused; nothing that is opened
+//! here is written to a disk.
+
+use std::{fs::File, io::Read as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use cairn_array::{
     authority::SiteKeys,
-    tls::{Authority, Fingerprint},
-    wire::split_name,
+    bundle as clients,
+    peer::PeerClient,
+    tls::{self, Authority, Fingerprint, Member, NameTable, Trust},
+    wire::{ImageLine, split_name},
     wrap::Identity,
 };
 use cairn_core::{
     bundle::{self, Item},
     directory::Directory,
-    id::VersionId,
+    id::{AgentId, VersionId},
     manifest::Public,
     seal::SealKey,
     sign::VerifyingKey,
     stripe_map::StripeMap,
+    units::ByteCount,
 };
 
+use crate::home::Home;
+
+/// The largest recovery key file: a key and the advice around it.
+const MAX_KEY_FILE: u64 = 64 << 10;
+
 /// An image version that can be installed.
-pub(super) struct Image {
-    pub(super) name: String,
-    pub(super) number: u32,
-    pub(super) version: VersionId,
+pub struct Image {
+    pub name: String,
+    pub number: u32,
+    pub version: VersionId,
+    pub size: ByteCount,
+    /// Sealed bytes of its segments.
+    pub stored: ByteCount,
     /// Signed.
-    pub(super) manifest: Bytes,
-    pub(super) content_key: SealKey,
+    pub manifest: Bytes,
+    pub content_key: SealKey,
 }
 
 /// A file that machines boot by.
-pub(super) struct BootFile {
-    pub(super) name: String,
-    pub(super) content: Vec<u8>,
+#[derive(Debug)]
+pub struct BootFile {
+    pub name: String,
+    pub content: Vec<u8>,
 }
 
-/// The site as far as one image needs it.
-pub(super) struct Site {
-    pub(super) authority: Authority,
-    pub(super) fingerprint: Fingerprint,
-    pub(super) signing_key: VerifyingKey,
-    pub(super) directory: Directory,
+/// A stripe map, and as the server signed it.
+#[derive(Debug)]
+pub struct Map {
+    pub map: StripeMap,
+    pub signed: Bytes,
+}
+
+/// All that the clients know of their site.
+#[derive(Debug)]
+pub struct DarkSite {
+    pub authority: Authority,
+    pub fingerprint: Fingerprint,
+    pub signing_key: VerifyingKey,
+    pub directory: Directory,
     /// As the server signed it.
-    pub(super) signed_directory: Bytes,
-    pub(super) image: Image,
-    /// Signed; those of all images, since a version may use segments of another image.
-    pub(super) stripe_maps: Vec<Bytes>,
-    pub(super) boot_files: Vec<BootFile>,
+    pub signed_directory: Bytes,
+    pub images: Vec<Image>,
+    pub stripe_maps: Vec<Map>,
+    pub boot_files: Vec<BootFile>,
 }
 
-impl std::fmt::Debug for Site {
+impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Site").field("image", &self.image_name()).finish_non_exhaustive()
+        write!(f, "Image({})", self.full_name())
     }
+}
+
+impl Image {
+    /// `NAME@N`
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}@{}", self.name, self.number)
+    }
+
+    /// As `cairn-agent images` lists it.
+    #[must_use]
+    pub fn line(&self) -> ImageLine {
+        ImageLine {
+            name: self.name.clone(),
+            number: self.number,
+            size: self.size,
+            stored: self.stored,
+        }
+    }
+}
+
+/// The site with the way to its clients.
+#[derive(Debug)]
+pub struct Opened {
+    pub site: DarkSite,
+    /// Shows this client's papers and knows every member's address.
+    pub peers: PeerClient,
+    /// Members that may be asked.
+    pub members: Vec<AgentId>,
+}
+
+/// Opens the site from the directory on this client's disk and the bundle that other clients hold.
+///
+/// # Errors
+/// When the key is not this site's, or what is needed is held by nobody that can be reached.
+pub async fn open(home: &Home, recovery_key: &Path) -> Result<Opened> {
+    let membership = home.membership()?;
+    let recovery = read_key(recovery_key)?;
+    let signed = home.directory()?.context(
+        "this client has no directory of its site yet: it must have run once while the server was there",
+    )?;
+    let directory = Directory::open(&membership.signing_key, &signed)
+        .context("read the directory on this client's disk")?;
+    ensure!(
+        directory.site == membership.site,
+        "the directory on this client's disk is of another site"
+    );
+    let keys = keys(&directory, &recovery)?;
+    let names = Arc::new(NameTable::default());
+    let mut members = Vec::new();
+    for member in directory.members.iter().filter(|member| directory.is_member(&member.agent)) {
+        if let Some(addr) = member.addr {
+            names.set(Member::Agent(member.agent), addr);
+            members.push(member.agent);
+        }
+    }
+    let papers = home.papers()?;
+    let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), names)?;
+    let peers = PeerClient::new(client);
+    let bytes = clients::fetch(&peers, &directory).await?;
+    let site = DarkSite::assemble(directory, signed, &keys, &recovery, &bytes)?;
+    Ok(Opened { site, peers, members })
+}
+
+fn read_key(path: &Path) -> Result<Identity> {
+    let what = || format!("read recovery key {}", path.display());
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text))
+        .with_context(what)?;
+    Identity::of_key_file(&text).with_context(what)
 }
 
 /// The site's keys.
 ///
 /// # Errors
 /// When `recovery` is not the recovery key of this site.
-pub(super) fn keys(directory: &Directory, recovery: &Identity) -> Result<SiteKeys> {
+fn keys(directory: &Directory, recovery: &Identity) -> Result<SiteKeys> {
     ensure!(
         !directory.authority.is_empty(),
         "the directory carries no keys of the site: let this client run once while the server is there"
@@ -66,18 +161,17 @@ pub(super) fn keys(directory: &Directory, recovery: &Identity) -> Result<SiteKey
     SiteKeys::open(recovery, &directory.authority)
 }
 
-impl Site {
-    /// Opens the bundle and chooses the image: `wanted`, or the only one.
+impl DarkSite {
+    /// Opens the bundle.
     ///
     /// # Errors
-    /// When something is not signed by this site, or the choice is not clear.
-    pub(super) fn assemble(
+    /// When something is not signed by this site, or not wrapped to its recovery key.
+    fn assemble(
         directory: Directory,
         signed_directory: Vec<u8>,
         keys: &SiteKeys,
         recovery: &Identity,
         bytes: &[u8],
-        wanted: Option<&str>,
     ) -> Result<Self> {
         let signing_key = keys.signer()?.verifying_key();
         let items = bundle::decode(bytes).context("read the bundle")?;
@@ -88,68 +182,68 @@ impl Site {
                     boot_files.push(BootFile { name: name.to_owned(), content: content.to_vec() });
                 }
                 Item::StripeMap(signed) => {
-                    StripeMap::open(&signing_key, signed).context("open a stripe map")?;
-                    stripe_maps.push(Bytes::copy_from_slice(signed));
+                    let map = StripeMap::open(&signing_key, signed).context("open a stripe map")?;
+                    stripe_maps.push(Map { map, signed: Bytes::copy_from_slice(signed) });
                 }
-                Item::Manifest(signed) => images.push(open(&signing_key, recovery, signed)?),
+                Item::Manifest(signed) => images.push(image(&signing_key, recovery, signed)?),
             }
         }
-        let image = choose(images, wanted)?;
+        images.sort_by(|a, b| (&a.name, a.number).cmp(&(&b.name, b.number)));
         Ok(Self {
             authority: keys.authority()?,
             fingerprint: keys.fingerprint()?,
             signing_key,
             directory,
             signed_directory: signed_directory.into(),
-            image,
+            images,
             stripe_maps,
             boot_files,
         })
     }
 
-    /// `NAME@N`
-    pub(super) fn image_name(&self) -> String {
-        format!("{}@{}", self.image.name, self.image.number)
+    /// The image of this name, its newest version unless it names one; without a name the only one.
+    ///
+    /// # Errors
+    /// When there is no such image, or the choice is not clear; with the images that there are.
+    pub fn choose(&self, wanted: Option<&str>) -> Result<&Image> {
+        let mut names: Vec<&str> = self.images.iter().map(|image| image.name.as_str()).collect();
+        names.dedup();
+        let listed = names.join(", ");
+        let (name, number) = match (wanted, names.as_slice()) {
+            (_, []) => bail!("the clients hold no image"),
+            (None, [only]) => (*only, None),
+            (None, _) => bail!("name the image to install with --image: {listed}"),
+            (Some(wanted), _) => split_name(wanted).context("an image is NAME or NAME@N")?,
+        };
+        let fits = |image: &&Image| {
+            image.name == name && number.is_none_or(|number| image.number == number)
+        };
+        let asked = wanted.unwrap_or(name);
+        let newest = self.images.iter().rfind(fits);
+        newest.with_context(|| format!("there is no image {asked}; there are: {listed}"))
     }
 }
 
-fn open(signing_key: &VerifyingKey, recovery: &Identity, signed: &[u8]) -> Result<Image> {
+fn image(signing_key: &VerifyingKey, recovery: &Identity, signed: &[u8]) -> Result<Image> {
     let public = Public::open(signing_key, signed).context("open a manifest")?;
     let content_key = recovery.unwrap_key(&public.wrapped_key)?;
     let secret = public.open_secret(&content_key).context("open a manifest")?;
+    let mut seen = std::collections::HashSet::new();
+    let once = public.segments().filter(|entry| seen.insert(entry.id));
+    let stored = once.map(|entry| u64::from(entry.bytes)).sum();
     Ok(Image {
         name: secret.name,
         number: secret.number,
         version: public.version,
+        size: public.size,
+        stored: ByteCount(stored),
         manifest: Bytes::copy_from_slice(signed),
         content_key,
     })
 }
 
-/// The image of this name, its newest version unless it names one; without a name the only one.
-fn choose(mut images: Vec<Image>, wanted: Option<&str>) -> Result<Image> {
-    images.sort_by(|a, b| (&a.name, a.number).cmp(&(&b.name, b.number)));
-    let mut names: Vec<&str> = images.iter().map(|image| image.name.as_str()).collect();
-    names.dedup();
-    let listed = names.join(", ");
-    let (name, number) = match (wanted, names.as_slice()) {
-        (_, []) => bail!("the clients hold no image"),
-        (None, [only]) => ((*only).to_owned(), None),
-        (None, _) => bail!("name the image to install with --image: {listed}"),
-        (Some(wanted), _) => {
-            let (name, number) = split_name(wanted).context("an image is NAME or NAME@N")?;
-            (name.to_owned(), number)
-        }
-    };
-    let mut fitting = images
-        .into_iter()
-        .filter(|image| image.name == name && number.is_none_or(|number| image.number == number));
-    let asked = wanted.unwrap_or(&name);
-    fitting.next_back().with_context(|| format!("there is no image {asked}; there are: {listed}"))
-}
-
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use cairn_array::{tls::new_authority, wrap::wrap_key};
     use cairn_core::{
         id::{ImageId, SiteId},
@@ -159,17 +253,17 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A site with one image, whose manifest nobody looks at.
-    pub(in super::super) fn site(name: &str, number: u32) -> Site {
+    /// A site with these images, whose manifests nobody looks at.
+    pub(crate) fn site(images: &[(&str, u32)]) -> DarkSite {
         let (ca_pem, ca_key_pem) = new_authority().unwrap();
         let keys = SiteKeys { ca_pem, ca_key_pem, signing_seed: [7; 32] };
-        Site {
+        DarkSite {
             authority: keys.authority().unwrap(),
             fingerprint: keys.fingerprint().unwrap(),
             signing_key: keys.signer().unwrap().verifying_key(),
             directory: directory(Vec::new()),
             signed_directory: Bytes::new(),
-            image: image(name, number),
+            images: images.iter().map(|(name, number)| listed(name, *number)).collect(),
             stripe_maps: Vec::new(),
             boot_files: Vec::new(),
         }
@@ -224,14 +318,12 @@ pub(super) mod tests {
         let file = Item::BootFile { name: "vmlinuz", content: b"kernel" };
         let bytes = bundle::encode(&[file, Item::Manifest(&signed)]);
         let assemble = |keys: &SiteKeys, recovery: &Identity, bytes: &[u8]| {
-            Site::assemble(directory(sealed.clone()), Vec::new(), keys, recovery, bytes, None)
+            DarkSite::assemble(directory(sealed.clone()), Vec::new(), keys, recovery, bytes)
         };
         let site = assemble(&opened, &recovery, &bytes).unwrap();
-        assert_eq!(site.image_name(), "lab@2");
-        assert_eq!(
-            (site.boot_files[0].name.as_str(), site.image.content_key.0),
-            ("vmlinuz", [9; 32])
-        );
+        let image = site.choose(None).unwrap();
+        assert_eq!((image.full_name(), image.content_key.0), ("lab@2".to_owned(), [9; 32]));
+        assert_eq!(site.boot_files[0].name, "vmlinuz");
         // Of another site, or wrapped to another key.
         let foreign = SiteKeys { signing_seed: [8; 32], ..site_keys };
         assert!(assemble(&foreign, &recovery, &bytes).is_err());
@@ -239,24 +331,25 @@ pub(super) mod tests {
         assert!(assemble(&opened, &recovery, &bytes[1..]).is_err());
     }
 
-    fn image(name: &str, number: u32) -> Image {
+    fn listed(name: &str, number: u32) -> Image {
         Image {
             name: name.to_owned(),
             number,
             version: VersionId([1; 16]),
+            size: ByteCount(1 << 30),
+            stored: ByteCount(1 << 20),
             manifest: Bytes::new(),
             content_key: SealKey([0; 32]),
         }
     }
 
     fn chosen(images: &[(&str, u32)], wanted: Option<&str>) -> Result<String> {
-        let images = images.iter().map(|(name, number)| image(name, *number)).collect();
-        choose(images, wanted).map(|image| format!("{}@{}", image.name, image.number))
+        site(images).choose(wanted).map(Image::full_name)
     }
 
     #[test]
     fn the_only_image_needs_no_name_and_the_newest_version_is_taken() {
-        let one = [("lab", 2), ("lab", 10), ("lab", 1)];
+        let one = [("lab", 1), ("lab", 2), ("lab", 10)];
         assert_eq!(chosen(&one, None).unwrap(), "lab@10");
         assert_eq!(chosen(&one, Some("lab@2")).unwrap(), "lab@2");
         let two = [("lab", 1), ("office", 3)];

@@ -11,6 +11,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod dark;
 pub mod home;
 pub mod images;
 pub mod init;

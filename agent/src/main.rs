@@ -21,6 +21,7 @@ use cairn_agent::{
     privilege, stand_in,
     target::{
         flow::{Goal, Installer},
+        offline,
         terminal::Terminal,
     },
 };
@@ -87,11 +88,20 @@ fn dispatch(cli: Cli) -> Result<()> {
             leave::leave(&home, force).await?;
             say("left the site; the lent space is free\n")
         }),
-        Command::Images { json } => block_on(async {
-            let found = images::images(&home).await?;
+        Command::Images { json, recovery_key } => block_on(async {
+            let found = match recovery_key {
+                None => images::images(&home).await?,
+                Some(key) => images::held(&home, &key).await?,
+            };
             if json { print_json(&found) } else { say(&images::render(&found)) }
         }),
-        Command::Install { name, disk, server } => block_on(install(&home, name, disk, server)),
+        Command::Image(cli::Image::Export { name, file, recovery_key }) => block_on(async {
+            let file = offline::require_new(&file)?;
+            read_image(&home, name, file, None, recovery_key).await
+        }),
+        Command::Install { name, disk, server, recovery_key } => {
+            block_on(read_image(&home, name, disk, server, recovery_key))
+        }
         Command::StandIn(options) => block_on(stand_in(home, options)),
         Command::Init => init::run(),
         Command::InitWorker => Ok(()),
@@ -109,6 +119,20 @@ fn run_daemon(home: Home) -> Result<()> {
         .build()
         .context("start the agent's threads")?;
     runtime.block_on(daemon::run(home))
+}
+
+/// By the recovery key from the clients alone, else by a server.
+async fn read_image(
+    home: &Home,
+    image: String,
+    disk: PathBuf,
+    server: Option<ServerPlace>,
+    recovery_key: Option<PathBuf>,
+) -> Result<()> {
+    match recovery_key {
+        Some(key) => offline::run(home, &key, &image, &disk, Terminal::new()).await,
+        None => install(home, image, disk, server).await,
+    }
 }
 
 /// The joined state says which server and CA to trust; the install itself is approved like any other machine's,

@@ -9,8 +9,8 @@ use cairn_pxe::{
     PayloadFiles, PxeConfig,
 };
 
-use super::{Options, site::Site, targets::Targets};
-use crate::home::Home;
+use super::{Options, targets::Targets};
+use crate::{dark::DarkSite, home::Home};
 
 /// Where the distribution's iPXE binaries are, for a site whose server had none.
 const IPXE_DIR: &str = "/usr/lib/ipxe";
@@ -30,7 +30,7 @@ impl Boot {
     ///
     /// # Errors
     /// When machines are to boot and the bundle has nothing for them, or the disk is full.
-    pub(super) fn prepare(home: &Home, site: &Site, needed: bool) -> Result<Self> {
+    pub(super) fn prepare(home: &Home, site: &DarkSite, needed: bool) -> Result<Self> {
         let folder = home.stand_in_folder();
         let this = Self { ipxe_dir: folder.clone(), folder, fingerprint: site.fingerprint };
         this.clear()?;

@@ -17,31 +17,27 @@
 mod boot;
 mod console;
 mod routes;
-mod site;
 mod targets;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use cairn_array::{
-    bundle,
-    peer::PeerClient,
-    tls::{self, Member, NameTable, Trust, local_addresses},
+    tls::{self, local_addresses},
     wire::DiskSelector,
-    wrap::Identity,
 };
-use cairn_core::directory::Directory;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use self::console::approve;
-use self::{boot::Boot, site::Site, targets::Targets};
+use self::{boot::Boot, targets::Targets};
 use crate::{
+    dark::{self, DarkSite, Opened},
     home::{Home, Membership},
     leave::member_link,
     link::{CallError, Patience},
@@ -49,8 +45,6 @@ use crate::{
 
 /// How often it looks whether the server is back.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
-/// The largest recovery key file: a key and the advice around it.
-const MAX_KEY_FILE: u64 = 64 << 10;
 
 /// What the operator asks for.
 #[derive(Clone, Debug)]
@@ -77,17 +71,6 @@ pub struct Options {
 /// When the key is not this site's, the server answers, or what is needed is held by nobody that can be reached.
 pub async fn run(home: Home, options: Options) -> Result<()> {
     let membership = home.membership()?;
-    let recovery = recovery_key(&options.recovery_key)?;
-    let signed = home.directory()?.context(
-        "this client has no directory of its site yet: it must have run once while the server was there",
-    )?;
-    let directory = Directory::open(&membership.signing_key, &signed)
-        .context("read the directory on this client's disk")?;
-    ensure!(
-        directory.site == membership.site,
-        "the directory on this client's disk is of another site"
-    );
-    let keys = site::keys(&directory, &recovery)?;
     if !options.force && server_answers(&home, &membership).await? {
         bail!(
             "the server at {} answers: nothing needs to stand in for it. If that is not your server, or it cannot do its \
@@ -95,22 +78,17 @@ pub async fn run(home: Home, options: Options) -> Result<()> {
             membership.server
         );
     }
-    let names = Arc::new(NameTable::default());
-    for member in directory.members.iter().filter(|member| directory.is_member(&member.agent)) {
-        if let Some(addr) = member.addr {
-            names.set(Member::Agent(member.agent), addr);
-        }
-    }
-    let papers = home.papers()?;
-    let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), names)?;
     console::say("fetching boot files and manifests from the other clients");
-    let bytes = bundle::fetch(&PeerClient::new(client), &directory).await?;
-    let site =
-        Site::assemble(directory, signed, &keys, &recovery, &bytes, options.image.as_deref())?;
+    let Opened { site, .. } = dark::open(&home, &options.recovery_key).await?;
     serve(&home, &membership, options, site).await
 }
 
-async fn serve(home: &Home, membership: &Membership, options: Options, site: Site) -> Result<()> {
+async fn serve(
+    home: &Home,
+    membership: &Membership,
+    options: Options,
+    site: DarkSite,
+) -> Result<()> {
     let listener = TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("listen on {}: choose another with --listen", options.listen))?;
@@ -119,10 +97,10 @@ async fn serve(home: &Home, membership: &Membership, options: Options, site: Sit
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let papers = site.authority.certify_server(Some(&hostname), &local_addresses()?)?;
     let server_tls = tls::server_tls(&papers)?;
-    let image = site.image_name();
+    let image = site.choose(options.image.as_deref())?.full_name();
     let clients = site.directory.members.len();
     let files = Boot::prepare(home, &site, options.interface.is_some())?;
-    let targets = Arc::new(Targets::new(site, options.disk.clone()));
+    let targets = Arc::new(Targets::new(site, &image, options.disk.clone())?);
     let stop = CancellationToken::new();
     let mut services = tokio::task::JoinSet::new();
     if let Some(interface) = &options.interface {
@@ -202,15 +180,6 @@ async fn server_answers(home: &Home, membership: &Membership) -> Result<bool> {
     let link = member_link(home, membership)?;
     let health = link.get::<serde_json::Value>("/healthz", Patience::Prompt).await;
     Ok(!matches!(health, Err(CallError::Unreachable(_) | CallError::BrokeOff(_))))
-}
-
-fn recovery_key(path: &Path) -> Result<Identity> {
-    let what = || format!("read recovery key {}", path.display());
-    let file = std::fs::File::open(path).with_context(what)?;
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_KEY_FILE), &mut text)
-        .with_context(what)?;
-    Identity::of_key_file(&text).with_context(what)
 }
 
 /// The address that machines are sent to.

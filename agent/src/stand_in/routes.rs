@@ -165,7 +165,7 @@ async fn ticket(
 
 async fn manifest(State(targets): State<Shared>, Bearer(bearer): Bearer) -> Result<Bytes, Problem> {
     targets.install_of(&bearer)?;
-    Ok(targets.site.image.manifest.clone())
+    Ok(targets.image().manifest.clone())
 }
 
 async fn stripe_maps(
@@ -173,7 +173,7 @@ async fn stripe_maps(
     Bearer(bearer): Bearer,
 ) -> Result<Json<StripeMaps>, Problem> {
     targets.install_of(&bearer)?;
-    let maps = targets.site.stripe_maps.iter().map(|map| STANDARD.encode(map)).collect();
+    let maps = targets.site.stripe_maps.iter().map(|map| STANDARD.encode(&map.signed)).collect();
     Ok(Json(StripeMaps { maps }))
 }
 
@@ -210,6 +210,6 @@ async fn swarm(
 ) -> Result<Json<SwarmReply>, Problem> {
     let install = targets.install_of(&bearer)?;
     let addr = SocketAddr::new(peer.addr.ip(), request.port);
-    targets.swarms.join(install, targets.site.image.version, addr, Instant::now());
+    targets.swarms.join(install, targets.image().version, addr, Instant::now());
     Ok(Json(targets.swarms.wait(install, request.generation).await))
 }

@@ -29,8 +29,11 @@ use cairn_array::{
 use cairn_core::id::{InstallId, MachineId, sha256};
 use tokio::sync::watch;
 
-use super::{console, site::Site};
-use crate::target::{identity::describe, progress::line};
+use super::console;
+use crate::{
+    dark::{DarkSite, Image},
+    target::{identity::describe, progress::line},
+};
 
 /// The most machines that are kept: what strangers can make this process hold.
 const MAX_RUNS: usize = 2000;
@@ -73,7 +76,9 @@ pub(super) enum Refused {
 /// The owner of all that is known of machines.
 #[derive(Debug)]
 pub(super) struct Targets {
-    pub(super) site: Site,
+    pub(super) site: DarkSite,
+    /// What is installed, of the site's images.
+    image: usize,
     disk: DiskSelector,
     pub(super) swarms: Swarms,
     /// By code.
@@ -82,14 +87,22 @@ pub(super) struct Targets {
 }
 
 impl Targets {
-    pub(super) fn new(site: Site, disk: DiskSelector) -> Self {
-        Self {
+    /// Installs `image` of the site.
+    pub(super) fn new(site: DarkSite, image: &str, disk: DiskSelector) -> Result<Self> {
+        let image = site.images.iter().position(|one| one.full_name() == image);
+        Ok(Self {
+            image: image.context("find the image")?,
             site,
             disk,
             swarms: Swarms::default(),
             runs: Mutex::default(),
             changed: watch::Sender::default(),
-        }
+        })
+    }
+
+    /// What is installed.
+    pub(super) fn image(&self) -> &Image {
+        &self.site.images[self.image]
     }
 
     /// Wakes whoever waits for an approval.
@@ -182,7 +195,7 @@ impl Targets {
             if let Some(asked) = run.image.as_deref().filter(|asked| !self.is_ours(asked)) {
                 let reason = format!(
                     "this stand-in installs {}, not {asked}: start it with --image {asked}",
-                    self.site.image_name()
+                    self.image().full_name()
                 );
                 return Ok(Ok(TicketReply::Refused { reason }));
             }
@@ -191,17 +204,17 @@ impl Targets {
             }
             (run.install, run.public_key.clone(), run.image.is_some())
         };
-        let site = &self.site;
+        let (site, image) = (&self.site, self.image());
         let certified = site.authority.certify(&Member::Target(install), &public_key)?;
         Ok(Ok(TicketReply::Ready(Box::new(Ticket {
             install,
-            image: site.image.name.clone(),
-            number: site.image.number,
-            version: site.image.version,
+            image: image.name.clone(),
+            number: image.number,
+            version: image.version,
             certificate_pem: certified.certificate_pem,
             ca_pem: site.authority.ca_pem().to_owned(),
             signing_key: site.signing_key,
-            content_key: site.image.content_key.0,
+            content_key: image.content_key.0,
             disk: self.disk.clone(),
             then: if asked { AfterInstall::Exit } else { AfterInstall::Reboot },
         }))))
@@ -274,7 +287,7 @@ impl Targets {
     }
 
     fn is_ours(&self, asked: &str) -> bool {
-        let image = &self.site.image;
+        let image = self.image();
         split_name(asked).is_some_and(|(name, number)| {
             name == image.name && number.is_none_or(|number| number == image.number)
         })
@@ -313,10 +326,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::stand_in::site::tests::site;
+    use crate::dark::tests::site;
 
     fn targets() -> Targets {
-        Targets::new(site("lab", 3), DiskSelector::Only)
+        Targets::new(site(&[("lab", 3)]), "lab@3", DiskSelector::Only).unwrap()
     }
 
     fn hello(targets: &Targets, key: &[u8], image: Option<&str>) -> (String, String) {

@@ -221,18 +221,24 @@ impl Installer {
                 let lines = disks::disks(&roots);
                 Ok(PathBuf::from(&select_disk(&lines, selector, needed)?.path))
             }
-            Goal::Asked { disk, .. } => {
-                let line = disks::named(&roots, disk)?;
-                let is_device = disk.starts_with("/dev");
-                // A file grows to what is needed.
-                let size = if is_device { line.size } else { line.size.max(needed) };
-                let lines = [DiskLine { size, ..line }];
-                let selector = DiskSelector::Path(lines[0].path.clone());
-                select_disk(&lines, &selector, needed)?;
-                Ok(disk.clone())
-            }
+            Goal::Asked { disk, .. } => asked_disk(disk, needed),
         }
     }
+}
+
+/// The disk or file that an operator named, when it is fit for `needed` bytes.
+///
+/// # Errors
+/// Why it is not.
+pub(super) fn asked_disk(disk: &Path, needed: ByteCount) -> Result<PathBuf> {
+    let line = disks::named(&Roots::default(), disk)?;
+    let is_device = disk.starts_with("/dev");
+    // A file grows to what is needed.
+    let size = if is_device { line.size } else { line.size.max(needed) };
+    let lines = [DiskLine { size, ..line }];
+    let selector = DiskSelector::Path(lines[0].path.clone());
+    select_disk(&lines, &selector, needed)?;
+    Ok(disk.to_owned())
 }
 
 /// The last progress of an install: done, or failed with the reason.
