@@ -91,7 +91,7 @@ fn an_operator_with_the_recovery_key_lists_and_reads_images_from_the_clients_alo
         tool::finish(&mut command)
     };
     let listed = run(&["images"]).unwrap();
-    assert!(listed.contains("lab") && listed.contains("96.0 MiB"), "{listed}");
+    assert!(listed.contains("lab") && listed.contains("96 MiB"), "{listed}");
     let file = site.lab.dir().join("exported.raw");
     run(&["image", "export", NAME, file.to_str().unwrap()]).unwrap();
     assert_eq!(first_difference(&image, &file).unwrap(), None);
