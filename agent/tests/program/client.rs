@@ -5,14 +5,15 @@ use std::{
     os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::Path,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use cairn_agent::daemon::Status;
 use cairn_array::{
     peer::{FetchError, Source},
-    tls::Member,
-    wire::{BadSegment, MemberState},
+    tls::{Member, url},
+    wire::{BadSegment, MemberState, SiteLine},
 };
 use cairn_core::{
     id::{AgentId, InstallId, SegmentId},
@@ -146,6 +147,76 @@ async fn an_older_assignment_or_directory_changes_nothing() {
     let got =
         site.peer_client(&Member::Agent(OTHER)).fetch(Source::Peer(AGENT), id, bytes, None).await;
     assert_eq!(got.unwrap(), segment(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_from_a_member_counts_when_it_is_newer_also_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let site = joined(folder.path()).await;
+    site.add_member(OTHER, None);
+    let id = site.stock(&segment(1));
+    let number = site.assign(&[id], &[]);
+    let running = start(folder.path());
+    site.fulfilled(number).await;
+    let at = |path: &str| url(&Member::Agent(AGENT), path);
+
+    let stranger = site.client(None);
+    let line: SiteLine =
+        stranger.get(at("/peer/v1/site")).send().await.unwrap().json().await.unwrap();
+    assert_eq!(line.agent, AGENT);
+    let refused = stranger.get(at("/peer/v1/directory")).send().await.unwrap();
+    assert_eq!(refused.status(), 403);
+    let refused = stranger.post(at("/peer/v1/directory")).body(site.numbered(50)).send().await;
+    assert_eq!(refused.unwrap().status(), 403);
+
+    let member = site.client(Some(&Member::Agent(OTHER)));
+    let foreign = {
+        let mut signed = site.numbered(60);
+        *signed.last_mut().unwrap() ^= 1;
+        signed
+    };
+    let offered = member.post(at("/peer/v1/directory")).body(foreign).send().await.unwrap();
+    assert_eq!(offered.status(), 400);
+    // What comes later is looked at later: when the last has been taken, the old one between has not replaced anything.
+    for number in [40, 3, 41] {
+        offer(&member, site.numbered(number)).await;
+    }
+    holds(&member, &site.numbered(41)).await;
+
+    drop(running);
+    let synced = site.script().synced;
+    let _again = start(folder.path());
+    site.told("a sync after the restart", |script| script.synced > synced).await;
+    let member = site.client(Some(&Member::Agent(OTHER)));
+    holds(&member, &site.numbered(41)).await;
+    for number in [40, 42] {
+        offer(&member, site.numbered(number)).await;
+    }
+    holds(&member, &site.numbered(42)).await;
+}
+
+async fn offer(member: &reqwest::Client, signed: Vec<u8>) {
+    let path = url(&Member::Agent(AGENT), "/peer/v1/directory");
+    let offered = member.post(path).body(signed).send().await.unwrap();
+    assert_eq!(offered.status(), 204);
+}
+
+/// Waits until the agent gives this directory, and none but older or equal ones before.
+async fn holds(member: &reqwest::Client, wanted: &[u8]) {
+    let path = url(&Member::Agent(AGENT), "/peer/v1/directory");
+    // Where every directory has its number.
+    let number = |signed: &[u8]| u64::from_le_bytes(signed[28..36].try_into().unwrap());
+    let mut last = 0;
+    for _ in 0..200 {
+        let given = member.get(&path).send().await.unwrap().bytes().await.unwrap();
+        assert!(number(&given) >= last, "an older directory replaced a newer one");
+        last = number(&given);
+        if given == wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the directory {} was not taken; it has {last}", number(wanted));
 }
 
 #[tokio::test(flavor = "multi_thread")]

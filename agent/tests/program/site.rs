@@ -212,13 +212,22 @@ impl Site {
 
     /// A client of the agent under test, with the papers of `member`.
     pub(crate) fn peer_client(&self, member: &Member) -> PeerClient {
+        PeerClient::new(self.client(Some(member)))
+    }
+
+    /// As [`Self::peer_client`], for any path; without a member a stranger's.
+    pub(crate) fn client(&self, member: Option<&Member>) -> reqwest::Client {
         let names = NameTable::default();
         names
             .set(Member::Agent(AGENT), SocketAddr::from(([127, 0, 0, 1], self.script().peer_port)));
-        let papers = self.papers(member);
-        PeerClient::new(
-            tls::client(&Trust::Ca(self.ca_pem.clone()), Some(&papers), names.into()).unwrap(),
-        )
+        let papers = member.map(|member| self.papers(member));
+        tls::client(&Trust::Ca(self.ca_pem.clone()), papers.as_ref(), names.into()).unwrap()
+    }
+
+    /// The present directory with another number, as this site signs it.
+    pub(crate) fn numbered(&self, number: u64) -> Vec<u8> {
+        let directory = self.script().directory.clone();
+        Directory { number: Generation(number), ..directory }.seal(&self.signer)
     }
 
     fn certify(&self, csr_pem: &str, member: &Member) -> String {
