@@ -4,19 +4,21 @@
 //! | path on the peer service | who may call | answer |
 //! |---|---|---|
 //! | `GET /peer/v1/site` | anybody | [`SiteLine`]: of use only with the recovery key |
-//! | `GET /peer/v1/directory` | members | the signed directory, binary; 404 before the first |
+//! | `GET /peer/v1/directory?newer=N` | members | the signed directory, binary; 204 when its number is not above N; 404 before the first |
 //! | `POST /peer/v1/directory` | members | a signed directory → 204; it counts when it is newer |
 
 use axum::{
     Extension, Json, Router,
-    extract::{DefaultBodyLimit, State},
+    extract::{DefaultBodyLimit, Query, State},
     http::StatusCode,
+    response::{IntoResponse as _, Response},
     routing::get,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use cairn_array::{peer::Admission, tls::Peer, wire::SiteLine};
 use cairn_core::{directory::Directory, id::AgentId, sign::VerifyingKey};
+use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::sync::MAX_DIRECTORY_BYTES;
@@ -71,12 +73,24 @@ async fn site(State(mirror): State<Mirror>) -> Result<Json<SiteLine>, Refusal> {
     Ok(Json(SiteLine { agent: mirror.me, authority: STANDARD.encode(&directory.authority) }))
 }
 
+#[derive(Deserialize)]
+struct Asked {
+    /// What the asker has; nothing: whatever there is.
+    newer: Option<u64>,
+}
+
 async fn directory(
     State(mirror): State<Mirror>,
     Extension(peer): Extension<Peer>,
-) -> Result<Vec<u8>, Refusal> {
+    Query(Asked { newer }): Query<Asked>,
+) -> Result<Response, Refusal> {
     mirror.require_member(peer)?;
-    mirror.kept().await?.ok_or(NONE_YET)
+    let signed = mirror.kept().await?.ok_or(NONE_YET)?;
+    let directory = Directory::open(&mirror.signing_key, &signed).map_err(|_| NONE_YET)?;
+    if newer.is_some_and(|known| directory.number.0 <= known) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Ok(signed.into_response())
 }
 
 async fn offer(

@@ -15,6 +15,7 @@
 //! served; a kill at any moment loses nothing but time, since what counts is in the DSF and in the directory file.
 
 mod difference;
+mod gossip;
 mod mirror;
 mod roster;
 mod scrub;
@@ -90,6 +91,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     membership.server.announce(&names);
     let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), Arc::clone(&names))?;
     let link = ServerLink::new(client.clone());
+    let members_client = client.clone();
     let listener = TcpListener::bind(membership.peer_listen).await.with_context(|| {
         format!(
             "listen on {} for peers; choose another address with `cairn-agent join --peer-listen`",
@@ -138,6 +140,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     });
     tasks.spawn(worker.run(stop.clone()));
     let sync = sync::Sync {
+        gossip: gossip::Gossip::new(membership.agent, members_client),
         link,
         roster,
         dsf,

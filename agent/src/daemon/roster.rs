@@ -99,6 +99,12 @@ impl Roster {
         Ok((roster, reader))
     }
 
+    /// Those who may be asked.
+    pub(super) fn members(&self) -> Vec<AgentId> {
+        let members = self.members.borrow();
+        members.agents.iter().filter(|agent| members.is_member(agent)).copied().collect()
+    }
+
     pub(super) fn number(&self) -> Generation {
         self.members.borrow().number
     }

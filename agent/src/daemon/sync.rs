@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Event, roster::Roster};
+use super::{Event, gossip::Gossip, roster::Roster};
 use crate::link::{Patience, ServerLink};
 
 /// Between two calls that brought nothing new; the server itself holds a call for longer.
@@ -38,6 +38,7 @@ pub struct SyncStatus {
 }
 
 pub(super) struct Sync {
+    pub(super) gossip: Gossip,
     pub(super) link: ServerLink,
     pub(super) roster: Roster,
     pub(super) dsf: DsfHandle,
@@ -74,6 +75,10 @@ impl Sync {
                 }
                 Err(error) => {
                     self.trouble(&error);
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = self.ask_a_member() => {}
+                    }
                     self.roster.try_other_place();
                     let now = pause;
                     pause = (pause * 2).min(MOST_PAUSE);
@@ -88,6 +93,16 @@ impl Sync {
                 }
                 () = tokio::time::sleep(wait) => {}
             }
+        }
+    }
+
+    /// Without the server, the directory of another client may be newer.
+    async fn ask_a_member(&mut self) {
+        let (members, known) = (self.roster.members(), self.roster.number());
+        match self.gossip.ask(&members, known).await {
+            Ok(Some(signed)) => self.consider(&signed),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "no news from a client"),
         }
     }
 

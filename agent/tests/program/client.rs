@@ -195,6 +195,30 @@ async fn a_directory_from_a_member_counts_when_it_is_newer_also_after_a_restart(
     holds(&member, &site.numbered(42)).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_hears_from_another_one_where_the_server_is_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let site = joined(folder.path()).await;
+    site.start_peer(OTHER, Shelf::default()).await;
+    let id = site.stock(&segment(1));
+    let number = site.assign(&[id], &[]);
+    let _running = start(folder.path());
+    site.fulfilled(number).await;
+    site.move_server().await;
+    let (synced, now) = {
+        let script = site.script();
+        (script.synced, script.directory.number.0)
+    };
+    // As long as nobody knows, nothing is lost: what it has is served.
+    let bytes = u32::try_from(segment(1).len()).unwrap();
+    let client = site.peer_client(&Member::Agent(OTHER));
+    let got = client.fetch(Source::Peer(AGENT), id, bytes, None).await;
+    assert_eq!(got.unwrap(), segment(1));
+    let signed = site.numbered(now);
+    site.change(|script| script.gossip = Some(signed));
+    site.told("a sync at the new address", |script| script.synced > synced).await;
+}
+
 async fn offer(member: &reqwest::Client, signed: Vec<u8>) {
     let path = url(&Member::Agent(AGENT), "/peer/v1/directory");
     let offered = member.post(path).body(signed).send().await.unwrap();

@@ -12,7 +12,7 @@ use axum::{
     Json, Router,
     extract::State,
     http::StatusCode,
-    response::{IntoResponse as _, Response},
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
@@ -47,6 +47,8 @@ pub(crate) struct Script {
     pub(crate) directory: Directory,
     pub(crate) holdings: Vec<Holdings>,
     pub(crate) synced: u32,
+    /// The directory that peers give when they are asked.
+    pub(crate) gossip: Option<Vec<u8>>,
     peer_port: u16,
 }
 
@@ -70,6 +72,8 @@ pub(crate) struct Site {
     news: watch::Sender<u64>,
     pub(crate) store: Shelf,
     pub(crate) addr: SocketAddr,
+    /// Ends the server at its first address.
+    moved: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -103,6 +107,7 @@ impl Site {
             },
             holdings: vec![],
             synced: 0,
+            gossip: None,
             peer_port: 0,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -114,8 +119,14 @@ impl Site {
             news: watch::channel(0).0,
             store: Shelf::default(),
             addr: listener.local_addr().unwrap(),
+            moved: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
+        site.serve(listener, site.moved.clone());
+        site
+    }
+
+    fn serve(&self, listener: TcpListener, stop: CancellationToken) {
         let app = Router::new()
             .route("/agent/v1/join", post(join))
             .route("/agent/v1/sync", post(sync))
@@ -123,11 +134,22 @@ impl Site {
             .route("/agent/v1/assignment", get(assignment))
             .route("/agent/v1/holdings", post(holdings))
             .route("/agent/v1/leave", post(leave))
-            .with_state(site.clone())
-            .merge(routes(site.store.clone(), Arc::new(|_| true)));
-        let tls = tls::server_tls(&site.papers(&Member::Server)).unwrap();
-        tokio::spawn(tls::serve(listener, tls, app, site.stop.clone()));
-        site
+            .with_state(self.clone())
+            .merge(routes(self.store.clone(), Arc::new(|_| true)));
+        let tls = tls::server_tls(&self.papers(&Member::Server)).unwrap();
+        tokio::spawn(tls::serve(listener, tls, app, stop));
+    }
+
+    /// The server goes to another address, which only the directory names.
+    pub(crate) async fn move_server(&self) {
+        self.moved.cancel();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        self.serve(listener, self.stop.clone());
+        self.change(|script| {
+            script.directory.number.0 += 1;
+            script.directory.server = Some(addr);
+        });
     }
 
     /// A peer of the site that serves what is on the shelf.
@@ -135,7 +157,10 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let tls = tls::server_tls(&self.papers(&Member::Agent(agent))).unwrap();
-        let app = routes(shelf, Arc::new(|_| true));
+        let app = Router::new()
+            .route("/peer/v1/directory", get(gossip))
+            .with_state(self.clone())
+            .merge(routes(shelf, Arc::new(|_| true)));
         tokio::spawn(tls::serve(listener, tls, app, self.stop.clone()));
         self.add_member(agent, Some(addr));
     }
@@ -287,6 +312,11 @@ async fn sync(State(site): State<Site>, Json(request): Json<SyncRequest>) -> Res
 
 async fn directory(State(site): State<Site>) -> Vec<u8> {
     site.script().directory.seal(&site.signer)
+}
+
+async fn gossip(State(site): State<Site>) -> Response {
+    let signed = site.script().gossip.clone();
+    signed.map_or_else(|| StatusCode::NO_CONTENT.into_response(), IntoResponse::into_response)
 }
 
 async fn assignment(State(site): State<Site>) -> Json<Assignment> {
