@@ -3,7 +3,7 @@
 //! Invariants: what is not signed by this site, or does not open with its recovery key, is refused; nothing that is opened
 //! here is written to a disk.
 
-use std::{fs::File, io::Read as _, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use cairn_array::{
     peer::PeerClient,
     tls::{self, Authority, Fingerprint, Member, NameTable, Trust},
     wire::{ImageLine, split_name},
-    wrap::Identity,
+    wrap::{Identity, RecoveryKey},
 };
 use cairn_core::{
     bundle::{self, Item},
@@ -27,9 +27,6 @@ use cairn_core::{
 };
 
 use crate::home::Home;
-
-/// The largest recovery key file: a key and the advice around it.
-const MAX_KEY_FILE: u64 = 64 << 10;
 
 /// An image version that can be installed.
 pub struct Image {
@@ -113,7 +110,7 @@ pub struct Opened {
 /// When the key is not this site's, or what is needed is held by nobody that can be reached.
 pub async fn open(home: &Home, recovery_key: &Path) -> Result<Opened> {
     let membership = home.membership()?;
-    let recovery = read_key(recovery_key)?;
+    let RecoveryKey { identity: recovery, site } = RecoveryKey::read(recovery_key)?;
     let signed = home.directory()?.context(
         "this client has no directory of its site yet: it must have run once while the server was there",
     )?;
@@ -124,6 +121,10 @@ pub async fn open(home: &Home, recovery_key: &Path) -> Result<Opened> {
         "the directory on this client's disk is of another site"
     );
     let keys = keys(&directory, &recovery)?;
+    ensure!(
+        site.is_none_or(|site| keys.fingerprint().is_ok_and(|keys| keys == site)),
+        "the directory on this client's disk is of another site than the recovery key's file names"
+    );
     let names = Arc::new(NameTable::default());
     let mut members = Vec::new();
     for member in directory.members.iter().filter(|member| directory.is_member(&member.agent)) {
@@ -138,15 +139,6 @@ pub async fn open(home: &Home, recovery_key: &Path) -> Result<Opened> {
     let bytes = clients::fetch(&peers, &directory).await?;
     let site = DarkSite::assemble(directory, signed, &keys, &recovery, &bytes)?;
     Ok(Opened { site, peers, members })
-}
-
-fn read_key(path: &Path) -> Result<Identity> {
-    let what = || format!("read recovery key {}", path.display());
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text))
-        .with_context(what)?;
-    Identity::of_key_file(&text).with_context(what)
 }
 
 /// The site's keys.

@@ -3,9 +3,13 @@
 //! An age file of 32 bytes to two X25519 recipients: an administrator can open it with the age program and the
 //! recovery key alone, without Cairn.
 
+use std::{fs::File, io::Read as _, path::Path};
+
 use age::x25519;
 use anyhow::Context as _;
 use cairn_core::seal::SealKey;
+
+use crate::tls::Fingerprint;
 
 /// A public key that something is wrapped to: `age1…`.
 #[derive(Clone)]
@@ -61,10 +65,7 @@ impl Identity {
     }
 
     /// The key in a file as it is written for people: lines that begin with `#` are comments.
-    ///
-    /// # Errors
-    /// When there is no key in it.
-    pub fn of_key_file(text: &str) -> anyhow::Result<Self> {
+    fn of_key_file(text: &str) -> anyhow::Result<Self> {
         let mut lines = text.lines().map(str::trim);
         let key = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
         key.context("find a line with AGE-SECRET-KEY-1…")?.parse()
@@ -91,6 +92,36 @@ impl Identity {
         let plain = open(self, wrapped).context("open the wrapped content key")?;
         let key = plain.as_slice().try_into().context("a content key is 32 bytes")?;
         Ok(SealKey(key))
+    }
+}
+
+/// What stands before the fingerprint of the site's CA in the file of a recovery key.
+pub const SITE_LINE: &str = "# Site: ";
+/// The largest such file: a key and the advice around it.
+const MAX_KEY_FILE: u64 = 64 << 10;
+
+/// A recovery key as an administrator keeps it.
+#[derive(Clone, Debug)]
+pub struct RecoveryKey {
+    pub identity: Identity,
+    /// The CA of its site, when the file names it.
+    pub site: Option<Fingerprint>,
+}
+
+impl RecoveryKey {
+    /// Reads the file that the server's first start wrote, or one with the key alone.
+    ///
+    /// # Errors
+    /// When it cannot be read, or has no key.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let what = || format!("read recovery key {}", path.display());
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text))
+            .with_context(what)?;
+        let site = text.lines().find_map(|line| line.strip_prefix(SITE_LINE));
+        let site = site.map(|hex| hex.trim().parse()).transpose().with_context(what)?;
+        Ok(Self { identity: Identity::of_key_file(&text).with_context(what)?, site })
     }
 }
 
@@ -135,5 +166,24 @@ mod tests {
         assert!(Identity::generate().unwrap_key(&wrapped).is_err());
         let recipient: Recipient = server.recipient().to_string().parse().unwrap();
         assert_eq!(recipient.to_string(), server.recipient().to_string());
+    }
+
+    #[test]
+    fn a_key_file_holds_advice_the_site_and_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let key = Identity::generate();
+        let read = |text: String| {
+            std::fs::write(&path, text).unwrap();
+            RecoveryKey::read(&path)
+        };
+        let whole = format!("# advice\n{SITE_LINE}{}\n{}\n", "ab".repeat(32), key.to_secret_text());
+        let found = read(whole).unwrap();
+        assert_eq!(found.site, Some(Fingerprint([0xab; 32])));
+        assert_eq!(found.identity.to_secret_text(), key.to_secret_text());
+        assert_eq!(read(key.to_secret_text()).unwrap().site, None);
+        assert!(read(format!("{SITE_LINE}nothing\n{}", key.to_secret_text())).is_err());
+        let none = format!("{:#}", read("# advice\n".to_owned()).unwrap_err());
+        assert!(none.contains("AGE-SECRET-KEY"), "{none}");
     }
 }

@@ -19,8 +19,7 @@ mod images;
 pub(crate) use images::Row;
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
+    fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::SystemTime,
@@ -30,8 +29,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cairn_array::{
     bundle,
     store::{Device, Store},
-    tls::Fingerprint,
-    wrap::Identity,
+    wrap::RecoveryKey,
 };
 use cairn_core::{bundle::Item, directory::Directory, units::Generation};
 
@@ -42,7 +40,7 @@ use crate::{
     moment::Moment,
     register::keep_manifest,
     serve::lock,
-    site::{Secrets, Site, secrets::SITE_LINE},
+    site::{Secrets, Site},
 };
 
 /// Where clients serve their peers, when an address names no port.
@@ -50,8 +48,6 @@ const PEER_PORT: u16 = 8442;
 /// In the data folder as long as a recovery is not done.
 const MARKER: &str = "recovering";
 const SECRETS: &str = "secrets";
-/// The largest recovery key file: a key and the advice around it.
-const MAX_KEY_FILE: u64 = 64 << 10;
 /// By how much the directory's number leaps: more directories than any site makes between two of its clients' looks.
 const LEAP: u64 = 1 << 20;
 
@@ -113,7 +109,7 @@ pub(crate) fn refuse_unfinished(data_dir: &Path) -> Result<()> {
 /// did not accept that.
 pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome> {
     let Options { recovery_key, peers, data_dir, store, accept_loss } = options;
-    let (recovery, wanted) = read_key(&recovery_key)?;
+    let RecoveryKey { identity: recovery, site: wanted } = RecoveryKey::read(&recovery_key)?;
     let _lock = lock(&data_dir)?;
     begin(&data_dir)?;
     tell("looking for the site's keys and its clients");
@@ -173,18 +169,6 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
 
 fn seconds() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The key, and the fingerprint of its site's CA where the file names that.
-fn read_key(path: &Path) -> Result<(Identity, Option<Fingerprint>)> {
-    let what = || format!("read recovery key {}", path.display());
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text))
-        .with_context(what)?;
-    let site = text.lines().find_map(|line| line.strip_prefix(SITE_LINE));
-    let site = site.map(|hex| hex.trim().parse()).transpose().with_context(what)?;
-    Ok((Identity::of_key_file(&text).with_context(what)?, site))
 }
 
 /// Takes the folder, which is empty or was left by a recovery. What is in its store is used again.
@@ -257,19 +241,5 @@ mod tests {
         let error = begin(folder.path()).unwrap_err().to_string();
         assert!(error.contains("empty folder"), "{error}");
         assert!(folder.path().join(SECRETS).exists());
-    }
-
-    #[test]
-    fn the_key_file_names_the_site() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("key");
-        let key = Identity::generate();
-        let write = |text: String| fs::write(&path, text).unwrap();
-        write(format!("# advice\n{SITE_LINE}{}\n{}\n", "ab".repeat(32), key.to_secret_text()));
-        assert_eq!(read_key(&path).unwrap().1, Some(Fingerprint([0xab; 32])));
-        write(key.to_secret_text());
-        assert_eq!(read_key(&path).unwrap().1, None);
-        write(format!("{SITE_LINE}nothing\n{}", key.to_secret_text()));
-        assert!(read_key(&path).is_err());
     }
 }

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use cairn_array::{
     authority::SiteKeys,
     tls::new_authority,
-    wrap::{Identity, Recipient},
+    wrap::{Identity, Recipient, SITE_LINE},
 };
 
 const FOLDER: &str = "secrets";
@@ -23,8 +23,6 @@ pub(crate) const RECOVERY_FILE: &str = "recovery-key.txt";
 pub(crate) const RECOVERY_ADVICE: &str = "Take the recovery key offline now: copy it to paper or to a medium that stays \
      elsewhere, then delete this file. Whoever has it can read every image and act for this site; without it, nobody can \
      once the server is lost. The server never reads it again.";
-/// What stands before the CA's fingerprint in it: a recovery takes the keys of no other site.
-pub(crate) const SITE_LINE: &str = "# Site: ";
 /// The largest secret.
 const MAX_BYTES: u64 = 64 << 10;
 
