@@ -89,6 +89,8 @@ async fn serve(
     options: Options,
     site: DarkSite,
 ) -> Result<()> {
+    // Before anybody is told that this serves: from then on it may be told to stop.
+    let stopped = stop_signals()?;
     let listener = TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("listen on {}: choose another with --listen", options.listen))?;
@@ -123,7 +125,7 @@ async fn serve(
     console::say("type the code that a machine shows to approve it; Ctrl-C ends this");
     let back = returned(home, membership, &targets, options.force);
     let mut outcome = tokio::select! {
-        signal = stopped() => signal,
+        signal = stopped => signal,
         back = back => back,
         Some(ended) = services.join_next() => ended.context("a task of the stand-in broke").flatten(),
     };
@@ -138,15 +140,18 @@ async fn serve(
     outcome
 }
 
-async fn stopped() -> Result<()> {
+/// Listens from now on; what it returns ends with the first signal to stop.
+fn stop_signals() -> Result<impl Future<Output = Result<()>>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 /// Ends when the server answers again and no machine installs any more; with `force` never.
