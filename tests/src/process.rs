@@ -215,7 +215,7 @@ impl Process {
         self.child.try_wait().with_context(|| format!("look at {}", self.name))
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits for the process to end by itself; its transcript is whole then.
     ///
     /// # Errors
     /// It does not within `timeout`.
@@ -223,6 +223,7 @@ impl Process {
         // A pidfd becomes readable when the process ends: no polling and no race with the pid.
         let pid = self.group().context("name the process")?;
         if let Some(status) = self.ended()? {
+            self.finish_reading();
             return Ok(status);
         }
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
@@ -235,7 +236,9 @@ impl Process {
             let tail = self.transcript.text(self.transcript.end().saturating_sub(3000));
             bail!("{} still runs after {} s:\n{tail}", self.name, timeout.as_secs());
         }
-        self.child.wait().with_context(|| format!("reap {}", self.name))
+        let status = self.child.wait().with_context(|| format!("reap {}", self.name))?;
+        self.finish_reading();
+        Ok(status)
     }
 
     /// As [`Self::wait`], and the exit code must be 0.
@@ -244,7 +247,6 @@ impl Process {
     /// It does not end in time, or ends with a failure.
     pub fn wait_success(&mut self, timeout: Duration) -> Result<()> {
         let status = self.wait(timeout)?;
-        self.finish_reading();
         if !status.success() {
             let tail = self.transcript.text(self.transcript.end().saturating_sub(3000));
             bail!("{} failed: {status}:\n{tail}", self.name);
