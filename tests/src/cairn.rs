@@ -92,6 +92,8 @@ pub struct Scatter {
 /// What clients hold to go on without the server, of `status --json`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct Bundle {
+    /// Nothing until it is in the store.
+    pub bytes: u64,
     /// Clients that hold all of it.
     pub clients: usize,
     pub published: bool,

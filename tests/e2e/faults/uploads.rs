@@ -10,12 +10,13 @@ use std::{
 
 use cairn_array::tls::{self, Member, NameTable, Token, Trust};
 use cairn_tests::{
+    cairn::eventually,
     image::first_difference,
     site::{NetworkBoot, Site},
     tool,
 };
 
-use super::{NAME, files_below, image_with};
+use super::{NAME, SOON, files_below, image_with};
 
 /// Speaks with the API from the server's own machine.
 struct Api {
@@ -125,6 +126,11 @@ fn cases(folder: &Path, image: &Path) -> Vec<Case> {
 #[test]
 fn a_broken_one_is_refused_by_its_name_and_leaves_nothing() {
     let mut site = Site::start("broken-uploads", NetworkBoot::Off).unwrap();
+    // The server puts boot files into its store by itself, once.
+    eventually("the bundle to be in the store", SOON, || {
+        Ok((site.server.status()?.bundle.bytes > 0).then_some(()))
+    })
+    .unwrap();
     let image = image_with(&site, 6);
     let api = Api::of(&site);
     let left = |site: &Site| {
