@@ -225,7 +225,13 @@ impl Home {
                 _ => {}
             }
         }
-        Ok(())
+        // Left by a stand-in that was killed.
+        match fs::remove_dir_all(self.stand_in_folder()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context("remove the boot files of a stand-in")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn read_text(&self, name: &str) -> Result<String> {
@@ -289,6 +295,8 @@ pub(crate) mod tests {
         for entry in fs::read_dir(home.folder()).unwrap() {
             assert_eq!(mode(&entry.unwrap().path()), 0o600);
         }
+        fs::create_dir(home.stand_in_folder()).unwrap();
+        fs::write(home.stand_in_folder().join("vmlinuz"), "kernel").unwrap();
         home.clear().unwrap();
         assert!(!home.is_joined());
         assert_eq!(fs::read_dir(home.folder()).unwrap().count(), 0);

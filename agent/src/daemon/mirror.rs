@@ -1,11 +1,13 @@
 //! What a client gives to whoever acts for the server: the sealed keys of the site, and the directory; and a newer
-//! directory, which it takes from anybody.
+//! directory, which it takes from any member, since the site signed it.
 //!
 //! | path on the peer service | who may call | answer |
 //! |---|---|---|
 //! | `GET /peer/v1/site` | anybody | [`SiteLine`]: of use only with the recovery key |
 //! | `GET /peer/v1/directory?newer=N` | members | the signed directory, binary; 204 when its number is not above N; 404 before the first |
 //! | `POST /peer/v1/directory` | members | a signed directory → 204; it counts when it is newer |
+
+use std::sync::Arc;
 
 use axum::{
     Extension, Json, Router,
@@ -19,10 +21,9 @@ use bytes::Bytes;
 use cairn_array::{peer::Admission, tls::Peer, wire::SiteLine};
 use cairn_core::{directory::Directory, id::AgentId, sign::VerifyingKey};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::sync::MAX_DIRECTORY_BYTES;
-use crate::home::Home;
+use super::{roster::Members, sync::MAX_DIRECTORY_BYTES};
 
 /// Directories that wait to be looked at.
 pub(super) const OFFERS: usize = 4;
@@ -30,7 +31,7 @@ pub(super) const OFFERS: usize = 4;
 #[derive(Clone)]
 pub(super) struct Mirror {
     pub(super) me: AgentId,
-    pub(super) home: Home,
+    pub(super) members: watch::Receiver<Arc<Members>>,
     pub(super) signing_key: VerifyingKey,
     pub(super) admits: Admission,
     /// To whoever owns the directory.
@@ -54,23 +55,18 @@ impl Mirror {
         member.map(drop).ok_or(refusal)
     }
 
-    /// The directory on the disk, signed.
-    async fn kept(&self) -> Result<Option<Vec<u8>>, Refusal> {
-        let home = self.home.clone();
-        let read = tokio::task::spawn_blocking(move || home.directory()).await;
-        read.map_err(anyhow::Error::from).flatten().map_err(|error| {
-            tracing::error!(error = format!("{error:#}"), "read the directory");
-            (StatusCode::INTERNAL_SERVER_ERROR, "the directory cannot be read\n")
-        })
+    /// The directory that is published now.
+    fn members(&self) -> Result<Arc<Members>, Refusal> {
+        let members = Arc::clone(&self.members.borrow());
+        if members.signed.is_empty() { Err(NONE_YET) } else { Ok(members) }
     }
 }
 
 const NONE_YET: Refusal = (StatusCode::NOT_FOUND, "there is no directory here yet\n");
 
 async fn site(State(mirror): State<Mirror>) -> Result<Json<SiteLine>, Refusal> {
-    let signed = mirror.kept().await?.ok_or(NONE_YET)?;
-    let directory = Directory::open(&mirror.signing_key, &signed).map_err(|_| NONE_YET)?;
-    Ok(Json(SiteLine { agent: mirror.me, authority: STANDARD.encode(&directory.authority) }))
+    let authority = STANDARD.encode(&mirror.members()?.authority);
+    Ok(Json(SiteLine { agent: mirror.me, authority }))
 }
 
 #[derive(Deserialize)]
@@ -85,12 +81,11 @@ async fn directory(
     Query(Asked { newer }): Query<Asked>,
 ) -> Result<Response, Refusal> {
     mirror.require_member(peer)?;
-    let signed = mirror.kept().await?.ok_or(NONE_YET)?;
-    let directory = Directory::open(&mirror.signing_key, &signed).map_err(|_| NONE_YET)?;
-    if newer.is_some_and(|known| directory.number.0 <= known) {
+    let members = mirror.members()?;
+    if newer.is_some_and(|known| members.number.0 <= known) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(signed.into_response())
+    Ok(members.signed.clone().into_response())
 }
 
 async fn offer(

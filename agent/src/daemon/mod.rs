@@ -113,7 +113,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let (offers, offered) = mpsc::channel(mirror::OFFERS);
     let mirror = mirror::Mirror {
         me: membership.agent,
-        home: home.clone(),
+        members: directory.clone(),
         signing_key: membership.signing_key,
         admits: Arc::clone(&admits),
         offers,

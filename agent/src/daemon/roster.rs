@@ -3,6 +3,7 @@
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, Result};
+use bytes::Bytes;
 use cairn_array::tls::{Member, NameTable};
 use cairn_core::{
     bytes::DecodeError,
@@ -24,12 +25,18 @@ pub(super) struct Members {
     pub(super) number: Generation,
     agents: HashSet<AgentId>,
     revoked: HashSet<AgentId>,
+    /// The site's keys, for the recovery key alone.
+    pub(super) authority: Bytes,
+    /// The directory as the server signed it; empty before the first.
+    pub(super) signed: Bytes,
 }
 
 impl Members {
-    fn of(directory: &Directory) -> Self {
+    fn of(directory: &Directory, signed: &[u8]) -> Self {
         Self {
             number: directory.number,
+            authority: Bytes::copy_from_slice(&directory.authority),
+            signed: Bytes::copy_from_slice(signed),
             agents: directory.members.iter().map(|member| member.agent).collect(),
             revoked: directory.revoked.iter().copied().collect(),
         }
@@ -91,7 +98,7 @@ impl Roster {
         };
         if let Some(signed) = kept {
             match roster.check(&signed) {
-                Ok(directory) => roster.publish(&directory),
+                Ok(directory) => roster.publish(&directory, &signed),
                 // The server gives it anew; until then nobody is served.
                 Err(error) => tracing::warn!(error = %error, "the directory on disk is of no use"),
             }
@@ -114,7 +121,7 @@ impl Roster {
         let directory = self.check(signed)?;
         if directory.number > self.number() {
             self.home.keep_directory(signed).context("keep the directory")?;
-            self.publish(&directory);
+            self.publish(&directory, signed);
         }
         Ok(())
     }
@@ -143,7 +150,7 @@ impl Roster {
         Ok(directory)
     }
 
-    fn publish(&mut self, directory: &Directory) {
+    fn publish(&mut self, directory: &Directory, signed: &[u8]) {
         self.told = directory.server;
         let mut named = HashSet::new();
         for member in &directory.members {
@@ -156,7 +163,7 @@ impl Roster {
             self.names.remove(&Member::Agent(*gone));
         }
         self.named = named;
-        self.members.send_replace(Arc::new(Members::of(directory)));
+        self.members.send_replace(Arc::new(Members::of(directory, signed)));
     }
 }
 

@@ -5,7 +5,6 @@ use std::{
     os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -181,18 +180,18 @@ async fn a_directory_from_a_member_counts_when_it_is_newer_also_after_a_restart(
     for number in [40, 3, 41] {
         offer(&member, site.numbered(number)).await;
     }
-    holds(&member, &site.numbered(41)).await;
+    holds(&site, 41).await;
 
     drop(running);
     let synced = site.script().synced;
     let _again = start(folder.path());
     site.told("a sync after the restart", |script| script.synced > synced).await;
     let member = site.client(Some(&Member::Agent(OTHER)));
-    holds(&member, &site.numbered(41)).await;
+    holds(&site, 41).await;
     for number in [40, 42] {
         offer(&member, site.numbered(number)).await;
     }
-    holds(&member, &site.numbered(42)).await;
+    holds(&site, 42).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,22 +224,13 @@ async fn offer(member: &reqwest::Client, signed: Vec<u8>) {
     assert_eq!(offered.status(), 204);
 }
 
-/// Waits until the agent gives this directory, and none but older or equal ones before.
-async fn holds(member: &reqwest::Client, wanted: &[u8]) {
+/// Waits until the agent has the directory of this number, without an older one between, and gives it to members.
+async fn holds(site: &Site, number: u64) {
+    site.told("that it has the directory", |script| script.has == Generation(number)).await;
+    assert!(!site.script().went_back, "an older directory replaced a newer one");
     let path = url(&Member::Agent(AGENT), "/peer/v1/directory");
-    // Where every directory has its number.
-    let number = |signed: &[u8]| u64::from_le_bytes(signed[28..36].try_into().unwrap());
-    let mut last = 0;
-    for _ in 0..200 {
-        let given = member.get(&path).send().await.unwrap().bytes().await.unwrap();
-        assert!(number(&given) >= last, "an older directory replaced a newer one");
-        last = number(&given);
-        if given == wanted {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("the directory {} was not taken; it has {last}", number(wanted));
+    let given = site.client(Some(&Member::Agent(OTHER))).get(path).send().await.unwrap();
+    assert_eq!(given.bytes().await.unwrap(), site.numbered(number));
 }
 
 #[tokio::test(flavor = "multi_thread")]

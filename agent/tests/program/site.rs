@@ -47,6 +47,9 @@ pub(crate) struct Script {
     pub(crate) directory: Directory,
     pub(crate) holdings: Vec<Holdings>,
     pub(crate) synced: u32,
+    /// The directory that the agent says it has, and whether that ever was an older one than before.
+    pub(crate) has: Generation,
+    pub(crate) went_back: bool,
     /// The directory that peers give when they are asked.
     pub(crate) gossip: Option<Vec<u8>>,
     peer_port: u16,
@@ -107,6 +110,8 @@ impl Site {
             },
             holdings: vec![],
             synced: 0,
+            has: Generation(0),
+            went_back: false,
             gossip: None,
             peer_port: 0,
         };
@@ -294,6 +299,8 @@ async fn sync(State(site): State<Site>, Json(request): Json<SyncRequest>) -> Res
     site.change(|script| {
         script.peer_port = request.peer_port;
         script.synced += 1;
+        script.went_back |= request.directory < script.has;
+        script.has = request.directory;
     });
     // Held like the real one, but never for long.
     let wait = news.wait_for(|_| !known(&site.script()));
