@@ -69,7 +69,7 @@ fn client_tls(trust: &Trust, papers: Option<&Papers>) -> anyhow::Result<ClientCo
         Trust::Ca(pem) => builder.with_root_certificates(roots(certificate(pem)?)?),
         Trust::Pinned(fingerprint) => {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(PinnedVerifier {
-                fingerprint: *fingerprint,
+                fingerprint: Some(*fingerprint),
                 provider,
             }))
         }
@@ -96,7 +96,7 @@ pub fn client_of_strangers() -> anyhow::Result<reqwest::Client> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("choose TLS 1.3")?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyVerifier { provider }))
+        .with_custom_certificate_verifier(Arc::new(PinnedVerifier { fingerprint: None, provider }))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     reqwest::Client::builder()
@@ -115,10 +115,11 @@ pub(super) fn roots(ca: CertificateDer<'static>) -> anyhow::Result<RootCertStore
     Ok(roots)
 }
 
-/// Accepts the CA that has the right fingerprint, then verifies under it as usual: chain, dates and name.
+/// Accepts the CA that has the right fingerprint, then verifies under it as usual: chain, dates and name. Without a
+/// fingerprint any certificate whose key the other end holds.
 #[derive(Debug)]
 struct PinnedVerifier {
-    fingerprint: Fingerprint,
+    fingerprint: Option<Fingerprint>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -132,9 +133,12 @@ impl ServerCertVerifier for PinnedVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let unknown = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let Some(fingerprint) = self.fingerprint else {
+            return Ok(ServerCertVerified::assertion());
+        };
         let ca = intermediates
             .iter()
-            .find(|ca| cairn_core::id::sha256(ca) == self.fingerprint.0)
+            .find(|ca| cairn_core::id::sha256(ca) == fingerprint.0)
             .ok_or_else(unknown)?
             .clone()
             .into_owned();
@@ -152,52 +156,7 @@ impl ServerCertVerifier for PinnedVerifier {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-fn no_tls12() -> rustls::Error {
-    rustls::Error::General("TLS 1.2 is not spoken here".to_owned())
-}
-
-/// Accepts any certificate whose key the other end holds.
-#[derive(Debug)]
-struct AnyVerifier {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for AnyVerifier {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".to_owned()))
     }
 
     fn verify_tls13_signature(
