@@ -96,11 +96,22 @@ pub(crate) async fn refresh(app: &App, job: &JobHandle) -> anyhow::Result<()> {
             id
         }
     };
-    if wait_for_holders(app, job, &segments).await? {
-        publish(app, id).await
-    } else {
-        app.queue_after(Kind::Bundle, AGAIN_AFTER).await.context("queue the bundle again")
+    match wait_for_holders(app, job, &segments).await? {
+        Wait::AllHeld => publish(app, id).await,
+        Wait::NobodyThere => {
+            app.queue_after(Kind::Bundle, AGAIN_AFTER).await.context("queue the bundle again")
+        }
+        // Whoever joins or lends more queues it.
+        Wait::NobodyCarries => Ok(()),
     }
+}
+
+/// Why waiting for the holders ended.
+enum Wait {
+    AllHeld,
+    /// Those who could carry the bundle sleep, or their disks are full.
+    NobodyThere,
+    NobodyCarries,
 }
 
 /// What changes least comes first.
@@ -149,25 +160,26 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
 }
 
-/// Waits until every carrier that is there holds all of it. False when nobody is there.
+/// Waits until every carrier that is there holds all of it.
 async fn wait_for_holders(
     app: &App,
     job: &JobHandle,
     segments: &[SegmentEntry],
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Wait> {
     let ids: BTreeSet<SegmentId> = segments.iter().map(|segment| segment.id).collect();
     let mut changes = app.holdings_changed.watch();
     loop {
         let kept = segments_of(&app.db.bundles().await?).len();
         let fleet = app.db.approved_agents().await.context("list agents")?;
-        let carriers: Vec<AgentId> = fleet
-            .iter()
-            .filter(|agent| slots_taken(agent.lend, kept) > 0)
-            .filter(|agent| !is_asleep(agent) && !app.full_disks.is_full(agent))
-            .map(|agent| agent.id)
-            .collect();
+        let mut carriers = fleet;
+        carriers.retain(|agent| slots_taken(agent.lend, kept) > 0);
         if carriers.is_empty() {
-            return Ok(false);
+            return Ok(Wait::NobodyCarries);
+        }
+        carriers.retain(|agent| !is_asleep(agent) && !app.full_disks.is_full(agent));
+        let carriers: Vec<AgentId> = carriers.iter().map(|agent| agent.id).collect();
+        if carriers.is_empty() {
+            return Ok(Wait::NobodyThere);
         }
         let holders = app.db.bundle_holders().await.context("list holders of the bundle")?;
         let holds = |id: &SegmentId, agent| holders.get(id).is_some_and(|all| all.contains(agent));
@@ -176,7 +188,7 @@ async fn wait_for_holders(
         let wanted = ids.len() * carriers.len();
         job.progress((wanted - missing) as u64, wanted as u64, "segments").await?;
         if missing == 0 {
-            return Ok(true);
+            return Ok(Wait::AllHeld);
         }
         tokio::select! {
             changed = changes.changed() => changed.context("wait for holdings")?,
