@@ -90,10 +90,8 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn run_in(site: &mut Site, options: &Options, image: &Image, report: &mut Report) -> Result<()> {
-    let portal = Portal::open(site.server.host(), cairn::PORT)?;
-    let dashboard = format!("https://{}/", portal.address());
-    let password = site.server.first().password.clone();
-    say(&format!("dashboard: {dashboard} (password {password})"));
+    let mut dashboard = dashboard(site)?;
+    say(&dashboard);
     report.phase("clients join", || site.join(CLIENTS, LEND))?;
     report.phase("register", || site.add_image(&image.path, NAME))?;
     let detail = report.phase("scatter", || site.wait_scattered(NAME))?;
@@ -125,10 +123,11 @@ fn run_in(site: &mut Site, options: &Options, image: &Image, report: &mut Report
     }
     if options.acts > 1 {
         second_act(site, options, image, gone, report)?;
+        dashboard = self::dashboard(site)?;
     }
     report.print(&detail, &dashboard);
     if options.keep {
-        say(&format!("still running: {dashboard} (password {password})"));
+        say(&format!("still running, {dashboard}"));
         say(&format!("its network: ip netns exec {} sh", site.server.host().namespace()));
         say("Ctrl-C ends it and cleans up");
         loop {
@@ -136,6 +135,13 @@ fn run_in(site: &mut Site, options: &Options, image: &Image, report: &mut Report
         }
     }
     site.server.process().terminate().map(drop)
+}
+
+/// Opens a door to the dashboard of the present server, and says where it is.
+fn dashboard(site: &Site) -> Result<String> {
+    let portal = Portal::open(site.server.host(), cairn::PORT)?;
+    let password = &site.server.first().password;
+    Ok(format!("dashboard: https://{}/ (password {password})", portal.address()))
 }
 
 /// The server is gone; a client stands in for it, and a second blank machine comes up.

@@ -80,7 +80,7 @@ impl Report {
         for line in &self.sources {
             say(&format!("  {line}"));
         }
-        say(&format!("  dashboard: {dashboard}"));
+        say(&format!("  {dashboard}"));
     }
 }
 
