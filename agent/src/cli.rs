@@ -3,10 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use cairn_array::{tls::Token, wire::DiskSelector};
-use cairn_core::units::ByteCount;
 use clap::{Parser, Subcommand};
 
-use crate::{place::ServerPlace, size};
+use crate::{lending::Amount, place::ServerPlace};
 
 /// The client of a Cairn site.
 #[derive(Debug, Parser)]
@@ -27,16 +26,26 @@ pub enum Command {
         url: ServerPlace,
         /// A join token from `cairn-server token create`
         token: Token,
-        /// How much disk space to lend, like 20GiB
-        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
-        lend: ByteCount,
+        /// How much disk space to lend: a size like 20GiB or a share of the disk like 15%
+        #[arg(long, value_name = "SIZE")]
+        lend: Amount,
+        #[command(flatten)]
+        limits: Limits,
         /// Where to listen for peers
         #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8442")]
         peer_listen: SocketAddr,
     },
     /// Hold and serve segments until stopped.
     Run,
-    /// Show how the running agent is.
+    /// Lend more or less from now on; a running agent follows within a second.
+    Lend {
+        /// A size like 20GiB or a share of the disk like 15%
+        #[arg(value_name = "SIZE")]
+        lend: Amount,
+        #[command(flatten)]
+        limits: Limits,
+    },
+    /// Show how the running agent is and what it uses.
     Status {
         #[arg(long)]
         json: bool,
@@ -80,6 +89,17 @@ pub enum Command {
     /// One try of the boot payload to install its machine.
     #[command(hide = true, name = "init-worker")]
     InitWorker,
+}
+
+/// What the owner of the disk keeps for himself. What is not named is as when nothing was ever said.
+#[derive(Debug, clap::Args)]
+pub struct Limits {
+    /// What stays free on the disk, like 50GiB or 20% [default: a tenth of it, at least 10GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub reserve: Option<Amount>,
+    /// The most that is written on one day [default: 5% of the disk, at least 8GiB; a hard disk has no limit]
+    #[arg(long, value_name = "SIZE")]
+    pub daily_writes: Option<Amount>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -138,6 +158,7 @@ fn disk(text: &str) -> Result<DiskSelector, String> {
 
 #[cfg(test)]
 mod tests {
+    use cairn_core::units::ByteCount;
     use clap::CommandFactory as _;
 
     use super::*;
@@ -154,7 +175,7 @@ mod tests {
         let cli = Cli::try_parse_from(line).unwrap();
         assert_eq!(cli.state_dir, PathBuf::from("/var/lib/cairn-agent"));
         let Command::Join { lend, peer_listen, .. } = cli.command else { panic!("join") };
-        assert_eq!(lend, ByteCount(20 << 30));
+        assert_eq!(lend, Amount::Bytes(ByteCount(20 << 30)));
         assert_eq!(peer_listen, "0.0.0.0:8442".parse().unwrap());
         assert!(
             Cli::try_parse_from(["cairn-agent", "join", "https://s", "token", "--lend", "1G"])

@@ -6,6 +6,8 @@
 //! | `key.pem`, `certificate.pem`, `ca.pem` | the papers |
 //! | `directory` | the newest signed directory |
 //! | `segments.dsf` | the distributed storage file |
+//! | `lending.json` | [`Terms`]: how much of the disk the guest may use |
+//! | `written.json` | [`Ledger`]: how much it wrote today |
 //! | `agent.sock` | where a running agent tells its status |
 //! | `stand-in`, `stand-in.sock` | what a stand-in that runs here serves to machines, and where it takes codes |
 //! | `lock` | held by the one process that uses the folder |
@@ -26,17 +28,21 @@ use cairn_array::tls::Papers;
 use cairn_core::{
     id::{AgentId, SiteId},
     sign::VerifyingKey,
-    units::ByteCount,
 };
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::place::ServerPlace;
+use crate::{
+    lending::{Ledger, Terms},
+    place::ServerPlace,
+};
 
 const MEMBERSHIP: &str = "agent.json";
 const KEY: &str = "key.pem";
 const CERTIFICATE: &str = "certificate.pem";
 const CA: &str = "ca.pem";
+const TERMS: &str = "lending.json";
+const LEDGER: &str = "written.json";
 
 /// What this agent became when it joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +51,6 @@ pub struct Membership {
     pub site: SiteId,
     pub server: ServerPlace,
     pub signing_key: VerifyingKey,
-    pub lend: ByteCount,
     pub peer_listen: SocketAddr,
 }
 
@@ -157,6 +162,48 @@ impl Home {
         self.write(MEMBERSHIP, &text)
     }
 
+    /// How much of the disk the guest may use.
+    ///
+    /// # Errors
+    /// When the file is missing or unreadable, with the command that writes it.
+    pub fn terms(&self) -> Result<Terms> {
+        let path = self.folder.join(TERMS);
+        let text = fs::read_to_string(&path).with_context(|| {
+            format!("read {}; `cairn-agent lend SIZE` writes it", path.display())
+        })?;
+        serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// Keeps new terms; a running agent follows within a second.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn keep_terms(&self, terms: &Terms) -> Result<()> {
+        self.write(TERMS, &serde_json::to_vec_pretty(terms).context("describe the terms")?)
+    }
+
+    /// How much was written; nothing before the first time.
+    ///
+    /// # Errors
+    /// When the file is there but unreadable.
+    pub fn ledger(&self) -> Result<Ledger> {
+        let path = self.folder.join(LEDGER);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .with_context(|| format!("parse {}; remove it to start anew", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ledger::default()),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
+    /// Keeps how much was written.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_ledger(&self, ledger: &Ledger) -> Result<()> {
+        self.write(LEDGER, &serde_json::to_vec(ledger).context("describe what was written")?)
+    }
+
     /// The newest directory that was kept, still signed; `None` before the first.
     ///
     /// # Errors
@@ -210,6 +257,8 @@ impl Home {
             KEY,
             CERTIFICATE,
             CA,
+            TERMS,
+            LEDGER,
             "directory",
             "segments.dsf",
             "agent.sock",
@@ -273,7 +322,6 @@ pub(crate) mod tests {
             site: SiteId([2; 16]),
             server: "https://127.0.0.1:8440".parse().unwrap(),
             signing_key: VerifyingKey([3; 32]),
-            lend: ByteCount(1 << 30),
             peer_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         }
     }

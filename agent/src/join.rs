@@ -9,10 +9,10 @@ use cairn_array::{
     tls::{self, Fingerprint, NameTable, Papers, Token, TokenKind, Trust},
     wire::{JoinReply, JoinRequest},
 };
-use cairn_core::units::ByteCount;
 
 use crate::{
     home::{Home, Membership},
+    lending::{Space, Terms, first_size},
     link::{Patience, ServerLink},
     place::ServerPlace,
     size,
@@ -23,7 +23,7 @@ use crate::{
 pub struct Join {
     pub server: ServerPlace,
     pub token: Token,
-    pub lend: ByteCount,
+    pub terms: Terms,
     pub peer_listen: SocketAddr,
 }
 
@@ -32,7 +32,7 @@ pub struct Join {
 /// # Errors
 /// When this agent has joined already, the token is not for joining, or the server refuses.
 pub async fn join(home: &Home, join: Join) -> Result<JoinReply> {
-    let Join { server, token, lend, peer_listen } = join;
+    let Join { server, token, terms, peer_listen } = join;
     if home.is_joined() {
         let membership = home.membership()?;
         bail!(
@@ -45,13 +45,8 @@ pub async fn join(home: &Home, join: Join) -> Result<JoinReply> {
         token.kind == TokenKind::Join,
         "this is an API token; make a join token with `cairn-server token create`"
     );
-    let slots = SlotCount::fitting(lend);
-    ensure!(
-        slots.0 > 0,
-        "{} is too little to lend; lend at least 8MiB, better 20GiB",
-        size::show(lend)
-    );
     home.create()?;
+    let slots = slots_to_lend(home, &terms)?;
     let Some(_lock) = home.lock()? else {
         bail!("another cairn-agent uses {}; stop it first", home.folder().display());
     };
@@ -65,7 +60,7 @@ pub async fn join(home: &Home, join: Join) -> Result<JoinReply> {
         secret: token.secret,
         csr_pem: key.csr_pem,
         hostname: hostname(),
-        lend,
+        lend: slots.file_bytes(),
         peer_port: peer_listen.port(),
     };
     let reply: JoinReply = ServerLink::new(client)
@@ -82,7 +77,6 @@ pub async fn join(home: &Home, join: Join) -> Result<JoinReply> {
         site: reply.site,
         server,
         signing_key: reply.signing_key,
-        lend,
         peer_listen,
     };
     let papers = Papers {
@@ -90,8 +84,25 @@ pub async fn join(home: &Home, join: Join) -> Result<JoinReply> {
         key_pem: key.key_pem,
         ca_pem: reply.ca_pem.clone(),
     };
+    home.keep_terms(&terms).context("keep the terms of lending")?;
     home.keep(&membership, &papers).context("keep the papers of the new membership")?;
     Ok(reply)
+}
+
+/// The slots of a new DSF on the disk as it is.
+fn slots_to_lend(home: &Home, terms: &Terms) -> Result<SlotCount> {
+    let space = Space::of(home.folder()).context("look at the file system of the state folder")?;
+    terms.check(space.total)?;
+    let slots = first_size(terms, space);
+    ensure!(
+        slots.0 > 0,
+        "{} has {} free, and {} stay free for its owner, so nothing can be lent now: free some space, \
+         choose another disk with --state-dir, or keep less free with --reserve",
+        home.folder().display(),
+        size::show(space.available),
+        size::show(terms.kept_free(space.total))
+    );
+    Ok(slots)
 }
 
 /// An empty DSF; one that is left over from a join that failed is of no site and goes.

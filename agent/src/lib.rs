@@ -6,17 +6,20 @@
 //!   init ──► network ──► target             the same installer on a blank machine, as its first process
 //! ```
 //!
-//! Decisions are pure (`daemon::difference`, `target::select`, `init::cmdline`, `target::identity` over any root);
+//! Decisions are pure (`daemon::difference`, `lending::sizer`, `target::select`, `init::cmdline`, `target::identity` over any root);
 //! the rest is the shell around them.
 
 pub mod cli;
 pub mod daemon;
 pub mod dark;
 pub mod home;
+pub mod idle_io;
 pub mod images;
 pub mod init;
 pub mod join;
 pub mod leave;
+pub mod lend;
+pub mod lending;
 pub mod link;
 pub mod place;
 pub mod privilege;

@@ -14,9 +14,10 @@ use cairn_agent::{
     cli::{self, Cli, Command},
     daemon,
     home::Home,
-    images, init,
+    idle_io, images, init,
     join::{Join, join},
-    leave,
+    leave, lend,
+    lending::{Amount, Terms},
     place::ServerPlace,
     privilege, stand_in,
     target::{
@@ -60,8 +61,9 @@ fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<()> {
     let home = Home::new(cli.state_dir);
     match cli.command {
-        Command::Join { url, token, lend, peer_listen } => block_on(async {
-            let reply = join(&home, Join { server: url, token, lend, peer_listen }).await?;
+        Command::Join { url, token, lend, limits, peer_listen } => block_on(async {
+            let terms = terms(lend, &limits);
+            let reply = join(&home, Join { server: url, token, terms, peer_listen }).await?;
             say(&match reply.state {
                 MemberState::Approved => {
                     format!("joined as agent {}; start it with `cairn-agent run`\n", reply.agent)
@@ -73,6 +75,9 @@ fn dispatch(cli: Cli) -> Result<()> {
             })
         }),
         Command::Run => run_daemon(home),
+        Command::Lend { lend, limits } => {
+            block_on(async { say(&lend::lend(&home, terms(lend, &limits)).await?) })
+        }
         Command::Status { json } => block_on(async {
             let membership = home.membership()?;
             let status = daemon::ask_status(&home.socket()).await?;
@@ -108,10 +113,18 @@ fn dispatch(cli: Cli) -> Result<()> {
     }
 }
 
+const fn terms(lend: Amount, limits: &cli::Limits) -> Terms {
+    Terms { lend, reserve: limits.reserve, daily_writes: limits.daily_writes }
+}
+
 fn run_daemon(home: Home) -> Result<()> {
     // Checked first, so that a missing join is not hidden by a change of user.
     home.membership()?;
     privilege::drop_to_system_user(home.folder())?;
+    // Inherited by every thread that is started from here on.
+    if let Err(error) = idle_io::use_idle_class() {
+        tracing::warn!(%error, "the owner's reads and writes do not come first");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(DAEMON_THREADS)
         .max_blocking_threads(DAEMON_BLOCKING_THREADS)

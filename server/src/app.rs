@@ -7,7 +7,10 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    agents::{directory::DirectoryKeeper, holdings::FullDisks},
+    agents::{
+        directory::DirectoryKeeper,
+        holdings::{FullDisks, Resting},
+    },
     api::session::LoginLimit,
     db::Db,
     events::Events,
@@ -49,6 +52,7 @@ pub struct Inner {
     pub(crate) login_limit: LoginLimit,
     pub(crate) registrations: Registrations,
     pub(crate) full_disks: FullDisks,
+    pub(crate) resting: Resting,
     /// Who installs now and serves others.
     pub(crate) swarms: Swarms,
     /// Something about an agent changed: whoever holds a sync looks again.

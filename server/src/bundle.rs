@@ -176,7 +176,9 @@ async fn wait_for_holders(
         if carriers.is_empty() {
             return Ok(Wait::NobodyCarries);
         }
-        carriers.retain(|agent| !is_asleep(agent) && !app.full_disks.is_full(agent));
+        carriers.retain(|agent| {
+            !is_asleep(agent) && !app.resting.rests(agent.id) && !app.full_disks.is_full(agent)
+        });
         let carriers: Vec<AgentId> = carriers.iter().map(|agent| agent.id).collect();
         if carriers.is_empty() {
             return Ok(Wait::NobodyThere);

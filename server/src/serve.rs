@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     agents::{
         directory::{self, DirectoryKeeper},
-        holdings::FullDisks,
+        holdings::{FullDisks, Resting},
     },
     announce, api,
     app::{App, Changes, Inner},
@@ -196,6 +196,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         login_limit: api::session::LoginLimit::default(),
         registrations: Registrations::default(),
         full_disks: FullDisks::default(),
+        resting: Resting::default(),
         swarms: Swarms::default(),
         agents_changed: Changes::default(),
         holdings_changed: Changes::default(),

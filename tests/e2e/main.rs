@@ -7,6 +7,7 @@ mod dashboard;
 mod deploy;
 mod faults;
 mod lab;
+mod owner;
 mod recover;
 mod stand_in;
 mod swarm;

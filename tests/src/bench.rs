@@ -15,10 +15,11 @@ use crate::paths;
 
 mod images;
 mod link;
+mod owner;
 mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 7] = [
+pub const BENCHES: [Bench; 8] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -53,6 +54,11 @@ pub const BENCHES: [Bench; 7] = [
         name: "agent",
         about: "an idle agent's memory, and its start with 20 GiB",
         run: images::idle_agent,
+    },
+    Bench {
+        name: "owner",
+        about: "how soon a client gives way to the owner of its disk, and how much it slows him",
+        run: owner::measure,
     },
 ];
 

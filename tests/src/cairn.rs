@@ -51,6 +51,8 @@ pub struct Server {
 pub struct AgentLine {
     pub id: String,
     pub state: String,
+    /// Bytes that it lends now.
+    pub lend: u64,
     /// `IP:PORT` of its peer service.
     pub address: Option<String>,
     /// Segments it holds, and those of them that are not parity.
@@ -115,9 +117,14 @@ pub struct Jobs {
     pub running: u64,
 }
 
-#[derive(Debug, Deserialize)]
-struct AgentStatus {
-    directory: u64,
+/// An agent, as `cairn-agent status` shows it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AgentStatus {
+    pub directory: u64,
+    /// Bytes that its storage file may take now.
+    pub lend: u64,
+    pub segments: u32,
+    pub missing: u64,
 }
 
 /// A version of an image.
@@ -339,6 +346,30 @@ impl Server {
     }
 }
 
+/// What a client of the lab keeps free: all of them share one disk with the images of the tests.
+pub const LAB_RESERVE: &str = "256MiB";
+
+/// Joins without running: `terms` is what follows `--lend`.
+///
+/// # Errors
+/// The server refuses.
+pub fn join(
+    host: &Host,
+    server: &Server,
+    token: &str,
+    terms: &[&str],
+    state_dir: &Path,
+) -> Result<()> {
+    let mut join = Command::new("ip");
+    join.args(["netns", "exec", host.namespace()])
+        .arg(binary("cairn-agent")?)
+        .args(["join", &server.first_start.join_url, token, "--state-dir"])
+        .arg(state_dir)
+        .arg("--lend")
+        .args(terms);
+    tool::finish(&mut join).map(drop).with_context(|| format!("join at {}", state_dir.display()))
+}
+
 /// A client: an agent with its state in a folder of the lab.
 #[derive(Debug)]
 pub struct Agent {
@@ -355,12 +386,7 @@ impl Agent {
     pub fn join(lab: &Lab, host: &Host, server: &Server, token: &str, lend: &str) -> Result<Self> {
         let name = host.namespace().rsplit('-').next().unwrap_or_default().to_owned();
         let state_dir = lab.dir().join(&name);
-        let mut join = Command::new("ip");
-        join.args(["netns", "exec", host.namespace()])
-            .arg(binary("cairn-agent")?)
-            .args(["join", &server.first_start.join_url, token, "--lend", lend, "--state-dir"])
-            .arg(&state_dir);
-        tool::finish(&mut join).with_context(|| format!("join {name}"))?;
+        join(host, server, token, &[lend, "--reserve", LAB_RESERVE], &state_dir)?;
         Self::run(lab, host, &state_dir)
     }
 
@@ -396,15 +422,21 @@ impl Agent {
     /// # Errors
     /// It does not run.
     pub fn directory(&self) -> Result<u64> {
+        Ok(self.status()?.directory)
+    }
+
+    /// How it is, as it says itself.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn status(&self) -> Result<AgentStatus> {
         let mut command = Command::new("ip");
         command
             .args(["netns", "exec", self.host.namespace()])
             .arg(binary("cairn-agent")?)
             .args(["status", "--json", "--state-dir"])
             .arg(&self.state_dir);
-        let status: AgentStatus =
-            serde_json::from_str(&tool::finish(&mut command)?).context("read an agent's status")?;
-        Ok(status.directory)
+        serde_json::from_str(&tool::finish(&mut command)?).context("read an agent's status")
     }
 }
 

@@ -29,6 +29,7 @@ pub mod portal;
 pub mod process;
 pub mod qemu;
 pub mod site;
+pub mod small_disk;
 pub mod stand_in;
 pub mod tool;
 pub mod transcript;

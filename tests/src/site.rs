@@ -2,20 +2,19 @@
 
 use std::{
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    cairn::{Agent, ImageDetail, Server, Status, binary, eventually},
+    cairn::{Agent, ImageDetail, LAB_RESERVE, Server, Status, binary, eventually, join},
     dhcpd::Dhcpd,
     netns::{Host, Lab},
     paths,
     process::{Process, Program},
+    small_disk::SmallDisk,
     stand_in::StandIn,
-    tool,
 };
 
 const APPROVE: Duration = Duration::from_secs(60);
@@ -76,8 +75,7 @@ impl Site {
     /// One does not become a member.
     pub fn join(&mut self, count: u8, lend: &str) -> Result<()> {
         for _ in 0..count {
-            let number = u8::try_from(self.agents.len() + 1).context("number the client")?;
-            let host = self.lab.host(&format!("client{number}"), 10 + number)?;
+            let (host, number) = self.next_client()?;
             // The first start prints one token; further ones are made as an administrator makes them.
             let token = match number {
                 1 => self.server.first().join_token.clone(),
@@ -86,6 +84,24 @@ impl Site {
             self.agents.push(Agent::join(&self.lab, &host, &self.server, &token, lend)?);
         }
         self.server.approve_agents(self.agents.len(), APPROVE)
+    }
+
+    /// Lets a client join whose disk is its own, with `terms` after `--lend`, and approves it.
+    ///
+    /// # Errors
+    /// It does not become a member.
+    pub fn join_with_disk(&mut self, disk: &SmallDisk, terms: &[&str]) -> Result<()> {
+        let (host, _) = self.next_client()?;
+        let state_dir = disk.path().join("cairn-agent");
+        join(&host, &self.server, &self.server.join_token()?, terms, &state_dir)?;
+        self.agents.push(Agent::run(&self.lab, &host, &state_dir)?);
+        self.server.approve_agents(self.agents.len(), APPROVE)
+    }
+
+    /// The machine of the next client, and its number from 1.
+    fn next_client(&mut self) -> Result<(Host, u8)> {
+        let number = u8::try_from(self.agents.len() + 1).context("number the client")?;
+        Ok((self.lab.host(&format!("client{number}"), 10 + number)?, number))
     }
 
     /// Registers a raw image.
@@ -159,14 +175,8 @@ impl Site {
         file: &Path,
     ) -> Result<(Process, String)> {
         let state = file.with_extension("state");
-        let first = self.server.first();
         let token = self.server.join_token()?;
-        let mut join = Command::new("ip");
-        join.args(["netns", "exec", host.namespace()])
-            .arg(binary("cairn-agent")?)
-            .args(["join", &first.join_url, &token, "--lend", "64MiB", "--state-dir"])
-            .arg(&state);
-        tool::finish(&mut join)?;
+        join(host, &self.server, &token, &["64MiB", "--reserve", LAB_RESERVE], &state)?;
         let installer = self.installer(host, &state, image, file)?;
         let code = self.shown_code(&installer)?;
         Ok((installer, code))

@@ -16,6 +16,7 @@
 
 mod difference;
 mod gossip;
+mod guest;
 mod mirror;
 mod roster;
 mod scrub;
@@ -40,12 +41,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{roster::Roster, worker::Worker};
 pub use self::{
-    status::{Status, ask as ask_status, render as render_status},
+    guest::GuestStatus,
+    status::{GuestUse, Status, ask as ask_status, render as render_status, render_lending},
     sync::SyncStatus,
     worker::WorkStatus,
 };
+use self::{roster::Roster, worker::Worker};
 use crate::{
     home::{Home, Membership},
     link::ServerLink,
@@ -92,14 +94,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), Arc::clone(&names))?;
     let link = ServerLink::new(client.clone());
     let members_client = client.clone();
-    let listener = TcpListener::bind(membership.peer_listen).await.with_context(|| {
-        format!(
-            "listen on {} for peers; choose another address with `cairn-agent join --peer-listen`",
-            membership.peer_listen
-        )
-    })?;
-    let peer_port = listener.local_addr().context("read the address peers connect to")?.port();
-
+    let (listener, peer_port) = listen(&membership).await?;
     let (roster, directory) = Roster::load(home.clone(), &membership, names)?;
     let (events, mailbox) = mpsc::channel(EVENTS);
     let (assign, assignment) = watch::channel(None);
@@ -109,7 +104,9 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let admits = service::admission(directory.clone());
-    let shelf = service::Shelf::new(dsf.clone(), events.clone());
+    let (guest, seen) = guest::Guest::new(home.clone(), dsf.clone())?;
+    let guest_status = seen.status.clone();
+    let shelf = service::Shelf::new(dsf.clone(), events.clone(), guest_status.clone());
     let (offers, offered) = mpsc::channel(mirror::OFFERS);
     let mirror = mirror::Mirror {
         me: membership.agent,
@@ -125,10 +122,13 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         membership: membership.clone(),
         sync_status,
         work_status,
+        guest: guest_status.clone(),
         dsf: dsf.clone(),
     };
     tasks.spawn(status::listen(home.socket(), status, stop.clone()));
-    tasks.spawn(scrub::run(dsf.clone(), events.clone(), stop.clone()));
+    tasks.spawn(guest.run(stop.clone()));
+    let scrub = scrub::Scrub::new(dsf.clone(), events.clone(), guest_status.clone());
+    tasks.spawn(scrub.run(stop.clone()));
     let worker = Worker::new(worker::Parts {
         me: membership.agent,
         dsf: dsf.clone(),
@@ -136,6 +136,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         link: link.clone(),
         assignment,
         events: mailbox,
+        guest: seen,
         status: tell_work,
     });
     tasks.spawn(worker.run(stop.clone()));
@@ -148,12 +149,24 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         events,
         offered,
         status: tell_sync,
-        lend: membership.lend,
+        guest: guest_status,
         peer_port,
     };
     tasks.spawn(sync.run(stop.clone()));
     tracing::info!(agent = %membership.agent, server = %membership.server, peer_port, "agent runs");
     supervise(tasks, stop).await
+}
+
+/// The peer service's socket, and its port.
+async fn listen(membership: &Membership) -> Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind(membership.peer_listen).await.with_context(|| {
+        format!(
+            "listen on {} for peers; choose another address with `cairn-agent join --peer-listen`",
+            membership.peer_listen
+        )
+    })?;
+    let port = listener.local_addr().context("read the address peers connect to")?.port();
+    Ok((listener, port))
 }
 
 /// Waits for the first task that ends or the signal to stop, then ends all.

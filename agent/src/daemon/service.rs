@@ -10,24 +10,36 @@ use cairn_array::{
 use cairn_core::id::SegmentId;
 use tokio::sync::{mpsc, watch};
 
-use super::{Event, roster::Members};
+use super::{
+    Event,
+    guest::{GuestStatus, is_paused},
+    roster::Members,
+};
 
 /// The DSF as others see it.
 #[derive(Clone, Debug)]
 pub(super) struct Shelf {
     dsf: DsfHandle,
     events: mpsc::Sender<Event>,
+    guest: watch::Receiver<GuestStatus>,
 }
 
 impl Shelf {
-    pub(super) const fn new(dsf: DsfHandle, events: mpsc::Sender<Event>) -> Self {
-        Self { dsf, events }
+    pub(super) const fn new(
+        dsf: DsfHandle,
+        events: mpsc::Sender<Event>,
+        guest: watch::Receiver<GuestStatus>,
+    ) -> Self {
+        Self { dsf, events, guest }
     }
 }
 
 impl SegmentSource for Shelf {
     /// A segment that is rotten is not here; the worker hears of it and fetches it again.
     async fn segment(&self, id: SegmentId, _: Member) -> anyhow::Result<Found> {
+        if is_paused(&self.guest) {
+            return Ok(Found::NotNow);
+        }
         match self.dsf.get(id).await {
             Ok(bytes) => Ok(Found::Here(bytes)),
             Err(GetError::NotHeld(_)) => Ok(Found::NotHere),

@@ -21,8 +21,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{sync::SyncStatus, worker::WorkStatus};
-use crate::{home::Membership, size};
+use super::{guest::GuestStatus, sync::SyncStatus, worker::WorkStatus};
+use crate::{
+    home::Membership,
+    lending::{Amount, Medium, Space, Terms},
+    size,
+};
 
 /// A status is never larger.
 const MAX_BYTES: u64 = 64 << 10;
@@ -36,10 +40,13 @@ pub struct Status {
     pub server: String,
     /// None before the server's first answer.
     pub state: Option<MemberState>,
+    /// What the storage file may take as it is now.
     pub lend: ByteCount,
     /// Sealed bytes held.
     pub used: ByteCount,
     pub segments: u32,
+    /// Of the owner's disk, and how the guest stands on it.
+    pub guest: GuestUse,
     /// Segments that the assignment names and that are not here yet.
     pub missing: usize,
     pub directory: Generation,
@@ -52,27 +59,76 @@ pub struct Status {
     pub storage_problem: Option<String>,
 }
 
+/// What the guest uses of its owner's machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestUse {
+    pub terms: Terms,
+    pub space: Space,
+    /// What stays free for the owner.
+    pub kept_free: ByteCount,
+    pub medium: Medium,
+    pub written_today: ByteCount,
+    /// The most that is written on one day; none: no limit.
+    pub daily_cap: Option<ByteCount>,
+    /// The machine runs on its battery: nothing is fetched, scrubbed or served.
+    pub on_battery: bool,
+    /// Why the storage file is not as it is to be, when something is in the way.
+    pub problem: Option<String>,
+    /// Resident memory of this process.
+    pub memory: ByteCount,
+    /// Processor time since the start.
+    pub processor_seconds: u64,
+}
+
+impl GuestUse {
+    fn of(status: &GuestStatus) -> Self {
+        let processor = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Self {
+            terms: status.terms,
+            space: status.space,
+            kept_free: status.terms.kept_free(status.space.total),
+            medium: status.medium.clone(),
+            written_today: status.written_today,
+            daily_cap: status.daily_cap(),
+            on_battery: status.on_battery,
+            problem: status.problem.clone(),
+            memory: resident(),
+            processor_seconds: u64::try_from(processor.tv_sec).unwrap_or(0),
+        }
+    }
+}
+
+/// Resident memory, by `/proc/self/status` (proc(5)); 0 where it cannot be read.
+fn resident() -> ByteCount {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    ByteCount(kib.unwrap_or(0).saturating_mul(1024))
+}
+
 /// Where a status comes from.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     pub(super) membership: Membership,
     pub(super) sync_status: watch::Receiver<SyncStatus>,
     pub(super) work_status: watch::Receiver<WorkStatus>,
+    pub(super) guest: watch::Receiver<GuestStatus>,
     pub(super) dsf: DsfHandle,
 }
 
 impl Source {
     fn status(&self) -> Status {
         let (sync, work) = (self.sync_status.borrow().clone(), self.work_status.borrow().clone());
-        let stats = self.dsf.stats();
+        let (guest, stats) = (self.guest.borrow().clone(), self.dsf.stats());
         Status {
             agent: self.membership.agent,
             site: self.membership.site,
             server: self.membership.server.to_string(),
             state: sync.state,
-            lend: self.membership.lend,
+            lend: guest.lent,
             used: stats.held,
             segments: stats.used.0,
+            guest: GuestUse::of(&guest),
             missing: work.missing,
             directory: sync.directory,
             assignment: sync.assignment,
@@ -147,24 +203,62 @@ pub fn render(status: &Status) -> String {
         Some(MemberState::Revoked) => "revoked",
         Some(MemberState::Left) => "left",
     };
-    let mut text = format!(
-        "agent      {}\nserver     {}\nstate      {state}\nlends      {}\nholds      {} in {} segments\nassignment {} (fulfilled {}, {} segments missing)\ndirectory  {}\n",
-        status.agent,
-        status.server,
-        size::show(status.lend),
-        size::show(status.used),
-        status.segments,
-        status.assignment,
-        status.fulfilled,
-        status.missing,
-        status.directory,
-    );
-    for (label, problem) in
-        [("server", &status.server_problem), ("storage", &status.storage_problem)]
-    {
+    let mut text =
+        format!("agent      {}\nserver     {}\nstate      {state}\n", status.agent, status.server);
+    text.push_str(&render_lending(status));
+    text.push_str(&format!(
+        "assignment {} (fulfilled {}, {} segments missing)\ndirectory  {}\n",
+        status.assignment, status.fulfilled, status.missing, status.directory,
+    ));
+    let problems = [
+        ("server", &status.server_problem),
+        ("storage", &status.storage_problem),
+        ("lending", &status.guest.problem),
+    ];
+    for (label, problem) in problems {
         if let Some(problem) = problem {
             text.push_str(&format!("problem    {label}: {problem}\n"));
         }
+    }
+    text
+}
+
+/// What the guest may use and uses, for people.
+#[must_use]
+pub fn render_lending(status: &Status) -> String {
+    let guest = &status.guest;
+    let asked = guest.terms.lend.of(guest.space.total);
+    let lends = if status.lend < asked {
+        format!(
+            "{} of {}: the owner of the disk needs the room",
+            size::show(status.lend),
+            guest.terms.lend
+        )
+    } else if matches!(guest.terms.lend, Amount::Percent(_)) {
+        format!("{} ({} of the disk)", size::show(asked), guest.terms.lend)
+    } else {
+        size::show(asked)
+    };
+    let daily = match guest.daily_cap {
+        Some(cap) => format!("at most {} a day", size::show(cap)),
+        None => "without a daily limit".to_owned(),
+    };
+    let mut text = format!(
+        "lends      {lends}\nholds      {} in {} segments\ndisk       {} {}: {} of {} free, {} stay free for its owner\n\
+         writes     {} today, {daily}\nuses       {} of memory, {} s of processor time since the start\n",
+        size::show(status.used),
+        status.segments,
+        guest.medium.class.name(),
+        guest.medium.device.as_deref().unwrap_or(""),
+        size::show(guest.space.available),
+        size::show(guest.space.total),
+        size::show(guest.kept_free),
+        size::show(guest.written_today),
+        size::show(guest.memory),
+        guest.processor_seconds,
+    );
+    if guest.on_battery {
+        text.push_str("paused     the machine runs on its battery\n");
     }
     text
 }

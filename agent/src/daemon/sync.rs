@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Event, gossip::Gossip, roster::Roster};
+use super::{Event, gossip::Gossip, guest::GuestStatus, roster::Roster};
 use crate::link::{Patience, ServerLink};
 
 /// Between two calls that brought nothing new; the server itself holds a call for longer.
@@ -47,7 +47,7 @@ pub(super) struct Sync {
     /// Directories that others offer.
     pub(super) offered: mpsc::Receiver<Bytes>,
     pub(super) status: watch::Sender<SyncStatus>,
-    pub(super) lend: ByteCount,
+    pub(super) guest: watch::Receiver<GuestStatus>,
     pub(super) peer_port: u16,
 }
 
@@ -56,9 +56,13 @@ impl Sync {
         let mut pause = FIRST_PAUSE;
         loop {
             let started = Instant::now();
+            let mut guest = self.guest.clone();
+            let told = Told::by(&guest.borrow());
             let outcome = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                outcome = self.exchange() => outcome,
+                // The server holds a call for long; what is lent now it is to know soon.
+                () = until_other(&mut guest, told) => Ok(None),
+                outcome = self.exchange(told) => outcome,
             };
             let wait = match outcome {
                 Ok(Some(MemberState::Left)) => {
@@ -120,9 +124,10 @@ impl Sync {
     }
 
     /// One call, and what follows from its answer. `Some` when the site has dismissed this agent.
-    async fn exchange(&mut self) -> Result<Option<MemberState>> {
+    async fn exchange(&mut self, told: Told) -> Result<Option<MemberState>> {
         let request = SyncRequest {
-            lend: self.lend,
+            lend: told.lend,
+            stores: told.stores,
             used: self.dsf.stats().held,
             peer_port: self.peer_port,
             directory: self.roster.number(),
@@ -213,5 +218,26 @@ impl Sync {
             tracing::warn!(error = text, "no news from the server; peers are served all the same");
         }
         self.status.send_modify(|status| status.problem = Some(text));
+    }
+}
+
+/// What the server hears of the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Told {
+    lend: ByteCount,
+    stores: bool,
+}
+
+impl Told {
+    fn by(guest: &GuestStatus) -> Self {
+        Self { lend: guest.lent, stores: guest.no_writes().is_none() }
+    }
+}
+
+/// Ends when the server is to hear something else than it was told.
+async fn until_other(guest: &mut watch::Receiver<GuestStatus>, told: Told) {
+    if guest.wait_for(|guest| Told::by(guest) != told).await.is_err() {
+        // The guest's task has ended, and so does everything.
+        std::future::pending().await
     }
 }

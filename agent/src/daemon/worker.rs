@@ -27,20 +27,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    fetch::{Fetcher, Outcome},
+    fetch::{Fetched, Fetcher, Outcome},
     report::Report,
 };
 use super::{
     Event,
     difference::{Difference, difference},
+    guest::Seen,
 };
 use crate::link::ServerLink;
 
 mod fetch;
 mod report;
 
-/// Segments on their way at once: enough to fill the link from several peers, 24 MiB at most.
-const FETCHES_AT_ONCE: usize = 6;
 /// What was stored is told at least this often while a scatter runs.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Removals that share one pair of syncs.
@@ -64,6 +63,7 @@ pub(super) struct Parts {
     pub(super) link: ServerLink,
     pub(super) assignment: watch::Receiver<Option<Arc<Assignment>>>,
     pub(super) events: mpsc::Receiver<Event>,
+    pub(super) guest: Seen,
     pub(super) status: watch::Sender<WorkStatus>,
 }
 
@@ -74,6 +74,7 @@ pub(super) struct Worker {
     report: Report,
     assignment: watch::Receiver<Option<Arc<Assignment>>>,
     events: mpsc::Receiver<Event>,
+    guest: Seen,
     status: watch::Sender<WorkStatus>,
     /// The server takes reports: it gave an assignment or asked for a list, so this agent is approved.
     heard_of: bool,
@@ -92,11 +93,20 @@ enum Round {
 
 impl Worker {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { me, dsf, peers, link, assignment, events, status } = parts;
-        let fetcher = Fetcher::new(me, dsf.clone(), peers);
+        let fetcher = Fetcher::new(parts.me, parts.dsf.clone(), parts.peers);
         // A kill between storing and telling is healed by telling everything once at the start.
-        let report = Report::new(link, dsf.clone());
-        Self { me, dsf, fetcher, report, assignment, events, status, heard_of: false }
+        let report = Report::new(parts.link, parts.dsf.clone());
+        Self {
+            me: parts.me,
+            dsf: parts.dsf,
+            fetcher,
+            report,
+            assignment: parts.assignment,
+            events: parts.events,
+            guest: parts.guest,
+            status: parts.status,
+            heard_of: false,
+        }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<()> {
@@ -134,6 +144,10 @@ impl Worker {
                 changed = self.assignment.changed() => if changed.is_err() { return Ok(()) },
                 event = self.events.recv() => match event {
                     Some(event) => self.hear(event).await?,
+                    None => return Ok(()),
+                },
+                gone = self.guest.given_up.recv() => match gone {
+                    Some(gone) => self.report.dropped(&gone),
                     None => return Ok(()),
                 },
                 () = again => retry = (retry * 2).min(MOST_RETRY),
@@ -189,7 +203,16 @@ impl Worker {
         self.revalue(assignment, &held).await.context("note what segments are worth")?;
         self.status.send_modify(|status| status.missing = work.fetch.len());
         self.drop_all(&work).await.context("remove segments that are not assigned any more")?;
-        let round = self.fetch_all(work.fetch, assignment.number).await?;
+        let room = self.room();
+        let (fits, too_much) = work.fetch.split_at(room.min(work.fetch.len()));
+        let mut round = self.fetch_all(fits.to_vec(), assignment.number).await?;
+        if round == Round::Complete && !too_much.is_empty() {
+            round = Round::Lacking;
+            let problem =
+                "the disk's owner needs the room: the server assigned more than is lent now";
+            self.problem(problem.to_owned());
+            self.report.no_room(assignment.number);
+        }
         if round == Round::Complete {
             self.report.fulfils(assignment.number);
             self.status.send_modify(|status| {
@@ -231,17 +254,33 @@ impl Worker {
         Ok(())
     }
 
+    /// Slots that are free now.
+    fn room(&self) -> usize {
+        let stats = self.dsf.stats();
+        stats.capacity.0.saturating_sub(stats.used.0) as usize
+    }
+
     async fn fetch_all(
         &mut self,
         segments: Vec<AssignedSegment>,
         number: Generation,
     ) -> Result<Round> {
         let fetcher = self.fetcher.clone();
+        let guest = self.guest.status.clone();
+        // Segments on their way at once, 24 MiB at most.
+        let at_once = guest.borrow().medium.class.fetches_at_once();
         let fetches = segments.into_iter().map(|segment| {
-            let fetcher = fetcher.clone();
-            async move { fetcher.fetch(&segment).await }
+            let (fetcher, guest) = (fetcher.clone(), guest.clone());
+            async move {
+                // Asked when its turn comes, not when the round began.
+                let no_writes = guest.borrow().no_writes();
+                match no_writes {
+                    None => fetcher.fetch(&segment).await,
+                    Some(why) => Fetched::not_now(segment.id, why),
+                }
+            }
         });
-        let mut fetches = std::pin::pin!(stream::iter(fetches).buffer_unordered(FETCHES_AT_ONCE));
+        let mut fetches = std::pin::pin!(stream::iter(fetches).buffer_unordered(at_once));
         let mut round = Round::Complete;
         let mut reported = Instant::now();
         loop {
@@ -251,12 +290,17 @@ impl Worker {
                     round = Round::Overtaken;
                     break;
                 }
+                Some(gone) = self.guest.given_up.recv() => {
+                    self.report.dropped(&gone);
+                    continue;
+                }
                 fetched = fetches.next() => fetched,
             };
             let Some(fetched) = fetched else { break };
             fetched.bad.iter().for_each(|bad| self.report.bad(*bad));
             match fetched.outcome {
-                Outcome::Stored => {
+                Outcome::Stored(bytes) => {
+                    self.guest.writes.add(bytes);
                     self.report.stored(fetched.id);
                     self.status
                         .send_modify(|status| status.missing = status.missing.saturating_sub(1));
@@ -264,6 +308,12 @@ impl Worker {
                 Outcome::Unavailable(why) => {
                     round = Round::Lacking;
                     self.problem(format!("segment {}: {why}", fetched.id));
+                }
+                Outcome::NotNow(why) => {
+                    // Nor will the rest be fetched.
+                    round = Round::Lacking;
+                    self.problem(why.to_owned());
+                    break;
                 }
                 Outcome::NoRoom(error) => {
                     // What else would be fetched does not fit either.

@@ -27,7 +27,7 @@ use crate::{
 const OTHER: AgentId = AgentId([0xb2; 16]);
 
 /// A running agent; killed without warning when dropped.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -36,14 +36,23 @@ impl Drop for Running {
     }
 }
 
-fn start(state: &Path) -> Running {
+impl Running {
+    /// Lets it end as it should.
+    pub(crate) fn terminate(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+pub(crate) fn start(state: &Path) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cairn-agent"));
     command.arg("--state-dir").arg(state).arg("run").stderr(Stdio::inherit());
     Running(command.spawn().expect("start cairn-agent"))
 }
 
 /// A site and a client that has joined it.
-async fn joined(state: &Path) -> Site {
+pub(crate) async fn joined(state: &Path) -> Site {
     let site = Site::start().await;
     let (code, said) = join(state, &site).await;
     assert_eq!(code, Some(0), "{said}");
@@ -53,13 +62,15 @@ async fn joined(state: &Path) -> Site {
 async fn join(state: &Path, site: &Site) -> (Option<i32>, String) {
     let (state, url, token) = (state.to_owned(), format!("https://{}", site.addr), site.token());
     tokio::task::spawn_blocking(move || {
-        outcome(&state, &["join", &url, &token, "--lend", "64MiB", "--peer-listen", "127.0.0.1:0"])
+        let join = ["join", &url, &token, "--lend", "64MiB", "--peer-listen", "127.0.0.1:0"];
+        // Whatever else is on the disk of the tests.
+        outcome(&state, &[&join[..], &["--reserve", "16MiB"]].concat())
     })
     .await
     .unwrap()
 }
 
-fn segment(byte: u8) -> Vec<u8> {
+pub(crate) fn segment(byte: u8) -> Vec<u8> {
     (0..200_000_u32).map(|n| byte ^ n.to_le_bytes()[usize::from(byte) % 3]).collect()
 }
 

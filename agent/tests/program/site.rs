@@ -28,7 +28,7 @@ use cairn_core::{
     directory::{Directory, MemberEntry},
     id::{AgentId, SegmentId, SiteId},
     sign::SigningKey,
-    units::Generation,
+    units::{ByteCount, Generation},
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,9 @@ pub(crate) struct Script {
     pub(crate) directory: Directory,
     pub(crate) holdings: Vec<Holdings>,
     pub(crate) synced: u32,
+    /// What the last sync said that is lent, and whether the agent stores.
+    pub(crate) lend: ByteCount,
+    pub(crate) stores: bool,
     /// The directory that the agent says it has, and whether that ever was an older one than before.
     pub(crate) has: Generation,
     pub(crate) went_back: bool,
@@ -110,6 +113,8 @@ impl Site {
             },
             holdings: vec![],
             synced: 0,
+            lend: ByteCount(0),
+            stores: true,
             has: Generation(0),
             went_back: false,
             gossip: None,
@@ -299,6 +304,7 @@ async fn sync(State(site): State<Site>, Json(request): Json<SyncRequest>) -> Res
     site.change(|script| {
         script.peer_port = request.peer_port;
         script.synced += 1;
+        (script.lend, script.stores) = (request.lend, request.stores);
         script.went_back |= request.directory < script.has;
         script.has = request.directory;
     });

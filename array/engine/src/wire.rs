@@ -85,6 +85,8 @@ pub struct SyncRequest {
     pub lend: ByteCount,
     /// Bytes of the lent space that hold segments.
     pub used: ByteCount,
+    /// It stores what it is to hold; false while its machine runs on battery or its disk was written enough for today.
+    pub stores: bool,
     pub peer_port: u16,
     /// The directory this agent has.
     pub directory: Generation,

@@ -65,6 +65,7 @@ async fn note_news(
     let news =
         AgentNews { lend: request.lend, used: request.used, peer_port: request.peer_port, address };
     app.db.note_agent_news(agent.id, news, Moment::now()).await?;
+    app.resting.note(agent.id, request.stores);
     app.names.set(Member::Agent(agent.id), address);
     if agent.state != MemberState::Approved {
         return Ok(());

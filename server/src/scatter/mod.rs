@@ -64,7 +64,7 @@ enum Attempt {
 /// Why waiting for the holders ended.
 enum Wait {
     AllHeld,
-    /// What is missing is with agents that sleep.
+    /// What is missing is with agents that sleep or rest.
     SomeSleep,
     FleetChanged,
     /// As [`Attempt::NoRoom`].
@@ -251,9 +251,9 @@ async fn wait_for_holders(
         let missing: Vec<_> = wanted.difference(&held).collect();
         job.progress((wanted.len() - missing.len()) as u64, wanted.len() as u64, "segments")
             .await?;
-        let asleep: BTreeSet<_> =
-            now.iter().filter(|agent| is_asleep(agent)).map(|agent| agent.id).collect();
-        if missing.iter().all(|(agent, _)| asleep.contains(agent)) {
+        let waits_for = |agent: &&AgentRow| !is_asleep(agent) && !app.resting.rests(agent.id);
+        let awake: BTreeSet<_> = now.iter().filter(waits_for).map(|agent| agent.id).collect();
+        if missing.iter().all(|(agent, _)| !awake.contains(agent)) {
             return Ok(if missing.is_empty() { Wait::AllHeld } else { Wait::SomeSleep });
         }
         let lacking = |agent: &&AgentRow| missing.iter().any(|(who, _)| *who == agent.id);

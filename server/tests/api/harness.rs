@@ -253,6 +253,7 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) async fn sync(&self, directory: u64, assignment: u64) -> Response {
         let request = SyncRequest {
+            stores: true,
             lend: ByteCount(10 << 30),
             used: ByteCount(0),
             peer_port: 9442,

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use super::{Figure, Wanted};
 use crate::{
-    cairn::{Agent, Install, Server, binary, eventually},
+    cairn::{Agent, Install, LAB_RESERVE, Server, binary, eventually, join},
     image::{Percent, Synthetic, mutate, synthetic_ext4},
     netns::{Host, Lab, MegabitsPerSecond},
     process::Program,
@@ -66,14 +66,8 @@ impl Site {
     fn install(&mut self, name: &str, disk: &Path) -> Result<Installed> {
         self.installs += 1;
         let state = self.lab.dir().join(format!("target{}", self.installs));
-        let first = self.server.first();
         let token = self.server.join_token()?;
-        let mut join = std::process::Command::new("ip");
-        join.args(["netns", "exec", self.target.namespace()])
-            .arg(binary("cairn-agent")?)
-            .args(["join", &first.join_url, &token, "--lend", "64MiB", "--state-dir"])
-            .arg(&state);
-        tool::finish(&mut join)?;
+        join(&self.target, &self.server, &token, &["64MiB", "--reserve", LAB_RESERVE], &state)?;
         let mut install = Program::new("install", "/usr/bin/time")
             .args(["-v"])
             .args([binary("cairn-agent")?])

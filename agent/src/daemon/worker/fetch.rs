@@ -7,7 +7,7 @@ use std::{
 };
 
 use cairn_array::{
-    dsf::{DsfHandle, PutError, SegmentClass as SlotClass},
+    dsf::{DsfHandle, PutError, SegmentClass as SlotClass, Stored},
     peer::{FetchError, PeerClient, Source},
     wire::{AssignedSegment, BadSegment, SegmentClass},
 };
@@ -38,12 +38,21 @@ pub(super) struct Fetched {
 
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Stored,
+    /// So many bytes were written: none when it was here already.
+    Stored(u32),
+    /// The guest writes nothing for the time being, and why.
+    NotNow(&'static str),
     /// Nobody gave it; why the last one did not.
     Unavailable(String),
     NoRoom(PutError),
     /// The DSF is out of service.
     Broken(PutError),
+}
+
+impl Fetched {
+    pub(super) const fn not_now(id: SegmentId, why: &'static str) -> Self {
+        Self { id, outcome: Outcome::NotNow(why), bad: Vec::new() }
+    }
 }
 
 impl Fetcher {
@@ -63,7 +72,8 @@ impl Fetcher {
                         SegmentClass::Parity => SlotClass::Parity,
                     };
                     outcome = match self.dsf.put(id, bytes, class).await {
-                        Ok(_) => Outcome::Stored,
+                        Ok(Stored::New) => Outcome::Stored(segment.bytes),
+                        Ok(Stored::Already) => Outcome::Stored(0),
                         Err(error @ (PutError::Full | PutError::NoFreeSlot { .. })) => {
                             Outcome::NoRoom(error)
                         }

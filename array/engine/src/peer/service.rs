@@ -22,6 +22,8 @@ pub enum Found {
     /// The sealed bytes.
     Here(Bytes),
     NotHere,
+    /// The holder serves nobody for the time being.
+    NotNow,
     /// The asker gets it from another target, which has just got it from here.
     Elsewhere,
 }
@@ -120,6 +122,7 @@ async fn segment<S: SegmentSource>(
                 .into_response())
         }
         Ok(Found::NotHere) => Err((StatusCode::NOT_FOUND, "this segment is not here\n")),
+        Ok(Found::NotNow) => Err(Busy.into()),
         Ok(Found::Elsewhere) => {
             Err((StatusCode::CONFLICT, "another target gets this segment just now; ask it\n"))
         }
