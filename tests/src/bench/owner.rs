@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Figure, Wanted};
+use super::{Figure, Wanted, swarm::Memory};
 use crate::{
     image::{Synthetic, synthetic_ext4},
     netns::MegabitsPerSecond,
@@ -19,7 +19,7 @@ use crate::{
 
 const MIB: u64 = 1 << 20;
 const GIVE_UP: u64 = 1 << 30;
-const RESERVE: u64 = 256 * MIB;
+const RESERVE: u64 = 1280 * MIB;
 const PATIENCE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(600);
 const NAME: &str = "room";
@@ -36,8 +36,8 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
 /// From the moment the disk is full to the moment 1 GiB of it is free again.
 fn gives_way() -> Result<Figure> {
     let mut site = Site::start("bench-owner", NetworkBoot::Off)?;
-    let disk = SmallDisk::mount(&site.lab.dir().join("owners-disk"), 4096)?;
-    site.join_with_disk(&disk, &["3GiB", "--reserve", "256MiB"])?;
+    let disk = SmallDisk::mount(&site.lab.dir().join("owners-disk"), 6144)?;
+    site.join_with_disk(&disk, &["3GiB", "--reserve", "1280MiB"])?;
     add(&site, 3000, 2400)?;
     let held = site.agents[0].status()?.segments;
     let most = disk.available()?.checked_sub(RESERVE).context("the disk is too full to begin")?;
@@ -63,7 +63,9 @@ fn slows() -> Result<Vec<Figure>> {
     add(&site, 1500, 1200)?;
     site.agents[0].host().shape(MegabitsPerSecond(1000))?;
     let target = site.lab.host("target", 90)?;
-    let file = Path::new("/dev/shm/cairn-bench-owner.raw");
+    // The target's disk is not the owner's.
+    let memory = Memory::mount(&site.lab)?;
+    let file = &memory.0.join("target.raw");
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     let owners = site.lab.dir().join("owner");
     let block = vec![0x5a; 1 << 20];

@@ -33,10 +33,10 @@ fn pass(bytes: u64) -> f64 {
 
 /// Where the copies go: memory, so that the links are measured and not the disk that all share.
 #[derive(Debug)]
-struct Memory(PathBuf);
+pub(super) struct Memory(pub(super) PathBuf);
 
 impl Memory {
-    fn mount(lab: &Lab) -> Result<Self> {
+    pub(super) fn mount(lab: &Lab) -> Result<Self> {
         let path = lab.dir().join("memory");
         std::fs::create_dir(&path).context("make a folder")?;
         tool::run(
