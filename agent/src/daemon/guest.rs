@@ -28,6 +28,8 @@ use crate::{
     lending::{Day, Decision, Held, Ledger, Medium, Sizer, Space, Terms, medium_of, on_battery},
 };
 
+/// How often the terms are read, which `cairn-agent lend` may have changed.
+const TERMS_EVERY: Duration = Duration::from_millis(500);
 /// How often the mains are looked at.
 const POWER_EVERY: Duration = Duration::from_secs(5);
 /// How often the ledger is written down; a kill forgets what was written since.
@@ -88,6 +90,7 @@ pub(super) struct Guest {
     sizer: Sizer,
     writes: Arc<Writes>,
     kept: (Instant, Ledger),
+    terms: (Instant, Terms),
     power_at: Option<Instant>,
     status: watch::Sender<GuestStatus>,
     /// Bounded by what the DSF holds: only what is held can be given up.
@@ -138,6 +141,7 @@ impl Guest {
             sizer: Sizer::default(),
             writes: Arc::clone(&writes),
             kept: (Instant::now(), ledger),
+            terms: (Instant::now(), terms),
             power_at: None,
             status: tell,
             given_up: give_up,
@@ -160,8 +164,11 @@ impl Guest {
 
     /// One look, and what follows from it; how long to wait for the next.
     async fn look(&mut self) -> Result<Duration> {
-        // While `cairn-agent lend` replaces the file, one of the two is there.
-        let terms = self.home.terms()?;
+        if self.terms.0.elapsed() >= TERMS_EVERY {
+            // While `cairn-agent lend` replaces the file, one of the two is there.
+            self.terms = (Instant::now(), self.home.terms()?);
+        }
+        let terms = self.terms.1;
         let space =
             Space::of(self.home.folder()).context("look at the file system of the state folder")?;
         let stats = self.dsf.stats();

@@ -30,8 +30,9 @@ const STEPS: u32 = 8;
 const LEAST_STEP: u32 = 16;
 /// No disk is filled faster than this, bytes per second: a look is due before the reserve can be reached.
 const FASTEST_FILL: u64 = 4 << 30;
-const SOONEST: Duration = Duration::from_millis(50);
-const LATEST: Duration = Duration::from_secs(1);
+const SOONEST: Duration = Duration::from_millis(25);
+/// A file can be given its space in an instant, so this is never long. A look costs some ten microseconds.
+const LATEST: Duration = Duration::from_millis(100);
 
 /// What the storage file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +203,7 @@ mod tests {
     fn it_looks_often_when_the_reserve_is_near() {
         let terms = terms(800, 1000);
         assert_eq!(Sizer::next_look(&terms, space(900)), SOONEST);
-        assert_eq!(Sizer::next_look(&terms, space(1000 + 512)), Duration::from_millis(500));
+        assert_eq!(Sizer::next_look(&terms, space(1000 + 51)), Duration::from_millis(49));
         assert_eq!(Sizer::next_look(&terms, space(90_000)), LATEST);
     }
 
