@@ -8,6 +8,7 @@ mod deploy;
 mod faults;
 mod lab;
 mod owner;
+mod partitions;
 mod recover;
 mod stand_in;
 mod swarm;

@@ -10,20 +10,20 @@ use cairn_tests::{
     site::{NetworkBoot, Site},
 };
 
-const NAME: &str = "room";
+pub(crate) const NAME: &str = "room";
 const INSTALL: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(60);
 const RATE: MegabitsPerSecond = MegabitsPerSecond(80);
 
-struct Room {
-    site: Site,
-    image: PathBuf,
-    targets: Vec<(Host, Process, PathBuf)>,
-    codes: Vec<String>,
+pub(crate) struct Room {
+    pub(crate) site: Site,
+    pub(crate) image: PathBuf,
+    pub(crate) targets: Vec<(Host, Process, PathBuf)>,
+    pub(crate) codes: Vec<String>,
 }
 
 /// A site with `clients` clients and an image, and `targets` machines that wait for it.
-fn room(name: &str, clients: u8, targets: u8) -> Room {
+pub(crate) fn room(name: &str, clients: u8, targets: u8) -> Room {
     let mut site = Site::start(name, NetworkBoot::Off).unwrap();
     if clients > 0 {
         site.join(clients, "1GiB").unwrap();
@@ -49,7 +49,7 @@ fn room(name: &str, clients: u8, targets: u8) -> Room {
 
 impl Room {
     /// Waits until so much of a target's disk is written, of about 48 MiB.
-    fn wait_written(&self, number: usize, bytes: u64) {
+    pub(crate) fn wait_written(&self, number: usize, bytes: u64) {
         let (.., disk) = &self.targets[number];
         eventually("the disk to be written", SOON, || {
             let written = fs::metadata(disk).map_or(0, |metadata| metadata.blocks() * 512);
@@ -58,7 +58,7 @@ impl Room {
         .unwrap();
     }
 
-    fn assert_installed(&mut self) {
+    pub(crate) fn assert_installed(&mut self) {
         for (_, installer, disk) in &mut self.targets {
             installer.wait_success(INSTALL).unwrap();
             assert_eq!(first_difference(&self.image, disk).unwrap(), None);

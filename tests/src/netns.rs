@@ -271,6 +271,29 @@ impl Host {
         ip(&self.switch, &format!("link set {} {state}", self.port))
     }
 
+    /// Lets nothing through between this host and another any more, until [`Self::heal`].
+    ///
+    /// # Errors
+    /// nft refuses.
+    pub fn cut(&self, other: &Self) -> Result<()> {
+        let nft = |args: &str| tool_in(&self.namespace, &format!("nft {args}"));
+        let address = other.address;
+        for (hook, end) in [("input", "saddr"), ("output", "daddr")] {
+            nft("add table inet cut")?;
+            nft(&format!("add chain inet cut {hook} {{ type filter hook {hook} priority 0 ; }}"))?;
+            nft(&format!("add rule inet cut {hook} ip {end} {address} drop"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends every [`Self::cut`] of this host.
+    ///
+    /// # Errors
+    /// nft refuses, for instance since nothing was cut.
+    pub fn heal(&self) -> Result<()> {
+        tool_in(&self.namespace, "nft delete table inet cut").map(drop)
+    }
+
     /// Bytes that this host has sent and received, with Ethernet headers.
     ///
     /// # Errors

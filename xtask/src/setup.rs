@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::step;
 
 /// What each is for, so that it can go when that goes.
-const PACKAGES: [(&str, &str); 23] = [
+const PACKAGES: [(&str, &str); 25] = [
     ("qemu-system-x86", "the machines of the lab"),
     ("ovmf", "their UEFI"),
     ("ipxe-qemu", "their network ROMs"),
@@ -23,6 +23,8 @@ const PACKAGES: [(&str, &str); 23] = [
     ("grub-pc-bin", "demo images: BIOS"),
     ("grub-efi-amd64-bin", "demo images: UEFI"),
     ("iproute2", "namespaces and shaped links"),
+    ("nftables", "partitions of the lab"),
+    ("faketime", "clients whose clock is wrong"),
     ("ethtool", "shaped links"),
     ("zstd", "compressed images in tests"),
     ("curl", "real HTTP clients in tests"),
