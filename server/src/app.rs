@@ -7,10 +7,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    agents::{
-        directory::DirectoryKeeper,
-        holdings::{FullDisks, Resting},
-    },
+    agents::{condition::Conditions, directory::DirectoryKeeper, holdings::FullDisks},
     api::session::LoginLimit,
     db::Db,
     events::Events,
@@ -52,7 +49,7 @@ pub struct Inner {
     pub(crate) login_limit: LoginLimit,
     pub(crate) registrations: Registrations,
     pub(crate) full_disks: FullDisks,
-    pub(crate) resting: Resting,
+    pub(crate) conditions: Conditions,
     /// Who installs now and serves others.
     pub(crate) swarms: Swarms,
     /// Something about an agent changed: whoever holds a sync looks again.

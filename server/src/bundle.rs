@@ -177,7 +177,7 @@ async fn wait_for_holders(
             return Ok(Wait::NobodyCarries);
         }
         carriers.retain(|agent| {
-            !is_asleep(agent) && !app.resting.rests(agent.id) && !app.full_disks.is_full(agent)
+            !is_asleep(agent) && !app.conditions.rests(agent.id) && !app.full_disks.is_full(agent)
         });
         let carriers: Vec<AgentId> = carriers.iter().map(|agent| agent.id).collect();
         if carriers.is_empty() {

@@ -26,8 +26,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     agents::{
+        condition::Conditions,
         directory::{self, DirectoryKeeper},
-        holdings::{FullDisks, Resting},
+        holdings::FullDisks,
     },
     announce, api,
     app::{App, Changes, Inner},
@@ -196,7 +197,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         login_limit: api::session::LoginLimit::default(),
         registrations: Registrations::default(),
         full_disks: FullDisks::default(),
-        resting: Resting::default(),
+        conditions: Conditions::default(),
         swarms: Swarms::default(),
         agents_changed: Changes::default(),
         holdings_changed: Changes::default(),

@@ -116,3 +116,29 @@ fn who_is_late_gets_it_from_those_who_linger() {
     .unwrap();
     assert!(done.from_peers > done.total / 4, "{done:?}");
 }
+
+#[test]
+fn a_room_that_is_switched_off_in_the_middle_goes_on_where_it_was() {
+    let mut room = room("swarm-reboot", 0, 3);
+    room.site.server.deploy_to_all(NAME, &room.codes).unwrap();
+    (0..3).for_each(|number| room.wait_written(number, 24 << 20));
+    for (_, installer, _) in &mut room.targets {
+        assert!(installer.ended().unwrap().is_none(), "it was done too early to mean anything");
+        installer.kill().unwrap();
+    }
+    let again: Vec<_> = (0..3)
+        .map(|number| {
+            let (host, _, disk) = &room.targets[number];
+            room.site.install_again(host, NAME, disk).unwrap()
+        })
+        .collect();
+    for (target, installer) in room.targets.iter_mut().zip(again) {
+        target.1 = installer;
+    }
+    room.assert_installed();
+    for (_, installer, _) in &room.targets {
+        let last = installer.wait_for_line("^installed in [0-9:]+: ([0-9.]+) MiB written", SOON);
+        let written: f64 = last.unwrap().groups[1].parse().unwrap();
+        assert!(written < 36.0, "{written} of 48 MiB were written again");
+    }
+}

@@ -60,6 +60,8 @@ pub struct AgentLine {
     pub data_segments: u64,
     /// When it last spoke.
     pub seen: Option<String>,
+    /// Seconds by which its clock is wrong, when that is worth a word.
+    pub clock_ahead: Option<i64>,
 }
 
 /// A machine of `machine list --json`.
@@ -395,13 +397,38 @@ impl Agent {
     /// # Errors
     /// It cannot be started.
     pub fn run(lab: &Lab, host: &Host, state_dir: &Path) -> Result<Self> {
+        Self::run_with(lab, host, state_dir, &[])
+    }
+
+    /// As [`Self::run`], on a machine whose clock is off by `offset`, as faketime(1) writes it: `-3d`.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_with_clock(lab: &Lab, host: &Host, state_dir: &Path, offset: &str) -> Result<Self> {
+        let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+        let clock = [
+            ("LD_PRELOAD", library),
+            ("FAKETIME", offset),
+            // How long something takes is told by another clock, which is right.
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        Self::run_with(lab, host, state_dir, &clock)
+    }
+
+    fn run_with(
+        lab: &Lab,
+        host: &Host,
+        state_dir: &Path,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let name = state_dir.file_name().context("name the agent")?.to_string_lossy();
-        let process = Program::new(&name, binary("cairn-agent")?)
+        let program = Program::new(&name, binary("cairn-agent")?)
             .args(["run", "--state-dir"])
             .args([state_dir])
             .on(host)
-            .log(lab.dir().join(format!("{name}.log")))
-            .start()?;
+            .log(lab.dir().join(format!("{name}.log")));
+        let with = |program: Program, (key, value): &(&str, &str)| program.env(key, value);
+        let process = environment.iter().fold(program, with).start()?;
         Ok(Self { process, host: host.clone(), state_dir: state_dir.to_owned() })
     }
 

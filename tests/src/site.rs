@@ -182,6 +182,17 @@ impl Site {
         Ok((installer, code))
     }
 
+    /// Starts the installer of [`Self::waiting_target`] again, as after a reboot, and approves its new code.
+    ///
+    /// # Errors
+    /// It does not start, or the server refuses it.
+    pub fn install_again(&self, host: &Host, image: &str, file: &Path) -> Result<Process> {
+        let installer = self.installer(host, &file.with_extension("state"), image, file)?;
+        let code = self.shown_code(&installer)?;
+        self.server.run(&["machine", "approve", &code])?;
+        Ok(installer)
+    }
+
     /// The code that an installer shows, once the server knows it too.
     fn shown_code(&self, installer: &Process) -> Result<String> {
         let started = Instant::now();

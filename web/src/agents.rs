@@ -37,6 +37,8 @@ pub struct Agent {
     /// What the machine calls itself.
     pub name: String,
     pub state: AgentState,
+    /// What is odd about it.
+    pub notes: Vec<String>,
     pub lend: Bytes,
     pub used: Bytes,
     /// Segments it holds.
@@ -118,6 +120,7 @@ mod tests {
             id: "00112233445566778899aabbccddeeff".into(),
             name: name.into(),
             state,
+            notes: vec!["clock 3 days behind".into()],
             lend: Bytes(20 << 30),
             used: Bytes(5 << 30),
             segments: 1280,
@@ -131,6 +134,7 @@ mod tests {
     #[test]
     fn whoever_waits_can_be_approved_and_whoever_is_in_can_be_revoked() {
         let html = Agents { agents: vec![agent("pc-01", AgentState::Pending)] }.render().unwrap();
+        assert!(html.contains("clock 3 days behind"), "{html}");
         assert!(
             html.contains(r#"action="/agents/00112233445566778899aabbccddeeff/approve""#),
             "{html}"

@@ -128,6 +128,7 @@ impl Sync {
         let request = SyncRequest {
             lend: told.lend,
             stores: told.stores,
+            clock: clock(),
             used: self.dsf.stats().held,
             peer_port: self.peer_port,
             directory: self.roster.number(),
@@ -240,4 +241,10 @@ async fn until_other(guest: &mut watch::Receiver<GuestStatus>, told: Told) {
         // The guest's task has ended, and so does everything.
         std::future::pending().await
     }
+}
+
+/// Seconds since 1970 UTC.
+fn clock() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }

@@ -1,7 +1,7 @@
 //! What an agent is to hold, and what it says it holds.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Mutex, PoisonError},
 };
 
@@ -32,26 +32,6 @@ impl FullDisks {
     pub(crate) fn is_full(&self, agent: &AgentRow) -> bool {
         let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         noted.get(&agent.id) == Some(&agent.assignment)
-    }
-}
-
-/// Agents that store nothing for the time being (on battery, or enough written for today). Forgotten by a restart: each
-/// sync says it again.
-#[derive(Debug, Default)]
-pub(crate) struct Resting(Mutex<HashSet<AgentId>>);
-
-impl Resting {
-    pub(super) fn note(&self, agent: AgentId, stores: bool) {
-        let mut resting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if stores {
-            resting.remove(&agent);
-        } else {
-            resting.insert(agent);
-        }
-    }
-
-    pub(crate) fn rests(&self, agent: AgentId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&agent)
     }
 }
 

@@ -17,6 +17,7 @@ use cairn_array::{
 };
 use cairn_core::id::AgentId;
 
+pub(crate) mod condition;
 pub(crate) mod directory;
 pub(crate) mod holdings;
 mod join;

@@ -9,7 +9,7 @@ use cairn_array::{
 };
 use tokio::time::Instant;
 
-use super::{Joined, agent_of, directory};
+use super::{Joined, agent_of, condition::Condition, directory};
 use crate::{
     api::{error::ApiError, extract::Body},
     app::App,
@@ -65,7 +65,15 @@ async fn note_news(
     let news =
         AgentNews { lend: request.lend, used: request.used, peer_port: request.peer_port, address };
     app.db.note_agent_news(agent.id, news, Moment::now()).await?;
-    app.resting.note(agent.id, request.stores);
+    let now = Moment::now();
+    let clock_ahead = i64::try_from(request.clock).unwrap_or(i64::MAX).saturating_sub(now.0 / 1000);
+    if app.conditions.note(agent.id, Condition { stores: request.stores, clock_ahead }) {
+        tracing::warn!(
+            agent = agent.name,
+            clock_ahead,
+            "the clock of a client is wrong, in seconds"
+        );
+    }
     app.names.set(Member::Agent(agent.id), address);
     if agent.state != MemberState::Approved {
         return Ok(());

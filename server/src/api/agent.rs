@@ -40,6 +40,25 @@ pub struct Agent {
     pub seen: Option<String>,
     /// It has all that it is to hold.
     pub in_place: bool,
+    /// It stores nothing for the time being: it is on battery, or was written enough for today.
+    pub rests: bool,
+    /// Seconds by which its clock is ahead of the server's, negative when behind; only when more than five minutes.
+    pub clock_ahead: Option<i64>,
+}
+
+impl Agent {
+    /// What is odd about it, for people.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let clock = self.clock_ahead.map(|ahead| {
+            let by = match ahead.unsigned_abs() {
+                seconds @ ..7200 => format!("{} minutes", seconds / 60),
+                seconds @ 7200..172_800 => format!("{} hours", seconds / 3600),
+                seconds => format!("{} days", seconds / 86_400),
+            };
+            format!("clock {by} {}", if ahead > 0 { "ahead" } else { "behind" })
+        });
+        self.rests.then(|| "rests".to_owned()).into_iter().chain(clock).collect()
+    }
 }
 
 /// An agent as the API shows it.
@@ -58,6 +77,8 @@ pub(crate) async fn view(app: &App, row: &AgentRow) -> Result<Agent, ApiError> {
         joined: row.joined.to_text(),
         seen: row.seen.map(|seen| seen.to_text()),
         in_place: row.fulfilled >= row.assignment,
+        rests: app.conditions.rests(row.id),
+        clock_ahead: app.conditions.clock_fault(row.id),
     })
 }
 

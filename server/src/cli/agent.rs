@@ -92,10 +92,12 @@ async fn act(client: &Client, agent: &Agent, verb: &str) -> anyhow::Result<()> {
 }
 
 fn row(agent: Agent) -> Vec<String> {
+    let notes = agent.notes();
+    let state = [agent.state].into_iter().chain(notes).collect::<Vec<_>>().join(", ");
     vec![
         short(&agent.id),
         agent.name,
-        agent.state,
+        state,
         bytes(agent.lend),
         bytes(agent.segment_bytes),
         agent.segments.to_string(),

@@ -36,6 +36,7 @@ pub(super) fn state(agent: &api::agent::Agent, now: Moment) -> AgentState {
 fn fill(agent: api::agent::Agent, now: Moment) -> Agent {
     Agent {
         state: state(&agent, now),
+        notes: agent.notes(),
         lend: Bytes(agent.lend),
         used: Bytes(agent.used),
         segments: agent.segments,

@@ -251,7 +251,7 @@ async fn wait_for_holders(
         let missing: Vec<_> = wanted.difference(&held).collect();
         job.progress((wanted.len() - missing.len()) as u64, wanted.len() as u64, "segments")
             .await?;
-        let waits_for = |agent: &&AgentRow| !is_asleep(agent) && !app.resting.rests(agent.id);
+        let waits_for = |agent: &&AgentRow| !is_asleep(agent) && !app.conditions.rests(agent.id);
         let awake: BTreeSet<_> = now.iter().filter(waits_for).map(|agent| agent.id).collect();
         if missing.iter().all(|(agent, _)| !awake.contains(agent)) {
             return Ok(if missing.is_empty() { Wait::AllHeld } else { Wait::SomeSleep });

@@ -181,3 +181,21 @@ async fn nobody_without_a_certificate_speaks_as_an_agent() {
         assert_eq!((status, code.as_str()), (401, "certificate_required"), "{path}");
     }
 }
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_told_until_it_is_right() {
+    let server = Server::start().await;
+    let mut agent = server.join(true).await;
+    let path = format!("/api/v1/agents/{}", agent.reply.agent);
+    let ahead = async || server.api().get::<AgentView>(&path).await.unwrap().clock_ahead;
+    agent.synced(0, 0).await;
+    assert_eq!(ahead().await, None);
+    let right = agent.clock;
+    agent.clock = right - 3 * 86_400;
+    agent.synced(0, 0).await;
+    let behind = ahead().await.unwrap();
+    assert!((-3 * 86_400 - 60..=-3 * 86_400).contains(&behind), "{behind}");
+    agent.clock = right;
+    agent.synced(0, 0).await;
+    assert_eq!(ahead().await, None);
+}

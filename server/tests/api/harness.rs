@@ -1,6 +1,11 @@
 //! Starts servers and speaks to them as administrator, agent and target.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use cairn_array::{
     tls::{self, KeyAndCsr, Member, NameTable, Papers, Token, Trust, new_key_and_csr},
@@ -151,7 +156,8 @@ impl Server {
             ca_pem: reply.ca_pem.clone(),
         };
         let client = self.client(Some(&papers));
-        Agent { reply, caller: Caller { client, bearer: None } }
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        Agent { reply, caller: Caller { client, bearer: None }, clock }
     }
 
     /// A machine says hello.
@@ -248,12 +254,15 @@ impl Caller {
 pub(crate) struct Agent {
     pub(crate) reply: JoinReply,
     pub(crate) caller: Caller,
+    /// What it says that its clock shows.
+    pub(crate) clock: u64,
 }
 
 impl Agent {
     pub(crate) async fn sync(&self, directory: u64, assignment: u64) -> Response {
         let request = SyncRequest {
             stores: true,
+            clock: self.clock,
             lend: ByteCount(10 << 30),
             used: ByteCount(0),
             peer_port: 9442,

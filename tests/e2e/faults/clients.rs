@@ -1,10 +1,13 @@
 //! Clients that are killed, whose disk rots, whose disk is full.
 
-use std::{fs::File, os::unix::fs::FileExt as _};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+};
 
 use cairn_tests::{
-    cairn::eventually,
-    image::first_difference,
+    cairn::{Agent, eventually},
+    image::{Synthetic, first_difference, synthetic_ext4},
     netns::MegabitsPerSecond,
     site::{NetworkBoot, Site},
 };
@@ -128,4 +131,88 @@ mod long {
         run_again(&mut site, 1);
         site.wait_scattered(NAME).unwrap();
     }
+}
+
+#[test]
+fn one_whose_storage_file_comes_back_from_an_old_copy_says_what_it_has_and_fetches_the_rest() {
+    let (mut site, _) = scattered("old-copy", 3, 24);
+    let state = site.agents[1].state_dir().to_owned();
+    let (file, copy) = (dsf(&state), site.lab.dir().join("last-week.dsf"));
+    site.agents[1].process().terminate().unwrap();
+    fs::copy(&file, &copy).unwrap();
+    run_again(&mut site, 1);
+    // A week passes: one image goes, another comes.
+    let wanted = Synthetic { size_mib: 64, files_mib: 32, seed: 77 };
+    let newer = synthetic_ext4(&site.lab.dir().join("newer.raw"), wanted).unwrap().path;
+    site.add_image(&newer, "newer").unwrap();
+    site.wait_scattered("newer").unwrap();
+    site.server.run(&["image", "remove", NAME]).unwrap();
+    eventually("the old image to be forgotten", SOON, || {
+        Ok((site.agents[1].status()?.missing == 0 && site.server.image(NAME).is_err())
+            .then_some(()))
+    })
+    .unwrap();
+    site.agents[1].process().terminate().unwrap();
+    let held: Vec<_> = slots(&state).into_iter().map(|slot| slot.id).collect();
+    fs::copy(&copy, &file).unwrap();
+    let mut forgotten = slots(&state);
+    forgotten.retain(|slot| !held.contains(&slot.id));
+    assert!(!forgotten.is_empty(), "nothing has changed since the copy");
+
+    run_again(&mut site, 1);
+    eventually(
+        "the client to hold what it is to hold, and nothing that was forgotten",
+        SOON,
+        || {
+            let now = slots(&state);
+            let settled = now.iter().all(|slot| slot.right)
+                && forgotten.iter().all(|old| now.iter().all(|slot| slot.id != old.id))
+                && site.agents[1].status().is_ok_and(|status| status.missing == 0);
+            Ok(settled.then_some(()))
+        },
+    )
+    .unwrap();
+    site.wait_scattered("newer").unwrap();
+    // Its share counts: without the server and another client it takes this one.
+    let installed = site.lab.dir().join("installed.raw");
+    site.agents[0].host().shape(MegabitsPerSecond(40)).unwrap();
+    site.agents[2].host().shape(MegabitsPerSecond(5)).unwrap();
+    let mut installer = site.install_to_file(0, "newer", &installed).unwrap();
+    half_written(&mut installer, &installed);
+    site.agents[2].process().kill().unwrap();
+    site.server.process().kill().unwrap();
+    installer.wait_success(INSTALL).unwrap();
+    assert_eq!(first_difference(&newer, &installed).unwrap(), None);
+}
+
+#[test]
+fn clocks_that_are_wrong_by_days_are_told_of_and_stop_nobody() {
+    const THREE_DAYS: i64 = 3 * 86_400;
+    let (mut site, image) = prepared("clocks", 4, 32);
+    for (index, offset) in [(1, "-3d"), (2, "+3d")] {
+        site.agents[index].process().terminate().unwrap();
+        let agent = &site.agents[index];
+        let (host, state) = (agent.host().clone(), agent.state_dir().to_owned());
+        site.agents[index] = Agent::run_with_clock(&site.lab, &host, &state, offset).unwrap();
+    }
+    site.add_image(&image, NAME).unwrap();
+    site.wait_scattered(NAME).unwrap();
+    let agents = site.server.agents().unwrap();
+    assert!(agents.iter().all(|agent| agent.segments > 0), "{agents:?}");
+    let wrong: Vec<i64> = agents.iter().filter_map(|agent| agent.clock_ahead).collect();
+    let is_about = |days: i64| wrong.iter().any(|ahead| (ahead - days).abs() < 60);
+    assert!(wrong.len() == 2 && is_about(-THREE_DAYS) && is_about(THREE_DAYS), "{wrong:?}");
+    let listed = site.server.run(&["agent", "list"]).unwrap();
+    assert!(
+        listed.contains("clock 3 days behind") && listed.contains("clock 3 days ahead"),
+        "{listed}"
+    );
+
+    let installed = site.lab.dir().join("installed.raw");
+    site.agents[0].host().shape(MegabitsPerSecond(40)).unwrap();
+    let mut installer = site.install_to_file(0, NAME, &installed).unwrap();
+    half_written(&mut installer, &installed);
+    site.server.process().kill().unwrap();
+    installer.wait_success(INSTALL).unwrap();
+    assert_eq!(first_difference(&image, &installed).unwrap(), None);
 }

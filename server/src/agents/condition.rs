@@ -1,0 +1,71 @@
+//! How agents said to be when they last spoke. Forgotten by a restart: every sync says it again.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use cairn_core::id::AgentId;
+
+/// A clock that is wrong by less is not worth a word, in seconds.
+const TOLERATED: u64 = 300;
+
+/// What an agent said of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Condition {
+    /// It stores what it is to hold; not so on battery, or when enough was written for today.
+    pub(crate) stores: bool,
+    /// Seconds by which its clock is ahead of the server's.
+    pub(crate) clock_ahead: i64,
+}
+
+impl Condition {
+    /// The clock's fault, when it is worth a word.
+    const fn clock_fault(self) -> Option<i64> {
+        if self.clock_ahead.unsigned_abs() > TOLERATED { Some(self.clock_ahead) } else { None }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Conditions(Mutex<HashMap<AgentId, Condition>>);
+
+impl Conditions {
+    /// Takes over what an agent says; true when its clock was not known to be wrong before.
+    pub(super) fn note(&self, agent: AgentId, condition: Condition) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.insert(agent, condition).and_then(Condition::clock_fault);
+        before.is_none() && condition.clock_fault().is_some()
+    }
+
+    /// It stores nothing for the time being: nobody waits for it.
+    pub(crate) fn rests(&self, agent: AgentId) -> bool {
+        self.get(agent).is_some_and(|condition| !condition.stores)
+    }
+
+    /// Seconds by which its clock is ahead, when that is worth a word.
+    pub(crate) fn clock_fault(&self, agent: AgentId) -> Option<i64> {
+        self.get(agent).and_then(Condition::clock_fault)
+    }
+
+    fn get(&self, agent: AgentId) -> Option<Condition> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&agent).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_clock_is_news_once() {
+        let (conditions, agent) = (Conditions::default(), AgentId([1; 16]));
+        let at = |clock_ahead| Condition { stores: true, clock_ahead };
+        assert!(!conditions.note(agent, at(200)));
+        assert_eq!(conditions.clock_fault(agent), None);
+        assert!(conditions.note(agent, at(-259_200)));
+        assert!(!conditions.note(agent, at(-259_199)), "it is known");
+        assert_eq!(conditions.clock_fault(agent), Some(-259_199));
+        conditions.note(agent, at(0));
+        assert!(conditions.note(agent, at(301)), "wrong again");
+    }
+}
