@@ -29,6 +29,7 @@ pub mod jobs;
 mod machines;
 pub mod moment;
 mod peers;
+mod presence;
 mod recover;
 pub mod register;
 mod removal;

@@ -39,7 +39,7 @@ use crate::{
     events::Events,
     jobs,
     moment::Moment,
-    recover,
+    presence, recover,
     register::{self, Registrations},
     secret,
     site::{Opened, Site, secrets},
@@ -221,6 +221,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     services.spawn(tls::serve(listener, server, api::router(&app), stop.clone()));
     services.spawn(pxe.run(stop.clone()));
     app.tasks.spawn(bundle::watch_payload(app.clone()));
+    app.tasks.spawn(presence::watch(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers));
     let worker = app.clone();
     services.spawn(async move {

@@ -188,7 +188,7 @@ impl Server {
     /// # Errors
     /// It ends, or does not print what a first start prints.
     pub fn first_start(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Self> {
-        let process = serve(lab, host, data_dir, options)?;
+        let process = serve(lab, host, data_dir, options)?.start()?;
         process.wait_for_line(READY, START).context("start the server")?;
         let find = |pattern: &str| {
             let found = process.wait_for_line(pattern, START).context("read the first start")?;
@@ -209,7 +209,17 @@ impl Server {
     /// # Errors
     /// It does not come up.
     pub fn restart(&mut self, lab: &Lab, options: &[&str]) -> Result<()> {
-        self.process = serve(lab, &self.host, &self.data_dir, options)?;
+        self.process = serve(lab, &self.host, &self.data_dir, options)?.start()?;
+        self.process.wait_for_line(READY, START).map(drop)
+    }
+
+    /// As [`Self::restart`], on a machine whose clock is off by `offset`, as faketime(1) writes it: `+8d`.
+    ///
+    /// # Errors
+    /// As [`Self::restart`].
+    pub fn restart_with_clock(&mut self, lab: &Lab, offset: &str) -> Result<()> {
+        let program = serve(lab, &self.host, &self.data_dir, &[])?;
+        self.process = with_clock(program, offset).start()?;
         self.process.wait_for_line(READY, START).map(drop)
     }
 
@@ -397,7 +407,8 @@ impl Agent {
     /// # Errors
     /// It cannot be started.
     pub fn run(lab: &Lab, host: &Host, state_dir: &Path) -> Result<Self> {
-        Self::run_with(lab, host, state_dir, &[])
+        let program = Self::program(lab, host, state_dir)?;
+        Self::start(program, host, state_dir)
     }
 
     /// As [`Self::run`], on a machine whose clock is off by `offset`, as faketime(1) writes it: `-3d`.
@@ -405,30 +416,22 @@ impl Agent {
     /// # Errors
     /// As [`Self::run`].
     pub fn run_with_clock(lab: &Lab, host: &Host, state_dir: &Path, offset: &str) -> Result<Self> {
-        let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-        let clock = [
-            ("LD_PRELOAD", library),
-            ("FAKETIME", offset),
-            // How long something takes is told by another clock, which is right.
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ];
-        Self::run_with(lab, host, state_dir, &clock)
+        let program = Self::program(lab, host, state_dir)?;
+        Self::start(with_clock(program, offset), host, state_dir)
     }
 
-    fn run_with(
-        lab: &Lab,
-        host: &Host,
-        state_dir: &Path,
-        environment: &[(&str, &str)],
-    ) -> Result<Self> {
+    fn program(lab: &Lab, host: &Host, state_dir: &Path) -> Result<Program> {
         let name = state_dir.file_name().context("name the agent")?.to_string_lossy();
         let program = Program::new(&name, binary("cairn-agent")?)
             .args(["run", "--state-dir"])
             .args([state_dir])
             .on(host)
             .log(lab.dir().join(format!("{name}.log")));
-        let with = |program: Program, (key, value): &(&str, &str)| program.env(key, value);
-        let process = environment.iter().fold(program, with).start()?;
+        Ok(program)
+    }
+
+    fn start(program: Program, host: &Host, state_dir: &Path) -> Result<Self> {
+        let process = program.start()?;
         Ok(Self { process, host: host.clone(), state_dir: state_dir.to_owned() })
     }
 
@@ -467,15 +470,25 @@ impl Agent {
     }
 }
 
-fn serve(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Process> {
-    Program::new("cairn-server", binary("cairn-server")?)
+/// The program, on a machine whose clock is off.
+fn with_clock(program: Program, offset: &str) -> Program {
+    let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+    // How long something takes is told by another clock, which is right.
+    program
+        .env("LD_PRELOAD", library)
+        .env("FAKETIME", offset)
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+}
+
+fn serve(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Program> {
+    let program = Program::new("cairn-server", binary("cairn-server")?)
         .args(["serve", "--data-dir"])
         .args([data_dir])
         .args(["--boot-dir".as_ref(), paths::boot_payload().as_os_str()])
         .args(options)
         .on(host)
-        .log(lab.dir().join("cairn-server.log"))
-        .start()
+        .log(lab.dir().join("cairn-server.log"));
+    Ok(program)
 }
 
 /// Looks again and again until `look` finds something. For what can only be asked and not waited for.

@@ -15,6 +15,7 @@
 
 use std::collections::HashSet;
 
+use crate::availability::WorstHour;
 use crate::id::AgentId;
 use crate::stripe_map::MAX_DATA;
 use crate::units::{ByteCount, SEGMENT_MAX_BYTES};
@@ -165,6 +166,33 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Says how surely the image is readable without the server, for people; nothing before a week was seen.
+    #[must_use]
+    pub fn hours(&self, worst: WorstHour) -> String {
+        if !worst.measured {
+            return String::new();
+        }
+        let mut text = format!(
+            " Without the server it is readable {} of the time in the worst hour of use ({}).",
+            percent(self.alone),
+            worst.hour
+        );
+        if worst.out_of_use > 0 {
+            text.push_str(&format!(
+                " In {} hours of the week most clients are off: then only the server is sure to give it.",
+                worst.out_of_use
+            ));
+        }
+        text
+    }
+}
+
+/// A probability for people, in tenths of a percent, rounded down: nothing is promised that was not computed.
+fn percent(probability: f64) -> String {
+    format!("{:.1} %", (probability * 1000.0).floor() / 10.0)
+}
+
 /// Plans an image of `needed` sealed bytes. Fewer bytes than a segment count as one; one short stripe is allowed for.
 ///
 /// # Errors
@@ -180,6 +208,38 @@ pub fn plan(candidates: &[Candidate], needed: ByteCount) -> Result<Plan, Refusal
         .into_iter()
         .find_map(|group| choose(group, needed_slots))
         .ok_or_else(|| refuse(&ranked, needed))
+}
+
+/// As [`plan`], but a present redundancy that is one step safer than it need be stays: a fleet whose availability hovers
+/// about a threshold must not rewrite its parity to and fro.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_again(
+    candidates: &[Candidate],
+    needed: ByteCount,
+    present: Option<Redundancy>,
+) -> Result<Plan, Refusal> {
+    let next = plan(candidates, needed)?;
+    let (Some(present), Redundancy::Parity { .. }) = (present, next.redundancy) else {
+        return Ok(next);
+    };
+    let one_step_safer =
+        present.width() == next.redundancy.width() && present.k() + 1 == next.redundancy.k();
+    let needed_slots = needed.0.div_ceil(SEGMENT_MAX_BYTES as u64).max(1);
+    let group: Vec<_> = candidates
+        .iter()
+        .filter(|candidate| next.group.contains(&candidate.agent))
+        .copied()
+        .collect();
+    let rooms: Vec<_> = group.iter().map(Candidate::slots).collect();
+    let fits =
+        || needed_slots.div_ceil(present.k().into()) <= stripes_that_fit(&rooms, present.width());
+    if !one_step_safer || !fits() {
+        return Ok(next);
+    }
+    let alone = at_least(present.k().into(), &rarest(&group, present.width()));
+    Ok(Plan { redundancy: present, alone, ..next })
 }
 
 /// The stripes of `width` different clients each that fit into the clients' room.

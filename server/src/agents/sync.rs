@@ -15,6 +15,7 @@ use crate::{
     app::App,
     db::agent::{AgentNews, AgentRow},
     moment::Moment,
+    scatter::is_lost,
 };
 
 pub(super) async fn sync(
@@ -82,7 +83,7 @@ async fn note_news(
         directory::rebuild(app).await?;
         app.agents_changed.notify();
     }
-    if agent.lend != request.lend {
+    if agent.lend != request.lend || is_lost(agent) {
         app.db.raise_assignment(agent.id).await?;
         app.queue_scatter_of_all(super::SETTLE).await?;
     }

@@ -19,6 +19,7 @@ use crate::moment::Moment;
 
 pub mod account;
 pub mod agent;
+mod availability;
 pub(crate) mod bundle;
 pub mod deployment;
 pub mod event;

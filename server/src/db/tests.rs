@@ -297,3 +297,28 @@ async fn a_new_bundle_is_kept_beside_the_published_one_until_it_takes_its_place(
     let held: Vec<_> = db.bundle_holders().await.unwrap().into_keys().collect();
     assert_eq!(held, [entry(3).id], "2 is of no bundle any more, 1 was dropped");
 }
+
+#[tokio::test]
+async fn looks_are_counted_by_the_hour_and_go_with_their_agent() {
+    use cairn_core::availability::HourOfWeek;
+    let (_folder, db) = open().await;
+    let (one, other) = (agent(&db, 1).await, agent(&db, 2).await);
+    let hour = |number| HourOfWeek::new(number).unwrap();
+    for minute in 0..120 {
+        let seen = [(one, true), (other, minute % 2 == 0), (AgentId([9; 16]), true)];
+        db.note_presence(hour(9), &seen).await.unwrap();
+    }
+    db.note_presence(hour(167), &[(one, false)]).await.unwrap();
+    let weeks = db.weeks().await.unwrap();
+    assert_eq!(
+        weeks.keys().copied().collect::<Vec<_>>(),
+        [one, other],
+        "strangers are not counted"
+    );
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
+    // An assumed hour of 48 out of 60 looks is counted in.
+    assert!(close(weeks[&one].estimate(hour(9)), 168.0 / 180.0));
+    assert!(close(weeks[&other].estimate(hour(9)), 108.0 / 180.0));
+    assert!(close(weeks[&one].estimate(hour(167)), 48.0 / 61.0));
+    assert!(close(weeks[&other].estimate(hour(167)), 0.8));
+}

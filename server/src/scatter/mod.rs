@@ -20,9 +20,10 @@ use std::{
 use anyhow::Context as _;
 use cairn_array::{dsf::SlotCount, wire::SegmentClass};
 use cairn_core::{
+    availability::{WorstHour, worst_hour},
     id::{AgentId, ImageId, SegmentId, VersionId},
     layout::{DataSegment, Layout, Member, converge as lay_out},
-    planner::{Candidate, DEFAULT_AVAILABILITY, Plan, plan},
+    planner::{Candidate, Plan, Redundancy, plan_again},
     stripe_map::StripeMap,
     units::{ByteCount, Generation, SEGMENT_MAX_BYTES},
 };
@@ -41,6 +42,9 @@ use crate::{
 
 /// A client that was not heard of for so long is asleep: nobody waits for it.
 const ASLEEP_AFTER: Duration = Duration::from_secs(60);
+/// A client that was not heard of for so long is lost: longer than a week of holidays is rare, and until then its segments
+/// are more likely to come back than to be worth their repair.
+const LOST_AFTER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How long at most until the holders are looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// When an image whose holders sleep is looked at again.
@@ -114,9 +118,10 @@ async fn attempt(
         assign(app, image, &Pairs::new()).await?;
         return Ok(Attempt::Done);
     }
-    let candidates = candidates(app, image, fleet, limits).await?;
+    let (candidates, worst) = candidates(app, image, fleet, limits).await?;
     let needed = data.iter().map(|segment| u64::from(segment.bytes)).sum();
-    let plan = match plan(&candidates, ByteCount(needed)) {
+    let redundancy = present.as_ref().and_then(redundancy_of);
+    let plan = match plan_again(&candidates, ByteCount(needed), redundancy) {
         Ok(plan) => plan,
         Err(refusal) => {
             let promise = format!("Only the server is sure to hold it: {refusal}.");
@@ -138,7 +143,7 @@ async fn attempt(
         Wait::NoRoom(full) => return Ok(Attempt::NoRoom(full)),
     };
     publish(app, image, present.as_ref(), &next).await?;
-    promise(app, image, &plan, all_held).await?;
+    promise(app, image, &plan, worst, all_held).await?;
     if all_held {
         assign(app, image, &new).await?;
         drop_surplus(app, image, &next).await?;
@@ -160,20 +165,35 @@ pub(super) async fn present_map(app: &App, image: ImageId) -> anyhow::Result<Opt
         .transpose()
 }
 
-/// What each client has room for, less what other images take of it.
+/// What an image is protected by now.
+fn redundancy_of(map: &StripeMap) -> Option<Redundancy> {
+    let stripe = map.stripes.first()?;
+    let m = u8::try_from(stripe.parity.len()).ok()?;
+    (stripe.k > 1).then_some(Redundancy::Parity { k: stripe.k, m })
+}
+
+/// What each client that is not lost has room for, less what other images take of it, and how often it is there in the
+/// worst hour of use.
 async fn candidates(
     app: &App,
     image: ImageId,
     fleet: &[AgentRow],
     limits: &Limits,
-) -> anyhow::Result<Vec<Candidate>> {
+) -> anyhow::Result<(Vec<Candidate>, WorstHour)> {
     let taken = app.db.slots_taken_by_other_images(image).await.context("count slots")?;
     let bundle = segments_of(&app.db.bundles().await.context("list bundles")?).len();
     let holders = app.db.holders_of_image(image).await.context("list holders")?;
     let holders: BTreeSet<_> = holders.into_values().flatten().collect();
-    Ok(fleet
+    let mut weeks = app.db.weeks().await.context("read availabilities")?;
+    let fleet: Vec<_> = fleet
         .iter()
-        .map(|agent| {
+        .filter(|agent| !is_lost(agent))
+        .map(|agent| (agent, weeks.remove(&agent.id).unwrap_or_default()))
+        .collect();
+    let worst = worst_hour(fleet.iter().map(|(_, week)| week));
+    let candidates = fleet
+        .iter()
+        .map(|(agent, week)| {
             let slots = u64::from(SlotCount::fitting(agent.lend).0);
             let usable = slots - slots * SPARE_PERCENT / 100;
             let taken = taken.get(&agent.id).copied().unwrap_or(0);
@@ -182,11 +202,12 @@ async fn candidates(
             Candidate {
                 agent: agent.id,
                 room: ByteCount(free * SEGMENT_MAX_BYTES as u64),
-                availability: DEFAULT_AVAILABILITY,
+                availability: week.estimate(worst.hour),
                 holds: holders.contains(&agent.id),
             }
         })
-        .collect())
+        .collect();
+    Ok((candidates, worst))
 }
 
 fn members(candidates: &[Candidate], plan: &Plan) -> Vec<Member> {
@@ -275,6 +296,11 @@ pub(crate) fn is_asleep(agent: &AgentRow) -> bool {
     agent.seen.is_none_or(|seen| Moment::now().since(seen) > ASLEEP_AFTER)
 }
 
+/// Whether an agent's share is made anew on others.
+pub(crate) fn is_lost(agent: &AgentRow) -> bool {
+    Moment::now().since(agent.seen.unwrap_or(agent.joined)) > LOST_AFTER
+}
+
 fn same_fleet(before: &[AgentRow], now: &[AgentRow]) -> bool {
     let of = |fleet: &[AgentRow]| {
         fleet.iter().map(|agent| (agent.id, agent.lend)).collect::<BTreeSet<_>>()
@@ -297,12 +323,19 @@ async fn publish(
 }
 
 /// Says what may be lost. What sleeping clients do not hold yet is not promised.
-async fn promise(app: &App, image: ImageId, plan: &Plan, all_held: bool) -> anyhow::Result<()> {
+async fn promise(
+    app: &App,
+    image: ImageId,
+    plan: &Plan,
+    worst: WorstHour,
+    all_held: bool,
+) -> anyhow::Result<()> {
     let clients = match plan.group.len() {
         1 => "1 client".to_owned(),
         many => format!("{many} clients"),
     };
-    let promise = format!("{} on {clients}. {}", plan.redundancy, plan.sentence());
+    let promise =
+        format!("{} on {clients}. {}{}", plan.redundancy, plan.sentence(), plan.hours(worst));
     let promise = if all_held {
         promise
     } else {

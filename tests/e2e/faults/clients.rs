@@ -131,6 +131,74 @@ mod long {
         run_again(&mut site, 1);
         site.wait_scattered(NAME).unwrap();
     }
+
+    #[test]
+    fn one_that_sleeps_is_waited_for_and_one_that_is_away_for_a_week_is_replaced() {
+        let (mut site, image) = scattered("away", 5, 32);
+        let gone = site.server.agents().unwrap();
+        site.agents[4].process().kill().unwrap();
+        let kept = site.agents[4].state_dir().to_owned();
+        let at = |site: &mut Site, offset: &str| {
+            site.server.process().terminate().unwrap();
+            for index in 0..4 {
+                site.agents[index].process().terminate().unwrap();
+                let agent = &site.agents[index];
+                let (host, state) = (agent.host().clone(), agent.state_dir().to_owned());
+                site.agents[index] =
+                    Agent::run_with_clock(&site.lab, &host, &state, offset).unwrap();
+            }
+            site.server.restart_with_clock(&site.lab, offset).unwrap();
+        };
+        let others = |site: &Site| -> Vec<u64> {
+            let agents = site.server.agents().unwrap();
+            let segments = |id: &str| agents.iter().find(|agent| agent.id == id).unwrap().segments;
+            gone.iter().map(|agent| segments(&agent.id)).collect()
+        };
+        let before = others(&site);
+
+        // Three days later it sleeps: nobody takes its share.
+        at(&mut site, "+3d");
+        site.server.process().wait_for_line("the fleet was planned for anew", 2 * SOON).unwrap();
+        let promise = site.server.image(NAME).unwrap().redundancy.unwrap();
+        assert!(promise.contains("on 5 clients"), "{promise}");
+        assert_eq!(others(&site), before, "a client that sleeps costs nothing");
+
+        at(&mut site, "+8d");
+        eventually("its share to be made anew", 3 * SOON, || {
+            let detail = site.server.image(NAME)?;
+            let anew = detail.redundancy.is_some_and(|promise| promise.contains("on 4 clients"));
+            Ok((anew && detail.scatter.complete).then_some(()))
+        })
+        .unwrap();
+        // Without the server, and without one of those that are left.
+        let installed = site.lab.dir().join("installed.raw");
+        site.agents[0].host().shape(MegabitsPerSecond(40)).unwrap();
+        site.agents[3].host().shape(MegabitsPerSecond(5)).unwrap();
+        let mut installer = site.install_to_file(0, NAME, &installed).unwrap();
+        half_written(&mut installer, &installed);
+        site.agents[3].process().kill().unwrap();
+        site.server.process().kill().unwrap();
+        installer.wait_success(INSTALL).unwrap();
+        assert_eq!(first_difference(&image, &installed).unwrap(), None);
+
+        // It comes back after all, and is one of five again.
+        let host = site.agents[4].host().clone();
+        site.agents[3] = Agent::run_with_clock(
+            &site.lab,
+            &site.agents[3].host().clone(),
+            &site.agents[3].state_dir().to_owned(),
+            "+8d",
+        )
+        .unwrap();
+        site.agents[4] = Agent::run_with_clock(&site.lab, &host, &kept, "+8d").unwrap();
+        site.server.restart_with_clock(&site.lab, "+8d").unwrap();
+        eventually("all five to hold their part", 3 * SOON, || {
+            let detail = site.server.image(NAME)?;
+            let five = detail.redundancy.is_some_and(|promise| promise.contains("on 5 clients"));
+            Ok((five && detail.scatter.complete).then_some(()))
+        })
+        .unwrap();
+    }
 }
 
 #[test]

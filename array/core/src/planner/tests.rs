@@ -185,3 +185,31 @@ proptest! {
         prop_assert_eq!(plan(&fleet, ByteCount(GIB)), plan(&shuffled, ByteCount(GIB)));
     }
 }
+
+#[test]
+fn a_redundancy_that_is_one_step_safer_than_it_need_be_stays() {
+    let fleet = clients(&[20; 20]);
+    let again = |present| plan_again(&fleet, ByteCount(GIB), present).unwrap();
+    assert_eq!(again(None).redundancy, parity(10, 10));
+    let kept = again(Some(parity(9, 11)));
+    assert_eq!(kept.redundancy, parity(9, 11));
+    assert!(kept.alone > again(None).alone);
+    // Less safe than it must be, two steps off, of another width, or too large: planned anew.
+    for present in [parity(11, 9), parity(8, 12), parity(9, 10)] {
+        assert_eq!(again(Some(present)).redundancy, parity(10, 10), "{present}");
+    }
+    let full = ByteCount(20 * GIB / 100 * 99);
+    let tight = plan_again(&clients(&[2; 20]), full, Some(parity(9, 11))).unwrap();
+    assert_eq!(tight.redundancy, parity(10, 10));
+}
+
+#[test]
+fn hours_are_named_once_a_week_was_seen() {
+    use crate::availability::{HourOfWeek, WorstHour};
+    let plan = Plan { alone: 0.999_96, ..planned(&[20; 20]) };
+    let hour = HourOfWeek::new(7).unwrap();
+    assert_eq!(plan.hours(WorstHour { hour, out_of_use: 108, measured: false }), "");
+    let said = plan.hours(WorstHour { hour, out_of_use: 108, measured: true });
+    assert!(said.contains("99.9 % of the time in the worst hour of use (Mon 07:00 UTC)"), "{said}");
+    assert!(said.contains("In 108 hours of the week most clients are off"), "{said}");
+}

@@ -18,9 +18,9 @@ const CA_LIFE: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 const SERVER_LIFE: Duration = Duration::from_secs(820 * 24 * 60 * 60);
 const AGENT_LIFE: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 const TARGET_LIFE: Duration = DAY;
-/// Clocks of blank machines are wrong by hours, and those of old clients by days: a clock that is behind must not keep a
+/// Clocks of blank machines are wrong by hours, and those of old clients by weeks: a clock that is behind must not keep a
 /// member from talking to the others.
-const BACKDATED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const BACKDATED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// A certificate that was just made.
 #[derive(Clone, Debug)]

@@ -1,0 +1,66 @@
+//! How often agents were there, hour by hour of the week.
+
+use std::collections::BTreeMap;
+
+use cairn_core::{
+    availability::{HourOfWeek, Tally, Week},
+    id::AgentId,
+};
+use sqlx::sqlite::SqliteRow;
+
+use super::{Columns as _, Db, DbError, Result};
+
+fn tally(row: &SqliteRow) -> Result<Tally> {
+    let number =
+        |column| u32::try_from(row.number(column)?).map_err(|_| DbError::Unreadable { column });
+    Ok(Tally { looks: number("looks")?, there: number("there")? })
+}
+
+impl Db {
+    /// Counts one look at these agents, and whether each was there.
+    pub(crate) async fn note_presence(
+        &self,
+        hour: HourOfWeek,
+        agents: &[(AgentId, bool)],
+    ) -> Result<()> {
+        let mut transaction = self.write().await?;
+        let mut known = BTreeMap::new();
+        let rows = sqlx::query("SELECT agent, looks, there FROM availability WHERE hour = $1")
+            .bind(hour.number())
+            .fetch_all(&mut *transaction)
+            .await?;
+        for row in &rows {
+            known.insert(AgentId(row.id("agent")?), tally(row)?);
+        }
+        for (agent, there) in agents {
+            let Tally { looks, there } = known.remove(agent).unwrap_or_default().and(*there);
+            // An agent that was forgotten meanwhile has no row to refer to.
+            sqlx::query(
+                "INSERT INTO availability (agent, hour, looks, there) SELECT id, $2, $3, $4 FROM agent WHERE id = $1
+                 ON CONFLICT (agent, hour) DO UPDATE SET looks = excluded.looks, there = excluded.there",
+            )
+            .bind(agent.as_bytes().as_slice())
+            .bind(hour.number())
+            .bind(looks)
+            .bind(there)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// What was counted of every agent that was ever looked for.
+    pub(crate) async fn weeks(&self) -> Result<BTreeMap<AgentId, Week>> {
+        let rows = sqlx::query("SELECT agent, hour, looks, there FROM availability")
+            .fetch_all(&self.pool)
+            .await?;
+        let mut weeks: BTreeMap<AgentId, Week> = BTreeMap::new();
+        for row in &rows {
+            let hour = u8::try_from(row.number("hour")?).ok().and_then(HourOfWeek::new);
+            let hour = hour.ok_or(DbError::Unreadable { column: "hour" })?;
+            weeks.entry(AgentId(row.id("agent")?)).or_default().set(hour, tally(row)?);
+        }
+        Ok(weeks)
+    }
+}
