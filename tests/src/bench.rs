@@ -15,11 +15,12 @@ use crate::paths;
 
 mod images;
 mod link;
+mod overhead;
 mod owner;
 mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 8] = [
+pub const BENCHES: [Bench; 9] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -54,6 +55,11 @@ pub const BENCHES: [Bench; 8] = [
         name: "agent",
         about: "an idle agent's memory, and its start with 20 GiB",
         run: images::idle_agent,
+    },
+    Bench {
+        name: "overhead",
+        about: "what the planner stores for being readable without the server, and how often it then is",
+        run: overhead::measure,
     },
     Bench {
         name: "owner",

@@ -8,6 +8,8 @@
 //!   another is being rebuilt.
 //! * Clients that lend unequal amounts: no client has two shards of a stripe, so a wide stripe fills the small ones first and
 //!   leaves room in the large ones unused. The widest stripe that wastes at most [`MAX_WASTE`] of it is taken.
+//! * Of very many clients only so many are taken as the promise needs: from k = 32 on, more of them would add parity and nothing
+//!   else.
 //! * All segments of an image are spread over one group: independent groups would multiply the risk.
 //!
 //! Invariants: a plan's promise can be kept with the room there is, or there is no plan; the same input gives the same plan;
@@ -204,10 +206,22 @@ pub fn plan(candidates: &[Candidate], needed: ByteCount) -> Result<Plan, Refusal
     }
     let needed_slots = needed.0.div_ceil(SEGMENT_MAX_BYTES as u64).max(1);
     let bounded = ranked.get(..MAX_GROUP).unwrap_or(&ranked);
-    [bounded, &ranked]
+    let thrifty = ranked.get(..thrifty_group(bounded)).unwrap_or(bounded);
+    [thrifty, bounded, &ranked]
         .into_iter()
         .find_map(|group| choose(group, needed_slots))
         .ok_or_else(|| refuse(&ranked, needed))
+}
+
+/// How many of these clients suffice: k is at most [`MAX_DATA`], so from some number on more clients would only add parity that
+/// the promise does not need.
+fn thrifty_group(ranked: &[Candidate]) -> usize {
+    let enough = |count: &usize| {
+        let group = ranked.get(..*count).unwrap_or(ranked);
+        let k = redundancy(group, *count).k();
+        usize::from(k) == MAX_DATA && at_least(k.into(), &rarest(group, *count)) >= PROMISE
+    };
+    (MAX_DATA..ranked.len()).find(enough).unwrap_or(ranked.len())
 }
 
 /// As [`plan`], but a present redundancy that is one step safer than it need be stays: a fleet whose availability hovers

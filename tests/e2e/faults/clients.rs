@@ -186,7 +186,7 @@ mod long {
         site.agents[3] = Agent::run_with_clock(
             &site.lab,
             &site.agents[3].host().clone(),
-            &site.agents[3].state_dir().to_owned(),
+            site.agents[3].state_dir(),
             "+8d",
         )
         .unwrap();

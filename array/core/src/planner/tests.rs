@@ -39,13 +39,13 @@ fn the_numbers_of_the_design() {
         (50, 31, 19),
         (51, 31, 20),
         (52, 32, 20),
-        (58, 32, 26),
-        (100, 32, 26),
-        (300, 32, 26),
+        (58, 32, 20),
+        (100, 32, 20),
+        (300, 32, 20),
     ] {
         let plan = planned(&vec![20; clients]);
         assert_eq!(plan.redundancy, parity(k, m), "{clients} clients");
-        assert_eq!(plan.group.len(), clients.min(MAX_GROUP));
+        assert_eq!(plan.group.len(), clients.min(52));
         assert_eq!(plan.alone >= PROMISE, clients >= 20, "{clients} clients: {}", plan.alone);
     }
 }
@@ -116,7 +116,7 @@ fn a_large_fleet_keeps_who_holds_the_image_and_grows_beyond_a_group_only_for_roo
     let mut fleet = clients(&[20; 100]);
     fleet[90..].iter_mut().for_each(|c| c.holds = true);
     let chosen = plan(&fleet, ByteCount(GIB)).unwrap();
-    assert_eq!(chosen.group.len(), MAX_GROUP);
+    assert_eq!(chosen.group.len(), 52);
     assert!(fleet[90..].iter().all(|c| chosen.group.contains(&c.agent)));
     let large = plan(&fleet, ByteCount(800 * GIB)).unwrap();
     assert_eq!((large.group.len(), large.redundancy), (100, parity(32, 26)));
