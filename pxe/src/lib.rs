@@ -30,6 +30,7 @@ pub mod ipxe;
 mod lease_file;
 mod sockets;
 pub mod tftp;
+mod wake;
 
 pub use boot_files::{BootFiles, IPXE_PACKAGE, LoadLoaderError, LookUpError};
 pub use config::{DhcpMode, FullDhcp, InvalidConfig, PayloadFiles, PxeConfig};
@@ -38,4 +39,5 @@ pub use decision::{BootDecider, BootDecision, DecisionFuture, MachineHint, Platf
 pub use dhcp::LOADERS;
 pub use http::router;
 pub use identity::{MacAddr, MachineUuid, ParseIdentityError};
-pub use sockets::{Bound, address_of_interface, bind, serve};
+pub use sockets::{Bound, address_of_interface, bind, serve, wake};
+pub use wake::{MAGIC_PACKET_BYTES, magic_packet};

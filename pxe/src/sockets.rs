@@ -38,7 +38,9 @@ use crate::config::{DhcpMode, PxeConfig};
 use crate::counters::Counters;
 use crate::decision::BootDecider;
 use crate::dhcp::{self, Arrival, Leases, MessageType, Outcome, Packet, UnixSeconds};
+use crate::identity::MacAddr;
 use crate::tftp::{self, End, ErrorCode, ReadRequest, Transfer, Transmit};
+use crate::wake::magic_packet;
 use crate::{http, lease_file};
 
 /// One byte more than a packet may have, so that a longer one is seen to be longer.
@@ -146,6 +148,26 @@ pub fn address_of_interface(name: &str) -> anyhow::Result<Ipv4Addr> {
             "interface {name} has no IPv4 address: give it one, or name another interface"
         ),
     }
+}
+
+/// The port that magic packets are sent to: discard.
+const WAKE_PORT: u16 = 9;
+/// A datagram may be lost, and nobody tells.
+const WAKE_TIMES: usize = 3;
+
+/// Wakes the machine with this address on the network of an interface.
+///
+/// # Errors
+/// When there is no such interface, or it cannot send.
+pub fn wake(interface: &str, mac: MacAddr) -> io::Result<()> {
+    let socket = udp_socket()?;
+    socket.set_broadcast(true)?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    let everybody = SocketAddrV4::new(Ipv4Addr::BROADCAST, WAKE_PORT).into();
+    for _ in 0..WAKE_TIMES {
+        socket.send_to(&magic_packet(mac), &everybody)?;
+    }
+    Ok(())
 }
 
 impl Bound {

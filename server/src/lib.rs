@@ -38,3 +38,4 @@ mod secret;
 pub mod serve;
 pub mod site;
 mod targets;
+mod wake;

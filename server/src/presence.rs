@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use cairn_core::availability::HourOfWeek;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::{app::App, moment::Moment, scatter::is_asleep};
+use crate::{app::App, moment::Moment, scatter::is_asleep, wake};
 
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const PLAN_EVERY: Duration = Duration::from_secs(3600);
@@ -26,6 +26,9 @@ pub(crate) async fn watch(app: App) {
             _ = looks.tick() => {}
         }
         let mut done = look(&app).await;
+        if done.is_ok() {
+            done = wake::note_links(&app).await;
+        }
         if done.is_ok() && planned.is_none_or(|at| at.elapsed() >= PLAN_EVERY) {
             planned = Some(Instant::now());
             let queued = app.queue_scatter_of_all(Duration::ZERO).await;

@@ -1,7 +1,7 @@
 //! The main job: an image goes in, a blank machine boots from the network and comes up running it,
 //! from its peers. It is the demo itself, with a system that boots quickly.
 
-use std::time::Duration;
+use std::{net::UdpSocket, time::Duration};
 
 use cairn_tests::{
     demo::{self, Options},
@@ -45,4 +45,32 @@ fn an_image_travels_from_a_file_over_the_clients_to_a_file() {
     site.install_to_file(0, "travel", &file).unwrap().wait_success(INSTALL).unwrap();
     // Free blocks of the file system are not carried: they are zeros in both.
     assert_eq!(first_difference(&image.path, &file).unwrap(), None);
+}
+
+#[test]
+fn a_deployment_wakes_the_clients_that_hold_the_image() {
+    let mut site = Site::start("wake", NetworkBoot::Off).unwrap();
+    site.join(3, "512MiB").unwrap();
+    let wanted = Synthetic { size_mib: 64, files_mib: 24, seed: 1 };
+    let image = synthetic_ext4(&site.lab.dir().join("image.raw"), wanted).unwrap();
+    site.add_image(&image.path, "wake").unwrap();
+    site.wait_scattered("wake").unwrap();
+    // Its machine sleeps; its network adapter listens.
+    let host = site.agents[1].host().clone();
+    site.agents[1].process().kill().unwrap();
+    let adapter = host.enter(|| UdpSocket::bind(("0.0.0.0", 9))).unwrap().unwrap();
+    adapter.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let file = site.lab.dir().join("installed.raw");
+    let mut installer = site.install_to_file(0, "wake", &file).unwrap();
+    let mut packet = [0; 200];
+    let magic = [vec![0xff; 6], host.mac().unwrap().repeat(16)].concat();
+    // Packets are broadcast: those for the other holders arrive here too.
+    loop {
+        let (length, from) = adapter.recv_from(&mut packet).unwrap();
+        assert_eq!(from.ip(), site.server.host().address());
+        if packet[..length] == magic {
+            break;
+        }
+    }
+    installer.wait_success(INSTALL).unwrap();
 }

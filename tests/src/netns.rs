@@ -253,6 +253,18 @@ impl Host {
         self.address
     }
 
+    /// The hardware address of its interface.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn mac(&self) -> Result<[u8; 6]> {
+        let path = "/sys/class/net/eth0/address";
+        let text = run("ip", ["netns", "exec", &self.namespace, "cat", path])?;
+        let mut mac = [0; 6];
+        hex::decode_to_slice(text.trim().replace(':', ""), &mut mac).context("read the address")?;
+        Ok(mac)
+    }
+
     /// Limits the link to `rate` both ways (token bucket at both ends).
     ///
     /// # Errors

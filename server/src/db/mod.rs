@@ -26,6 +26,7 @@ pub mod event;
 pub mod holding;
 pub mod image;
 pub mod job;
+pub(crate) mod link;
 pub mod machine;
 pub(crate) mod recovered;
 pub mod segment;

@@ -17,7 +17,7 @@ use crate::{
     deployments::InstallEvent,
     events::Event,
     moment::Moment,
-    secret,
+    secret, wake,
 };
 
 /// The most machines in one deployment.
@@ -252,6 +252,9 @@ async fn make_deployment(app: &App, wish: &Wish, machines: &[MachineId]) -> Resu
         DeployError::Gone => api::image::unknown(&wish.image),
         DeployError::Db(error) => error.into(),
     })?;
+    if let Err(error) = wake::holders(app, version.image).await {
+        tracing::warn!(error = format!("{error:#}"), "the holders of the image were not woken");
+    }
     app.targets_changed.notify();
     app.events.emit(Event::DeploymentChanged { id }).await;
     Ok(id)
