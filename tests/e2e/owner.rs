@@ -20,7 +20,7 @@ fn the_owner_fills_his_disk_and_the_client_gives_way_without_asking() {
     let mut site = Site::start("owner-first", NetworkBoot::Off).unwrap();
     let disk = SmallDisk::mount(&site.lab.dir().join("owners-disk"), 512).unwrap();
     site.join(3, "512MiB").unwrap();
-    site.join_with_disk(&disk, &["256MiB", "--reserve", "128MiB"]).unwrap();
+    site.join_at(&disk.path().join("client4"), &["256MiB", "--reserve", "128MiB"]).unwrap();
     let wanted = Synthetic { size_mib: 192, files_mib: 150, seed: 8 };
     let image = synthetic_ext4(&site.lab.dir().join("image.raw"), wanted).unwrap().path;
     site.add_image(&image, NAME).unwrap();

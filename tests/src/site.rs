@@ -13,7 +13,6 @@ use crate::{
     netns::{Host, Lab},
     paths,
     process::{Process, Program},
-    small_disk::SmallDisk,
     stand_in::StandIn,
 };
 
@@ -86,15 +85,14 @@ impl Site {
         self.server.approve_agents(self.agents.len(), APPROVE)
     }
 
-    /// Lets a client join whose disk is its own, with `terms` after `--lend`, and approves it.
+    /// Lets a client join whose state is in a folder of its own, with `terms` after `--lend`, and approves it.
     ///
     /// # Errors
     /// It does not become a member.
-    pub fn join_with_disk(&mut self, disk: &SmallDisk, terms: &[&str]) -> Result<()> {
+    pub fn join_at(&mut self, state_dir: &Path, terms: &[&str]) -> Result<()> {
         let (host, _) = self.next_client()?;
-        let state_dir = disk.path().join("cairn-agent");
-        join(&host, &self.server, &self.server.join_token()?, terms, &state_dir)?;
-        self.agents.push(Agent::run(&self.lab, &host, &state_dir)?);
+        join(&host, &self.server, &self.server.join_token()?, terms, state_dir)?;
+        self.agents.push(Agent::run(&self.lab, &host, state_dir)?);
         self.server.approve_agents(self.agents.len(), APPROVE)
     }
 

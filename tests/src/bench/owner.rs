@@ -37,7 +37,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
 fn gives_way() -> Result<Figure> {
     let mut site = Site::start("bench-owner", NetworkBoot::Off)?;
     let disk = SmallDisk::mount(&site.lab.dir().join("owners-disk"), 6144)?;
-    site.join_with_disk(&disk, &["3GiB", "--reserve", "1280MiB"])?;
+    site.join_at(&disk.path().join("client1"), &["3GiB", "--reserve", "1280MiB"])?;
     add(&site, 3000, 2400)?;
     let held = site.agents[0].status()?.segments;
     let most = disk.available()?.checked_sub(RESERVE).context("the disk is too full to begin")?;
