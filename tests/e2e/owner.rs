@@ -37,20 +37,23 @@ fn the_owner_fills_his_disk_and_the_client_gives_way_without_asking() {
         Ok((disk.available()? >= RESERVE).then_some(()))
     })
     .unwrap();
-    let gave_way = site.agents[3].status().unwrap();
-    assert!(gave_way.lend < before.lend && gave_way.segments < before.segments, "{gave_way:?}");
+    let gave_way = eventually("the client to say so", SOON, || {
+        let now = site.agents[3].status()?;
+        Ok((now.lend < before.lend && now.segments < before.segments).then_some(now))
+    })
+    .unwrap();
 
     // What was given up is restored elsewhere, and nothing of it comes back to the full disk.
     site.server.restart(&site.lab, &[]).unwrap();
     eventually("the server to know what is lent now", SOON, || {
         let agents = site.server.agents()?;
-        Ok(agents.iter().any(|agent| agent.lend == gave_way.lend).then_some(()))
+        Ok(agents.iter().any(|agent| agent.lend <= gave_way.lend).then_some(()))
     })
     .unwrap();
     site.wait_scattered(NAME).unwrap();
     assert!(disk.available().unwrap() >= RESERVE);
-    let after = site.agents[3].status().unwrap();
-    assert_eq!((after.lend, after.missing), (gave_way.lend, 0));
+    let after = site.wait_settled(3).unwrap();
+    assert!(after.lend <= gave_way.lend, "{gave_way:?} {after:?}");
     let installed = site.lab.dir().join("installed.raw");
     site.install_to_file(0, NAME, &installed).unwrap().wait_success(INSTALL).unwrap();
     assert_eq!(first_difference(&image, &installed).unwrap(), None);

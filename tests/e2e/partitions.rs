@@ -81,7 +81,7 @@ fn an_image_reaches_clients_that_cannot_reach_each_other_or_the_server_for_a_whi
 
     hosts[3].heal().unwrap();
     site.wait_scattered(NAME).unwrap();
-    assert_eq!(site.agents[3].status().unwrap().missing, 0);
+    site.wait_settled(3).unwrap();
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    cairn::{Agent, ImageDetail, LAB_RESERVE, Server, Status, binary, eventually, join},
+    cairn::{
+        Agent, AgentStatus, ImageDetail, LAB_RESERVE, Server, Status, binary, eventually, join,
+    },
     dhcpd::Dhcpd,
     netns::{Host, Lab},
     paths,
@@ -121,6 +123,18 @@ impl Site {
         eventually(&format!("image {name} to be scattered"), SCATTER, || {
             let detail = self.server.image(name)?;
             Ok(detail.scatter.complete.then_some(detail))
+        })
+    }
+
+    /// Waits until client `index` has all that it was last asked to hold: its share of the images and of the bundle.
+    ///
+    /// # Errors
+    /// It is not in time, or the client does not tell.
+    pub fn wait_settled(&self, index: usize) -> Result<AgentStatus> {
+        let agent = self.agents.get(index).context("find the client")?;
+        eventually("the client to hold its share", SCATTER, || {
+            let status = agent.status()?;
+            Ok((status.missing == 0).then_some(status))
         })
     }
 

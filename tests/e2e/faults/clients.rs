@@ -214,10 +214,12 @@ fn one_whose_storage_file_comes_back_from_an_old_copy_says_what_it_has_and_fetch
     let newer = synthetic_ext4(&site.lab.dir().join("newer.raw"), wanted).unwrap().path;
     site.add_image(&newer, "newer").unwrap();
     site.wait_scattered("newer").unwrap();
+    let then = slots(&state);
     site.server.run(&["image", "remove", NAME]).unwrap();
     eventually("the old image to be forgotten", SOON, || {
-        Ok((site.agents[1].status()?.missing == 0 && site.server.image(NAME).is_err())
-            .then_some(()))
+        let now = slots(&state);
+        let forgets = then.iter().any(|old| now.iter().all(|slot| slot.id != old.id));
+        Ok((forgets && site.server.image(NAME).is_err()).then_some(()))
     })
     .unwrap();
     site.agents[1].process().terminate().unwrap();
