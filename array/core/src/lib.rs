@@ -31,4 +31,5 @@ pub mod segment;
 pub mod sign;
 pub mod sparse;
 pub mod stripe_map;
+pub mod turns;
 pub mod units;

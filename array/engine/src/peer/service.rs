@@ -107,7 +107,7 @@ async fn segment<S: SegmentSource>(
         id.parse().map_err(|_| (StatusCode::BAD_REQUEST, "a segment id is 64 hex digits\n"))?;
     let slot = match (member, turn.and_then(|turn| service.turns.take(turn, member))) {
         (_, Some(slot)) => Some(slot),
-        (Member::Target(_), None) => Some(service.turns.wait().await?),
+        (Member::Target(_), None) => Some(service.turns.wait(member).await?),
         (Member::Agent(_) | Member::Server, None) => None,
     };
     match service.source.segment(id, member).await {

@@ -1,7 +1,7 @@
 //! Turns: how many targets are sent to at once.
 //!
-//! A few complete segments are worth more to a swarm than many half ones, so a sender serves [`SLOTS`] targets at a time, in the
-//! order in which they asked. A receiver that is slower than this sender's link does not keep others waiting: a turn counts
+//! A few complete segments are worth more to a swarm than many half ones, so a sender serves [`SLOTS`] targets at a time, as
+//! [`cairn_core::turns`] decides. A receiver that is slower than this sender's link does not keep others waiting: a turn counts
 //! only as long as a sending at the best speed seen would take.
 //!
 //! Invariants: a turn that is granted and not used ends after [`UNUSED`]; those that wait are bounded.
@@ -9,15 +9,16 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use cairn_core::turns::{self, AskId};
 use futures::stream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::tls::Member;
@@ -46,18 +47,19 @@ pub(super) struct Turns(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    slots: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    queue: Arc<Mutex<Queue>>,
     next: AtomicU64,
-    granted: Mutex<HashMap<u64, (Member, OwnedSemaphorePermit)>>,
+    granted: Mutex<HashMap<u64, (Member, Slot)>>,
     speed: Mutex<Speed>,
 }
 
 impl Turns {
     pub(super) fn new() -> Self {
         Self(Arc::new(Inner {
-            slots: Arc::new(Semaphore::new(SLOTS)),
-            waiting: AtomicUsize::new(0),
+            queue: Arc::new(Mutex::new(Queue {
+                turns: turns::Turns::new(SLOTS),
+                answers: HashMap::new(),
+            })),
             next: AtomicU64::new(1),
             granted: Mutex::default(),
             speed: Mutex::new(Speed::new(Instant::now())),
@@ -65,15 +67,27 @@ impl Turns {
     }
 
     /// Waits for a turn.
-    pub(super) async fn wait(&self) -> Result<OwnedSemaphorePermit, Busy> {
-        let _place = Place::take(&self.0.waiting).ok_or(Busy)?;
-        let slot = Arc::clone(&self.0.slots).acquire_owned();
-        tokio::time::timeout(WAIT, slot).await.ok().and_then(Result::ok).ok_or(Busy)
+    pub(super) async fn wait(&self, member: Member) -> Result<Slot, Busy> {
+        let (_place, granted) = self.queue_up(member)?;
+        grant_all(&self.0.queue);
+        tokio::time::timeout(WAIT, granted).await.ok().and_then(Result::ok).ok_or(Busy)
+    }
+
+    fn queue_up(&self, member: Member) -> Result<(Place, oneshot::Receiver<Slot>), Busy> {
+        let (answer, granted) = oneshot::channel();
+        let mut queue = lock(&self.0.queue);
+        if queue.turns.waiting() >= MAX_WAITING {
+            return Err(Busy);
+        }
+        let ask = queue.turns.ask(member);
+        queue.answers.insert(ask, answer);
+        drop(queue);
+        Ok((Place { queue: Arc::clone(&self.0.queue), ask }, granted))
     }
 
     /// Waits for a turn and keeps it for `member`.
     pub(super) async fn grant(&self, member: Member) -> Result<u64, Busy> {
-        let slot = self.wait().await?;
+        let slot = self.wait(member).await?;
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         self.granted().insert(number, (member, slot));
         let turns = self.clone();
@@ -85,22 +99,22 @@ impl Turns {
     }
 
     /// Takes a granted turn, to use it or to end it. None when it ended already or is another's.
-    pub(super) fn take(&self, number: u64, member: Member) -> Option<OwnedSemaphorePermit> {
+    pub(super) fn take(&self, number: u64, member: Member) -> Option<Slot> {
         let mut granted = self.granted();
         let own = granted.get(&number).is_some_and(|(owner, _)| *owner == member);
         own.then(|| granted.remove(&number)).flatten().map(|(_, slot)| slot)
     }
 
-    fn granted(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (Member, OwnedSemaphorePermit)>> {
-        self.0.granted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn granted(&self) -> MutexGuard<'_, HashMap<u64, (Member, Slot)>> {
+        lock(&self.0.granted)
     }
 
-    fn speed(&self) -> std::sync::MutexGuard<'_, Speed> {
-        self.0.speed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn speed(&self) -> MutexGuard<'_, Speed> {
+        lock(&self.0.speed)
     }
 
     /// The body of an answer that uses `slot` while it is sent, but not longer than it should take.
-    pub(super) fn body(&self, bytes: Bytes, slot: OwnedSemaphorePermit) -> axum::body::Body {
+    pub(super) fn body(&self, bytes: Bytes, slot: Slot) -> axum::body::Body {
         let counts = self.speed().takes(bytes.len());
         let sent = CancellationToken::new();
         let sending =
@@ -126,19 +140,57 @@ struct Sending {
     _sent: DropGuard,
 }
 
-/// A place among those that wait.
-struct Place<'a>(&'a AtomicUsize);
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize) -> Option<Self> {
-        let place = Self(waiting);
-        (waiting.fetch_add(1, Ordering::Relaxed) < MAX_WAITING).then_some(place)
+/// Who waits, and how each is told.
+#[derive(Debug)]
+struct Queue {
+    turns: turns::Turns<Member>,
+    answers: HashMap<AskId, oneshot::Sender<Slot>>,
+}
+
+/// Gives out the turns that are free.
+fn grant_all(queue: &Arc<Mutex<Queue>>) {
+    loop {
+        let mut locked = lock(queue);
+        let Some((ask, member)) = locked.turns.grant() else { return };
+        let answer = locked.answers.remove(&ask);
+        drop(locked);
+        let slot = Slot { queue: Arc::clone(queue), member };
+        // Who does not wait any more gives it back by dropping it.
+        if let Some(answer) = answer {
+            drop(answer.send(slot));
+        }
     }
 }
 
-impl Drop for Place<'_> {
+/// A turn, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    queue: Arc<Mutex<Queue>>,
+    member: Member,
+}
+
+impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        lock(&self.queue).turns.end(self.member);
+        grant_all(&self.queue);
+    }
+}
+
+/// A place among those that wait.
+struct Place {
+    queue: Arc<Mutex<Queue>>,
+    ask: AskId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.queue);
+        queue.turns.forget(self.ask);
+        queue.answers.remove(&self.ask);
     }
 }
 
@@ -202,9 +254,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_stops_waiting_keeps_no_turn_from_others() {
+        let turns = Turns::new();
+        let slots = (turns.wait(ONE).await.unwrap(), turns.wait(ONE).await.unwrap());
+        let gone = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.wait(OTHER).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        gone.abort();
+        assert!(gone.await.is_err());
+        let begun = tokio::time::Instant::now();
+        drop(slots);
+        let _both = (turns.wait(ONE).await.unwrap(), turns.wait(OTHER).await.unwrap());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_waits_too_long_hears_that_all_are_busy() {
         let turns = Turns::new();
-        let _slots = (turns.wait().await.unwrap(), turns.wait().await.unwrap());
+        let _slots = (turns.wait(ONE).await.unwrap(), turns.wait(ONE).await.unwrap());
         let begun = tokio::time::Instant::now();
         assert!(turns.grant(ONE).await.is_err());
         assert_eq!(begun.elapsed(), WAIT);
@@ -214,10 +283,10 @@ mod tests {
     async fn a_receiver_that_does_not_read_keeps_others_waiting_for_a_while_only() {
         let turns = Turns::new();
         let bytes = Bytes::from(vec![1; 1 << 20]);
-        let slow = turns.body(bytes.clone(), turns.wait().await.unwrap());
-        let _other = turns.wait().await.unwrap();
+        let slow = turns.body(bytes.clone(), turns.wait(ONE).await.unwrap());
+        let _other = turns.wait(OTHER).await.unwrap();
         let begun = tokio::time::Instant::now();
-        drop(turns.wait().await.unwrap());
+        drop(turns.wait(ONE).await.unwrap());
         assert_eq!(begun.elapsed(), MOST);
         let mut read = Vec::new();
         let mut pieces = slow.into_data_stream();
