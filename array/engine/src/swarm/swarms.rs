@@ -26,6 +26,8 @@ const SILENCE: Duration = Duration::from_secs(3 * SYNC_HOLD.as_secs());
 const LEASE: Duration = Duration::from_secs(10);
 /// Leases above this number are looked through for those that are over.
 const MANY_LEASES: usize = 4096;
+/// How many neighbours are of other subnets, if there are any.
+const FAR_NEIGHBOURS: usize = 4;
 /// So many targets must complain about another before it is not named any more.
 const COMPLAINTS: usize = 2;
 
@@ -118,7 +120,8 @@ impl Swarms {
         true
     }
 
-    /// Others for a target: those of its own subnet first, beyond that by a number that both sides agree on.
+    /// Others for a target: mostly of its own subnet, a few of others so that subnets are not islands that each get everything
+    /// from the server; beyond that by a number that both sides agree on.
     fn neighbours(&self, install: InstallId) -> Vec<Neighbour> {
         let state = self.state();
         let Some(me) = state.targets.get(&install) else { return Vec::new() };
@@ -137,6 +140,9 @@ impl Swarms {
             })
             .collect();
         others.sort_unstable_by_key(|(far, chance, _)| (*far, *chance));
+        let near = others.iter().take_while(|(far, ..)| !far).count();
+        let surplus = near.saturating_sub(MAX_NEIGHBOURS - FAR_NEIGHBOURS.min(others.len() - near));
+        others.drain(near - surplus..near);
         others.truncate(MAX_NEIGHBOURS);
         others.into_iter().map(|(.., neighbour)| neighbour).collect()
     }
@@ -208,6 +214,25 @@ mod tests {
         assert!(names(&swarms, 4).is_empty());
         swarms.leave(install(3));
         assert_eq!(names(&swarms, 1), [2]);
+    }
+
+    #[test]
+    fn subnets_are_no_islands() {
+        let targets: Vec<_> = (1..=80).map(|n| (n, 1, [10, 0, n % 2, n])).collect();
+        let (swarms, _) = swarm(&targets);
+        for n in 1..=80 {
+            let names = names(&swarms, n);
+            let far = names.iter().filter(|other| *other % 2 != n % 2).count();
+            assert_eq!((names.len(), far), (MAX_NEIGHBOURS, FAR_NEIGHBOURS));
+        }
+        // Few are far: all the others are near.
+        let (swarms, _) = swarm(&[&targets[..0], &[(200, 1, [10, 9, 9, 9])]].concat());
+        assert!(names(&swarms, 200).is_empty());
+        let near: Vec<_> = (1..=40).map(|n| (n, 1, [10, 0, 0, n])).collect();
+        let (swarms, _) = swarm(&[&near[..], &[(200, 1, [10, 9, 9, 9])]].concat());
+        assert_eq!(names(&swarms, 200).len(), MAX_NEIGHBOURS);
+        let of_one = names(&swarms, 1);
+        assert!(of_one.len() == MAX_NEIGHBOURS && of_one.contains(&200));
     }
 
     #[test]
