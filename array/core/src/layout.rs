@@ -9,6 +9,7 @@
 //! | segments were added | they form new stripes, together with those of the last, short stripe |
 //! | segments are dead | their stripes are dissolved and what lives in them forms new stripes |
 //! | clients joined or left | shards move by quota, see [`crate::placement`] |
+//! | a client came back | its share is first of all what it still has |
 //!
 //! Invariants: every wanted data segment has exactly one place; a parity row is kept only with the very k and data segments it was
 //! computed from; at most one stripe is short; the same input gives the same layout; a layout that fits is not changed.
@@ -16,7 +17,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::id::{AgentId, ImageId, SegmentId};
-use crate::placement::{PlaceError, Row, place};
+use crate::placement::{PlaceError, Row, Spare, place};
 use crate::planner::Redundancy;
 use crate::stripe_map::{HolderIndex, Shard, Stripe, StripeIndex, StripeMap};
 use crate::units::Generation;
@@ -55,6 +56,9 @@ pub struct PlannedStripe {
     pub parity: Vec<PlannedParity>,
 }
 
+/// Who has which segments, whatever a map says: a client that comes back has those that were made anew meanwhile.
+pub type Held = HashMap<SegmentId, Vec<AgentId>>;
+
 /// Where everything shall be. Holder positions are those in `holders`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -70,7 +74,8 @@ pub struct Transfer {
     pub to: AgentId,
 }
 
-/// Decides the layout of the data segments, given in the order of the image.
+/// Decides the layout of the data segments, given in the order of the image. `held` is what clients of the group have beyond
+/// what `now` says.
 ///
 /// # Errors
 /// [`PlaceError`] when the members have too little room for it: the plan was made for others.
@@ -79,6 +84,7 @@ pub fn converge(
     data: &[DataSegment],
     redundancy: Redundancy,
     members: &[Member],
+    held: &Held,
 ) -> Result<Layout, PlaceError> {
     let mut members = members.to_vec();
     members.sort_unstable_by_key(|member| member.agent);
@@ -90,7 +96,7 @@ pub fn converge(
     let stripes = regroup(now, data, redundancy, &holders);
     let rows: Vec<_> = stripes.iter().map(|stripe| row(stripe, redundancy)).collect();
     let rooms: Vec<_> = members.iter().map(|member| member.room).collect();
-    let table = place(&rows, &rooms)?;
+    let table = place(&rows, &spares(&stripes, held, &holders, redundancy), &rooms)?;
     let stripes = stripes.into_iter().zip(table).map(|(mut stripe, row)| {
         settle(&mut stripe, row, redundancy);
         stripe
@@ -297,6 +303,42 @@ fn row(stripe: &PlannedStripe, redundancy: Redundancy) -> Row {
             data.chain(parity).map(|holders| holders.first().copied()).collect()
         }
     }
+}
+
+/// The places whose shards somebody of the group has although they are not his.
+fn spares(
+    stripes: &[PlannedStripe],
+    held: &Held,
+    holders: &[AgentId],
+    redundancy: Redundancy,
+) -> Vec<Spare> {
+    let mut spares = Vec::new();
+    if held.is_empty() {
+        return spares;
+    }
+    for (stripe, planned) in stripes.iter().enumerate() {
+        let kept = planned.parity.iter().map(|parity| match parity {
+            PlannedParity::Keep(shard) => Some(shard),
+            PlannedParity::Compute { .. } => None,
+        });
+        let shards = planned.data.iter().map(Some).chain(kept).enumerate();
+        for (shard_at, shard) in shards.filter_map(|(at, shard)| Some((at, shard?))) {
+            // Copies of a segment are all the same: any place of the row will do.
+            let places = match redundancy {
+                Redundancy::Copies { count } => 0..usize::from(count),
+                Redundancy::Parity { .. } => shard_at..shard_at + 1,
+            };
+            for agent in held.get(&shard.id).into_iter().flatten() {
+                let at = holders.binary_search(agent).ok().and_then(|at| u16::try_from(at).ok());
+                let Some(holder) = at.map(HolderIndex) else { continue };
+                if shard.holders.contains(&holder) {
+                    continue;
+                }
+                spares.extend(places.clone().map(|place| Spare { stripe, place, holder }));
+            }
+        }
+    }
+    spares
 }
 
 /// Writes the holders that placement chose into the stripe.

@@ -2,7 +2,8 @@
 //!
 //! Each holder's quota is proportional to its room, and at most one shard of each stripe. The table starts from where shards are
 //! now, fills the places that nobody holds, then moves shards from those above their quota to those below it, and nothing else:
-//! who joins receives his share, who leaves gives his share away.
+//! who joins receives his share, who leaves gives his share away. Who comes back with shards that were made anew meanwhile gets
+//! those as his share before any others: they are there already.
 //!
 //! Where a direct move is impossible because everyone below his quota already has a shard of every stripe in question, a chain of moves
 //! is searched (the augmenting path of a bipartite flow):
@@ -20,6 +21,14 @@ use crate::stripe_map::{HolderIndex, MAX_HOLDERS};
 
 /// Who holds each shard of a stripe, by place; `None` where nobody does yet.
 pub type Row = Vec<Option<HolderIndex>>;
+
+/// A holder that has the shard of a place although the place is not its own: a move to it costs nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spare {
+    pub stripe: usize,
+    pub place: usize,
+    pub holder: HolderIndex,
+}
 
 /// Why shards cannot be placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,15 +90,23 @@ pub fn quotas(
     Ok(quotas)
 }
 
-/// Places every shard. `now` has a row for each stripe; `rooms` are in shards.
+/// Places every shard. `now` has a row for each stripe; `rooms` are in shards. Spares that name nothing are ignored.
 ///
 /// # Errors
 /// [`PlaceError`] when there is not enough room, or not enough holders for the widest stripe.
-pub fn place(now: &[Row], rooms: &[u64]) -> Result<Vec<Vec<HolderIndex>>, PlaceError> {
+pub fn place(
+    now: &[Row],
+    spares: &[Spare],
+    rooms: &[u64],
+) -> Result<Vec<Vec<HolderIndex>>, PlaceError> {
     if rooms.len() > MAX_HOLDERS {
         return Err(PlaceError::TooManyHolders { count: rooms.len() });
     }
     let mut table = Table::new(now, rooms)?;
+    // Open places first: who gets one has no need of another's.
+    for open in [true, false] {
+        spares.iter().for_each(|spare| table.reuse(*spare, open));
+    }
     for stripe in 0..now.len() {
         table.fill(stripe)?;
     }
@@ -213,6 +230,23 @@ impl Table {
             .filter(|h| self.excess(*h) < self.slack(*h) && self.loads[*h] < self.rooms[*h])
             .filter(|h| !self.has(stripe, *h))
             .min_by_key(|h| self.excess(*h))
+    }
+
+    /// Gives a place to who has its shard already, when that brings him nearer to his quota.
+    fn reuse(&mut self, spare: Spare, open: bool) {
+        let Spare { stripe, place, holder } = spare;
+        let to = usize::from(holder.0);
+        let held = self.rows.get(stripe).and_then(|row| row.get(place)).copied();
+        let Some(held) = held.filter(|_| to < self.loads.len() && !self.has(stripe, to)) else {
+            return;
+        };
+        let helps = match held {
+            None => open && self.lack(to) > 0,
+            Some(from) => !open && self.worth(usize::from(from.0), to),
+        };
+        if helps {
+            self.set(stripe, place, to);
+        }
     }
 
     /// Finds a holder for each place of a stripe that has none.

@@ -31,6 +31,9 @@ pub const DEFAULT_AVAILABILITY: f64 = 0.8;
 /// The share of the room that a wider stripe may leave unused, of what the best width could use.
 pub const MAX_WASTE: f64 = 0.05;
 
+/// How much more than a new plan would store a present one may, without being replaced by it.
+pub const MAX_SURPLUS: f64 = 0.1;
+
 /// A client that may hold a part of the image. It is a failure domain of its own.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
@@ -39,7 +42,7 @@ pub struct Candidate {
     pub room: ByteCount,
     /// The probability that it is there, 0 to 1, in the worst hours.
     pub availability: f64,
-    /// It holds segments of this image already.
+    /// It is one of those that hold the image already.
     pub holds: bool,
 }
 
@@ -224,8 +227,12 @@ fn thrifty_group(ranked: &[Candidate]) -> usize {
     (MAX_DATA..ranked.len()).find(enough).unwrap_or(ranked.len())
 }
 
-/// As [`plan`], but a present redundancy that is one step safer than it need be stays: a fleet whose availability hovers
-/// about a threshold must not rewrite its parity to and fro.
+/// As [`plan`], but what there is stays while it is nearly as good: a fleet whose availability hovers about a threshold must
+/// not rewrite its parity to and fro, nor let clients out of a group and in again. A present redundancy stays when it keeps
+/// the promise at least as well and
+///
+/// * is one step safer than it need be over the same clients, or
+/// * stores at most [`MAX_SURPLUS`] more, where there are more clients than are needed.
 ///
 /// # Errors
 /// As [`plan`].
@@ -238,22 +245,31 @@ pub fn plan_again(
     let (Some(present), Redundancy::Parity { .. }) = (present, next.redundancy) else {
         return Ok(next);
     };
+    let ranked = rank(candidates);
     let one_step_safer =
         present.width() == next.redundancy.width() && present.k() + 1 == next.redundancy.k();
-    let needed_slots = needed.0.div_ceil(SEGMENT_MAX_BYTES as u64).max(1);
-    let group: Vec<_> = candidates
-        .iter()
-        .filter(|candidate| next.group.contains(&candidate.agent))
-        .copied()
-        .collect();
+    let surplus = present.overhead() / next.redundancy.overhead() - 1.0;
+    let as_good = next.group.len() < ranked.len() && (0.0..=MAX_SURPLUS).contains(&surplus);
+    let size = if one_step_safer {
+        next.group.len()
+    } else {
+        let holders = ranked.iter().filter(|candidate| candidate.holds).count();
+        holders.clamp(present.width(), MAX_GROUP.max(present.width()))
+    };
+    let Some(group) = ranked.get(..size).filter(|_| one_step_safer || as_good) else {
+        return Ok(next);
+    };
     let rooms: Vec<_> = group.iter().map(Candidate::slots).collect();
+    let needed_slots = needed.0.div_ceil(SEGMENT_MAX_BYTES as u64).max(1);
     let fits =
-        || needed_slots.div_ceil(present.k().into()) <= stripes_that_fit(&rooms, present.width());
-    if !one_step_safer || !fits() {
+        needed_slots.div_ceil(present.k().into()) <= stripes_that_fit(&rooms, present.width());
+    let alone = at_least(present.k().into(), &rarest(group, present.width()));
+    if !fits || alone < next.alone.min(PROMISE) {
         return Ok(next);
     }
-    let alone = at_least(present.k().into(), &rarest(&group, present.width()));
-    Ok(Plan { redundancy: present, alone, ..next })
+    let mut members: Vec<_> = group.iter().map(|candidate| candidate.agent).collect();
+    members.sort_unstable();
+    Ok(Plan { redundancy: present, alone, group: members })
 }
 
 /// The stripes of `width` different clients each that fit into the clients' room.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cairn_core::{
     erasure::Recipe,
     id::{AgentId, ImageId, InstallId, SegmentId, VersionId},
-    layout::{DataSegment, Layout, Member as Holder, converge},
+    layout::{DataSegment, Held, Layout, Member as Holder, converge},
     manifest::{Draft, Public, Secret, SegmentEntry},
     planner::{Candidate, Plan, plan},
     seal::{SealKey, Sealer},
@@ -245,7 +245,7 @@ fn spread(version: &Version, store: &Memory, agents: &[AgentId]) -> (StripeMap, 
     let needed = data.iter().map(|segment| u64::from(segment.bytes)).sum();
     let Plan { redundancy, group, .. } = plan(&candidates, ByteCount(needed)).unwrap();
     let members: Vec<_> = group.iter().map(|agent| Holder { agent: *agent, room: 4096 }).collect();
-    let layout = converge(None, &data, redundancy, &members).unwrap();
+    let layout = converge(None, &data, redundancy, &members, &Held::new()).unwrap();
     let mut parity = Memory::default();
     let computed = compute_parity(&layout, store, &mut parity);
     (layout.map(version.public.image, Generation(1), &computed).unwrap(), parity)

@@ -132,7 +132,7 @@ pub(crate) async fn note_bad_segment(
 ) -> Result<(), ApiError> {
     tracing::warn!(segment = %bad.segment, holder = ?bad.holder, told_by, "a bad segment was reported");
     if let Some(holder) = bad.holder
-        && app.db.doubt_holding(holder, bad.segment).await?
+        && app.db.doubt_holdings(&[(holder, bad.segment)]).await? > 0
     {
         app.agents_changed.notify();
     }

@@ -251,22 +251,29 @@ impl Db {
         Ok(images.into_iter().collect())
     }
 
-    /// Notes that an agent served a damaged segment: it no longer counts as a holder until it has looked again.
-    /// Says whether it was to hold it.
-    pub(crate) async fn doubt_holding(&self, agent: AgentId, id: SegmentId) -> Result<bool> {
+    /// Notes that agents may not have these segments as they should be: each counts as a holder again once it has looked.
+    /// Returns how many of them they were to hold.
+    pub(crate) async fn doubt_holdings(&self, pairs: &[(AgentId, SegmentId)]) -> Result<u64> {
         let mut transaction = self.write().await?;
-        let known = sqlx::query(
-            "INSERT INTO recheck (agent, segment) SELECT agent, segment FROM assignment
-             WHERE agent = $1 AND segment = $2 ON CONFLICT DO NOTHING",
-        )
-        .bind(agent.as_bytes().as_slice())
-        .bind(id.as_bytes().as_slice())
-        .execute(&mut *transaction)
-        .await?
-        .rows_affected()
-            > 0;
-        lose(&mut transaction, agent, id).await?;
-        if known {
+        let mut known = 0;
+        let mut agents = BTreeSet::new();
+        for (agent, id) in pairs {
+            let noted = sqlx::query(
+                "INSERT INTO recheck (agent, segment) SELECT agent, segment FROM assignment
+                 WHERE agent = $1 AND segment = $2 ON CONFLICT DO NOTHING",
+            )
+            .bind(agent.as_bytes().as_slice())
+            .bind(id.as_bytes().as_slice())
+            .execute(&mut *transaction)
+            .await?
+            .rows_affected();
+            lose(&mut transaction, *agent, *id).await?;
+            if noted > 0 {
+                known += noted;
+                agents.insert(*agent);
+            }
+        }
+        for agent in agents {
             raise(&mut transaction, agent).await?;
         }
         transaction.commit().await?;

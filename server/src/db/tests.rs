@@ -148,8 +148,7 @@ async fn an_assignment_wakes_only_those_whose_share_changed() {
     assert_eq!((count.wanted, count.held, count.held_bytes), (3, 1, ByteCount(100)));
 
     // A target says that `a` served it wrong bytes: it is no holder until it has looked again.
-    assert!(db.doubt_holding(a, s1).await.unwrap());
-    assert!(!db.doubt_holding(a, s2).await.unwrap());
+    assert_eq!(db.doubt_holdings(&[(a, s1), (a, s2)]).await.unwrap(), 1);
     assert!(db.holders_of_image(new.image).await.unwrap().is_empty());
     let (number, _, recheck) = db.assignment_of_agent(a).await.unwrap();
     assert_eq!((number, recheck), (Generation(2), vec![s1]));

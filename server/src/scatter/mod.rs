@@ -22,7 +22,7 @@ use cairn_array::{dsf::SlotCount, wire::SegmentClass};
 use cairn_core::{
     availability::{WorstHour, worst_hour},
     id::{AgentId, ImageId, SegmentId, VersionId},
-    layout::{DataSegment, Layout, Member, converge as lay_out},
+    layout::{DataSegment, Held, Layout, Member, converge as lay_out},
     planner::{Candidate, Plan, Redundancy, plan_again},
     stripe_map::StripeMap,
     units::{ByteCount, Generation, SEGMENT_MAX_BYTES},
@@ -118,7 +118,10 @@ async fn attempt(
         assign(app, image, &Pairs::new()).await?;
         return Ok(Attempt::Done);
     }
-    let (candidates, worst) = candidates(app, image, fleet, limits).await?;
+    let held: Held =
+        app.db.holders_of_image(image).await.context("list holders")?.into_iter().collect();
+    let (candidates, worst) =
+        candidates(app, image, fleet, &old_holders(present.as_ref(), &held), limits).await?;
     let needed = data.iter().map(|segment| u64::from(segment.bytes)).sum();
     let redundancy = present.as_ref().and_then(redundancy_of);
     let plan = match plan_again(&candidates, ByteCount(needed), redundancy) {
@@ -129,13 +132,16 @@ async fn attempt(
             return Ok(Attempt::Done);
         }
     };
-    let layout = lay_out(present.as_ref(), &data, plan.redundancy, &members(&candidates, &plan))
+    let members = members(&candidates, &plan);
+    let layout = lay_out(present.as_ref(), &data, plan.redundancy, &members, &held)
         .context("lay out the stripes")?;
     let next = complete(app, image, &layout, present.as_ref()).await?;
     let (old, new) = (pairs(present.as_ref()), pairs(Some(&next)));
     let approved: BTreeSet<_> = fleet.iter().map(|agent| agent.id).collect();
-    let both = old.union(&new).filter(|(agent, _)| approved.contains(agent)).copied().collect();
-    assign(app, image, &both).await?;
+    let kept = kept_by_lost(fleet, &held);
+    let both = old.union(&new).filter(|(agent, _)| approved.contains(agent)).copied();
+    assign(app, image, &both.chain(kept.iter().copied()).collect()).await?;
+    check_returned(app, present.as_ref(), &new, &held).await?;
     let all_held = match wait_for_holders(app, image, job, fleet, &new).await? {
         Wait::AllHeld => true,
         Wait::SomeSleep => false,
@@ -145,7 +151,7 @@ async fn attempt(
     publish(app, image, present.as_ref(), &next).await?;
     promise(app, image, &plan, worst, all_held).await?;
     if all_held {
-        assign(app, image, &new).await?;
+        assign(app, image, &new.union(&kept).copied().collect()).await?;
         drop_surplus(app, image, &next).await?;
     } else {
         app.queue_after(Kind::Scatter { image }, AGAIN_AFTER)
@@ -165,6 +171,43 @@ pub(super) async fn present_map(app: &App, image: ImageId) -> anyhow::Result<Opt
         .transpose()
 }
 
+/// The clients that hold the image by its map, or by what they say when it has none yet.
+fn old_holders(present: Option<&StripeMap>, held: &Held) -> BTreeSet<AgentId> {
+    match present {
+        Some(map) => map.holders.iter().copied().collect(),
+        None => held.values().flatten().copied().collect(),
+    }
+}
+
+/// What clients have that are lost: they keep it, for the day on which they come back.
+fn kept_by_lost(fleet: &[AgentRow], held: &Held) -> Pairs {
+    let lost: BTreeSet<_> =
+        fleet.iter().filter(|agent| is_lost(agent)).map(|agent| agent.id).collect();
+    let pairs = held.iter().flat_map(|(id, agents)| agents.iter().map(|agent| (*agent, *id)));
+    pairs.filter(|(agent, _)| lost.contains(agent)).collect()
+}
+
+/// Asks clients that are no holders by the map to check what is to be used again of what they have: nobody looked at it
+/// while they were away. Until then it does not count.
+async fn check_returned(
+    app: &App,
+    present: Option<&StripeMap>,
+    new: &Pairs,
+    held: &Held,
+) -> anyhow::Result<()> {
+    let Some(present) = present else { return Ok(()) };
+    let returned = |(agent, id): &&(AgentId, SegmentId)| {
+        !present.holders.contains(agent) && held.get(id).is_some_and(|has| has.contains(agent))
+    };
+    let doubted: Vec<_> = new.iter().filter(returned).copied().collect();
+    let doubted = app.db.doubt_holdings(&doubted).await.context("have segments checked")?;
+    if doubted > 0 {
+        tracing::info!(image = %present.image, segments = doubted, "what clients that came back have is used again");
+        app.agents_changed.notify();
+    }
+    Ok(())
+}
+
 /// What an image is protected by now.
 fn redundancy_of(map: &StripeMap) -> Option<Redundancy> {
     let stripe = map.stripes.first()?;
@@ -178,12 +221,11 @@ async fn candidates(
     app: &App,
     image: ImageId,
     fleet: &[AgentRow],
+    holders: &BTreeSet<AgentId>,
     limits: &Limits,
 ) -> anyhow::Result<(Vec<Candidate>, WorstHour)> {
     let taken = app.db.slots_taken_by_other_images(image).await.context("count slots")?;
     let bundle = segments_of(&app.db.bundles().await.context("list bundles")?).len();
-    let holders = app.db.holders_of_image(image).await.context("list holders")?;
-    let holders: BTreeSet<_> = holders.into_values().flatten().collect();
     let mut weeks = app.db.weeks().await.context("read availabilities")?;
     let fleet: Vec<_> = fleet
         .iter()

@@ -192,6 +192,8 @@ mod long {
         .unwrap();
         site.agents[4] = Agent::run_with_clock(&site.lab, &host, &kept, "+8d").unwrap();
         site.server.restart_with_clock(&site.lab, "+8d").unwrap();
+        let reused = "what clients that came back have is used again";
+        site.server.process().wait_for_line(reused, 3 * SOON).unwrap();
         eventually("all five to hold their part", 3 * SOON, || {
             let detail = site.server.image(NAME)?;
             let five = detail.redundancy.is_some_and(|promise| promise.contains("on 5 clients"));

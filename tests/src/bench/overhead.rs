@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use cairn_core::{
     id::{AgentId, SegmentId},
-    layout::{DataSegment, Member, PlannedParity, PlannedStripe, converge},
+    layout::{DataSegment, Held, Member, PlannedParity, PlannedStripe, converge},
     planner::{Candidate, Plan, plan},
     stripe_map::HolderIndex,
     units::{ByteCount, SEGMENT_MAX_BYTES},
@@ -70,7 +70,7 @@ fn trials(plan: &Plan, there: f64) -> Result<f64> {
             Ok(DataSegment { id: SegmentId(id), bytes })
         })
         .collect::<Result<_>>()?;
-    let layout = converge(None, &data, plan.redundancy, &members)?;
+    let layout = converge(None, &data, plan.redundancy, &members, &Held::new())?;
     let stripes: Vec<_> = layout.stripes.iter().map(places).collect();
     ensure!(
         stripes.iter().all(|(needed, places)| *needed <= places.len()),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::erasure::Recipe;
 use crate::id::ImageId;
-use crate::layout::{DataSegment, Member, converge};
+use crate::layout::{DataSegment, Held, Member, converge};
 use crate::planner::Redundancy;
 use crate::units::Generation;
 
@@ -77,7 +77,7 @@ fn fleet(
     let peers: BTreeMap<_, _> = (0..).map(agent).zip(natures.iter().copied()).collect();
     let members: Vec<_> =
         peers.keys().map(|agent| Member { agent: *agent, room: 10_000 }).collect();
-    let layout = converge(None, &data, redundancy, &members).unwrap();
+    let layout = converge(None, &data, redundancy, &members, &Held::new()).unwrap();
     let computed = layout
         .to_compute()
         .map(|(index, row, _)| {
@@ -473,7 +473,7 @@ fn a_rebuild_plan_is_what_the_recipe_takes() {
         })
         .collect();
     let members: Vec<_> = (0..5).map(|n| Member { agent: agent(n), room: 10 }).collect();
-    let layout = converge(None, &data, PARITY, &members).unwrap();
+    let layout = converge(None, &data, PARITY, &members, &Held::new()).unwrap();
     let bytes_of = |id: SegmentId| plain.iter().find(|bytes| SegmentId::of(bytes) == id).unwrap();
     let mut stored: HashMap<SegmentId, Vec<u8>> =
         plain.iter().map(|bytes| (SegmentId::of(bytes), bytes.clone())).collect();

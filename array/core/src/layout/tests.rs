@@ -77,7 +77,7 @@ fn assert_sound(map: &StripeMap, data: &[DataSegment], redundancy: Redundancy) {
 
 fn step(now: Option<&StripeMap>, data: &[DataSegment], members: &[Member]) -> StripeMap {
     let redundancy = redundancy(members, data.len());
-    let layout = converge(now, data, redundancy, members).unwrap();
+    let layout = converge(now, data, redundancy, members, &Held::new()).unwrap();
     let map = realise(&layout, now.map_or(1, |map| map.number.0 + 1));
     assert_sound(&map, data, redundancy);
     map
@@ -118,13 +118,13 @@ fn more_parity_keeps_the_rows_that_are_there_and_less_cuts_the_last() {
     let data = segments(0..100);
     let members = fleet(0..12, 500);
     let plan = |m| Redundancy::Parity { k: 4, m };
-    let two = realise(&converge(None, &data, plan(2), &members).unwrap(), 1);
-    let layout = converge(Some(&two), &data, plan(3), &members).unwrap();
+    let two = realise(&converge(None, &data, plan(2), &members, &Held::new()).unwrap(), 1);
+    let layout = converge(Some(&two), &data, plan(3), &members, &Held::new()).unwrap();
     assert_eq!(layout.to_compute().count(), 25);
     assert!(layout.to_compute().all(|(_, row, _)| row == 2));
     let three = realise(&layout, 2);
     assert_eq!(moved_data(&two, &three), 0);
-    let back = converge(Some(&three), &data, plan(2), &members).unwrap();
+    let back = converge(Some(&three), &data, plan(2), &members, &Held::new()).unwrap();
     assert_eq!(back.to_compute().count(), 0);
     assert_eq!(transfers(Some(&three), &realise(&back, 3)), []);
 }
@@ -134,7 +134,8 @@ fn a_new_version_computes_parity_for_its_own_segments_only() {
     let members = fleet(0..4, 500);
     let first = step(None, &segments(0..101), &members);
     let all = segments(0..111);
-    let layout = converge(Some(&first), &all, redundancy(&members, 111), &members).unwrap();
+    let layout =
+        converge(Some(&first), &all, redundancy(&members, 111), &members, &Held::new()).unwrap();
     // 10 new segments and the one of the short stripe: 6 stripes, the last one short, 2 rows each.
     assert_eq!(layout.to_compute().count(), 12);
     assert_eq!(layout.stripes.len(), 56);
@@ -147,12 +148,14 @@ fn dead_segments_dissolve_their_stripes_alone() {
     let first = step(None, &segments(0..100), &members);
     let dead = first.stripes[7].data[1].id;
     let data: Vec<_> = segments(0..100).into_iter().filter(|s| s.id != dead).collect();
-    let layout = converge(Some(&first), &data, redundancy(&members, 99), &members).unwrap();
+    let layout =
+        converge(Some(&first), &data, redundancy(&members, 99), &members, &Held::new()).unwrap();
     assert_eq!(layout.to_compute().count(), 2);
     let next = realise(&layout, 2);
     assert_sound(&next, &data, redundancy(&members, 99));
     assert!(next.places().get(&dead).is_none());
-    let empty = converge(Some(&next), &[], redundancy(&members, 0), &members).unwrap();
+    let empty =
+        converge(Some(&next), &[], redundancy(&members, 0), &members, &Held::new()).unwrap();
     assert_eq!(empty.stripes, []);
 }
 
@@ -161,7 +164,8 @@ fn what_fits_is_not_changed() {
     let members = fleet(0..7, 500);
     let data = segments(0..100);
     let first = step(None, &data, &members);
-    let again = converge(Some(&first), &data, redundancy(&members, 100), &members).unwrap();
+    let again =
+        converge(Some(&first), &data, redundancy(&members, 100), &members, &Held::new()).unwrap();
     assert_eq!(again.to_compute().count(), 0);
     assert_eq!(again.map(first.image, first.number, &HashMap::new()), Some(first));
 }
@@ -169,7 +173,7 @@ fn what_fits_is_not_changed() {
 #[test]
 fn a_group_that_cannot_hold_the_plan_is_refused() {
     let plan = Redundancy::Parity { k: 2, m: 1 };
-    let refused = converge(None, &segments(0..4), plan, &fleet(0..3, 1));
+    let refused = converge(None, &segments(0..4), plan, &fleet(0..3, 1), &Held::new());
     assert_eq!(refused, Err(PlaceError::NoRoom { shards: 6, room: 3 }));
 }
 
@@ -192,8 +196,8 @@ proptest! {
     fn a_newcomer_receives_its_share(clients in 8..20_u8, count in 200..400_u32) {
         let plan = Redundancy::Parity { k: 4, m: 2 };
         let data = segments(0..count);
-        let before = realise(&converge(None, &data, plan, &fleet(0..clients, 5000)).unwrap(), 1);
-        let layout = converge(Some(&before), &data, plan, &fleet(0..=clients, 5000)).unwrap();
+        let before = realise(&converge(None, &data, plan, &fleet(0..clients, 5000), &Held::new()).unwrap(), 1);
+        let layout = converge(Some(&before), &data, plan, &fleet(0..=clients, 5000), &Held::new()).unwrap();
         prop_assert_eq!(layout.to_compute().count(), 0);
         let after = realise(&layout, 2);
         let moves = transfers(Some(&before), &after);
@@ -202,4 +206,31 @@ proptest! {
         prop_assert!(!share.is_empty());
         prop_assert!(bytes(&moves) * 10 <= bytes(&share) * 11);
     }
+}
+
+#[test]
+fn who_comes_back_gets_what_it_still_has() {
+    let (data, plan) = (segments(0..240), Redundancy::Parity { k: 4, m: 2 });
+    let all: Vec<_> = fleet(0..8, 5000);
+    let before = realise(&converge(None, &data, plan, &all, &Held::new()).unwrap(), 1);
+    let gone = all[3].agent;
+    let rest: Vec<_> = all.iter().copied().filter(|member| member.agent != gone).collect();
+    let without = realise(&converge(Some(&before), &data, plan, &rest, &Held::new()).unwrap(), 2);
+    let mut held = Held::new();
+    for (_, shard) in before.stripes.iter().flat_map(Stripe::shards) {
+        if before.agents(shard).any(|agent| agent == gone) {
+            held.entry(shard.id).or_default().push(gone);
+        }
+    }
+    let had = held.len();
+    let back = realise(&converge(Some(&without), &data, plan, &all, &held).unwrap(), 3);
+    assert_sound(&back, &data, plan);
+    let to_it = |transfer: &&Transfer| transfer.to == gone;
+    let share = transfers(Some(&without), &back);
+    assert!(share.iter().filter(to_it).count() * 10 >= had * 9, "it has its share again");
+    let fetched = share.iter().filter(to_it).filter(|t| !held.contains_key(&t.segment)).count();
+    assert!(fetched * 20 <= had, "{fetched} fetched of {had}");
+    // Who has it all already gets nothing new when nothing is to move.
+    let again = converge(Some(&back), &data, plan, &all, &held).unwrap();
+    assert_eq!(realise(&again, 4).stripes, back.stripes);
 }

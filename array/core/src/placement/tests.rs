@@ -27,9 +27,9 @@ fn moved(before: &[Vec<HolderIndex>], after: &[Vec<HolderIndex>]) -> u64 {
 
 /// The share of the last holder, and what moves when it leaves.
 fn leave(rooms: &[u64], width: usize) -> (u64, u64) {
-    let before = place(&empty(400, width), rooms).unwrap();
+    let before = place(&empty(400, width), &[], rooms).unwrap();
     let gone = rooms.len() - 1;
-    let after = place(&rows(&before), &rooms[..gone]).unwrap();
+    let after = place(&rows(&before), &[], &rooms[..gone]).unwrap();
     assert!(no_one_twice(&after));
     (loads(&before, rooms.len())[gone], moved(&before, &after))
 }
@@ -38,7 +38,7 @@ proptest! {
     #[test]
     fn whatever_fits_is_placed(rooms in prop::collection::vec(1..60_u64, 2..14), width in 2..8_usize, percent in 1..=100_u64) {
         let stripes = stripes_that_fit(&rooms, width) * percent / 100;
-        let table = place(&empty(usize::try_from(stripes).unwrap(), width), &rooms).unwrap();
+        let table = place(&empty(usize::try_from(stripes).unwrap(), width), &[], &rooms).unwrap();
         prop_assert!(no_one_twice(&table));
         let loads = loads(&table, rooms.len());
         prop_assert!(loads.iter().zip(&rooms).all(|(load, room)| load <= room));
@@ -49,17 +49,17 @@ proptest! {
 
     #[test]
     fn placing_again_moves_nothing(rooms in prop::collection::vec(20..60_u64, 4..14), width in 2..4_usize, stripes in 1..20_usize) {
-        let table = place(&empty(stripes, width), &rooms).unwrap();
-        prop_assert_eq!(&place(&rows(&table), &rooms).unwrap(), &table);
+        let table = place(&empty(stripes, width), &[], &rooms).unwrap();
+        prop_assert_eq!(&place(&rows(&table), &[], &rooms).unwrap(), &table);
     }
 
     #[test]
     fn who_joins_receives_his_share_and_nobody_else_moves(
         rooms in prop::collection::vec(1000..3000_u64, 6..20), width in 2..6_usize, newcomer in 1000..3000_u64,
     ) {
-        let before = place(&empty(400, width), &rooms).unwrap();
+        let before = place(&empty(400, width), &[], &rooms).unwrap();
         let all: Vec<_> = rooms.iter().copied().chain([newcomer]).collect();
-        let after = place(&rows(&before), &all).unwrap();
+        let after = place(&rows(&before), &[], &all).unwrap();
         prop_assert!(no_one_twice(&after));
         let share = loads(&after, all.len())[rooms.len()];
         prop_assert!(share > 0);
@@ -86,10 +86,10 @@ proptest! {
         rooms in prop::collection::vec(12..30_u64, 5..9),
         now in prop::collection::vec(prop::collection::vec(prop::option::of((0..11_u16).prop_map(HolderIndex)), 1..=4), 1..12),
     ) {
-        let table = place(&now, &rooms).unwrap();
+        let table = place(&now, &[], &rooms).unwrap();
         prop_assert!(no_one_twice(&table));
         prop_assert!(loads(&table, rooms.len()).iter().zip(&rooms).all(|(load, room)| load <= room));
-        prop_assert_eq!(place(&now, &rooms).unwrap(), table);
+        prop_assert_eq!(place(&now, &[], &rooms).unwrap(), table);
     }
 
     #[test]
@@ -105,7 +105,7 @@ proptest! {
 fn a_full_fleet_is_filled_to_the_last_stripe() {
     let rooms: Vec<u64> = (0..24).map(|n| 500 + 37 * (n * 7 % 24)).collect();
     let stripes = stripes_that_fit(&rooms, 6);
-    let table = place(&empty(usize::try_from(stripes).unwrap(), 6), &rooms).unwrap();
+    let table = place(&empty(usize::try_from(stripes).unwrap(), 6), &[], &rooms).unwrap();
     let lent: u64 = rooms.iter().sum();
     assert!(no_one_twice(&table));
     assert!(stripes * 6 * 1000 >= lent * 985, "{} of {lent}", stripes * 6);
@@ -126,14 +126,14 @@ fn quotas_follow_the_rooms_and_stop_at_one_per_stripe() {
 
 #[test]
 fn a_stripe_wider_than_the_fleet_is_refused() {
-    assert_eq!(place(&empty(1, 3), &[10, 10]), Err(PlaceError::NoRoom { shards: 3, room: 2 }));
+    assert_eq!(place(&empty(1, 3), &[], &[10, 10]), Err(PlaceError::NoRoom { shards: 3, room: 2 }));
     let rows = vec![vec![None; 3], vec![None; 1]];
-    assert_eq!(place(&rows, &[10, 10]), Err(PlaceError::NoRoom { shards: 4, room: 20 }));
+    assert_eq!(place(&rows, &[], &[10, 10]), Err(PlaceError::NoRoom { shards: 4, room: 20 }));
 }
 
 #[test]
 fn a_wide_group_carries_parity_in_turn() {
-    let table = place(&empty(40, 4), &[100; 4]).unwrap();
+    let table = place(&empty(40, 4), &[], &[100; 4]).unwrap();
     for place in 0..4 {
         let holders: std::collections::BTreeSet<_> = table.iter().map(|row| row[place]).collect();
         assert_eq!(holders.len(), 4, "place {place} is always with the same holders");

@@ -213,3 +213,32 @@ fn hours_are_named_once_a_week_was_seen() {
     assert!(said.contains("99.9 % of the time in the worst hour of use (Mon 07:00 UTC)"), "{said}");
     assert!(said.contains("In 108 hours of the week most clients are off"), "{said}");
 }
+
+#[test]
+fn a_group_of_a_large_fleet_does_not_follow_every_change_of_a_measurement() {
+    let fleet = |there: f64, holders: usize| {
+        let mut fleet = clients(&[20; 100]);
+        fleet.iter_mut().for_each(|c| c.availability = there);
+        fleet[..holders].iter_mut().for_each(|c| c.holds = true);
+        fleet
+    };
+    let again = |there, holders, present| {
+        plan_again(&fleet(there, holders), ByteCount(GIB), present).unwrap()
+    };
+    let first = again(0.8, 0, None);
+    assert_eq!((first.redundancy, first.group.len()), (parity(32, 20), 52));
+    // A little better, or worse than at first: the same clients, one more only when the promise needs it.
+    let better = again(0.82, 52, Some(parity(32, 20)));
+    assert!(better.alone > first.alone);
+    assert_eq!((better.redundancy, &better.group), (parity(32, 20), &first.group));
+    let worse = again(0.79, 52, Some(parity(32, 20)));
+    assert!(worse.redundancy.m() > 20 && worse.alone >= PROMISE, "{}", worse.redundancy);
+    assert!(first.group.iter().all(|agent| worse.group.contains(agent)));
+    // Much better: it costs too much to stay.
+    assert!(again(0.9, 52, Some(parity(32, 20))).redundancy.overhead() < 1.45);
+    // One was lost: another takes its place, and nothing else changes.
+    let mut short = fleet(0.82, 52);
+    short.remove(7);
+    let replaced = plan_again(&short, ByteCount(GIB), Some(parity(32, 20))).unwrap();
+    assert_eq!((replaced.redundancy, replaced.group.len()), (parity(32, 20), 52));
+}
