@@ -17,10 +17,12 @@ mod images;
 mod link;
 mod overhead;
 mod owner;
+mod random;
+mod simulation;
 mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 9] = [
+pub const BENCHES: [Bench; 10] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -65,6 +67,11 @@ pub const BENCHES: [Bench; 9] = [
         name: "owner",
         about: "how soon a client gives way to the owner of its disk, and how much it slows him",
         run: owner::measure,
+    },
+    Bench {
+        name: "simulation",
+        about: "a year of 10,000 clients and a room of 1,000 targets, on the real planner, placement and scheduler",
+        run: simulation::measure,
     },
 ];
 

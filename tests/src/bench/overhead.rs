@@ -10,7 +10,7 @@ use cairn_core::{
     units::{ByteCount, SEGMENT_MAX_BYTES},
 };
 
-use super::{Figure, Wanted};
+use super::{Figure, Wanted, random::Random};
 
 const TRIALS: u32 = 100_000;
 /// An image of 4 GiB: enough stripes that not all lie on the same clients where those are more than a stripe is wide.
@@ -76,11 +76,11 @@ fn trials(plan: &Plan, there: f64) -> Result<f64> {
         stripes.iter().all(|(needed, places)| *needed <= places.len()),
         "a stripe is too small"
     );
-    let mut random = SEED;
+    let mut random = Random::new(SEED);
     let mut readable = 0_u32;
     let mut on = vec![false; layout.holders.len()];
     for _ in 0..TRIALS {
-        on.fill_with(|| chance(&mut random) < there);
+        on.fill_with(|| random.happens(there));
         let is_on = |holder: &&HolderIndex| on.get(usize::from(holder.0)).copied().unwrap_or(false);
         let whole =
             stripes.iter().all(|(needed, places)| places.iter().filter(is_on).count() >= *needed);
@@ -97,14 +97,4 @@ fn places(stripe: &PlannedStripe) -> (usize, Vec<HolderIndex>) {
     });
     let shards = stripe.data.iter().map(|shard| &shard.holders).chain(parity);
     (stripe.data.len(), shards.flatten().copied().collect())
-}
-
-/// From 0 to 1, the next of SplitMix64.
-#[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
-fn chance(state: &mut u64) -> f64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut x = *state;
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
