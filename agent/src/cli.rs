@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use cairn_array::{tls::Token, wire::DiskSelector};
 use clap::{Parser, Subcommand};
 
-use crate::{lending::Amount, place::ServerPlace};
+use crate::{lending::Amount, limits::Limit, place::ServerPlace};
 
 /// The client of a Cairn site.
 #[derive(Debug, Parser)]
@@ -44,6 +44,15 @@ pub enum Command {
         lend: Amount,
         #[command(flatten)]
         limits: Limits,
+    },
+    /// Limit how fast this machine moves segments, or show its limits; a running agent follows within a second.
+    Limit {
+        /// Of what it sends: a rate like 50Mbit/s or 10MB/s, or `none`
+        #[arg(long, value_name = "RATE")]
+        upload: Option<Limit>,
+        /// Of what it receives
+        #[arg(long, value_name = "RATE")]
+        download: Option<Limit>,
     },
     /// Show how the running agent is and what it uses.
     Status {

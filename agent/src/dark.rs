@@ -26,7 +26,7 @@ use cairn_core::{
     units::ByteCount,
 };
 
-use crate::home::Home;
+use crate::{home::Home, limits::RateLimits};
 
 /// An image version that can be installed.
 pub struct Image {
@@ -135,7 +135,8 @@ pub async fn open(home: &Home, recovery_key: &Path) -> Result<Opened> {
     }
     let papers = home.papers()?;
     let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), names)?;
-    let peers = PeerClient::new(client);
+    let limits = RateLimits::new(home.rates()?);
+    let peers = PeerClient::new(client).paced(limits.download());
     let bytes = clients::fetch(&peers, &directory).await?;
     let site = DarkSite::assemble(directory, signed, &keys, &recovery, &bytes)?;
     Ok(Opened { site, peers, members })

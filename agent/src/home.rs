@@ -7,6 +7,7 @@
 //! | `directory` | the newest signed directory |
 //! | `segments.dsf` | the distributed storage file |
 //! | `lending.json` | [`Terms`]: how much of the disk the guest may use |
+//! | `limits.json` | [`Rates`]: how fast segments are moved at most; absent: as fast as possible |
 //! | `written.json` | [`Ledger`]: how much it wrote today |
 //! | `agent.sock` | where a running agent tells its status |
 //! | `stand-in`, `stand-in.sock` | what a stand-in that runs here serves to machines, and where it takes codes |
@@ -24,7 +25,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use cairn_array::tls::Papers;
+use cairn_array::{pace::Rates, tls::Papers};
 use cairn_core::{
     id::{AgentId, SiteId},
     sign::VerifyingKey,
@@ -43,6 +44,7 @@ const CERTIFICATE: &str = "certificate.pem";
 const CA: &str = "ca.pem";
 const TERMS: &str = "lending.json";
 const LEDGER: &str = "written.json";
+const RATES: &str = "limits.json";
 
 /// What this agent became when it joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +182,29 @@ impl Home {
     /// When they cannot be written.
     pub fn keep_terms(&self, terms: &Terms) -> Result<()> {
         self.write(TERMS, &serde_json::to_vec_pretty(terms).context("describe the terms")?)
+    }
+
+    /// How fast segments are moved at most; without limits before any were said.
+    ///
+    /// # Errors
+    /// When the file is there but unreadable.
+    pub fn rates(&self) -> Result<Rates> {
+        let path = self.folder.join(RATES);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).with_context(|| {
+                format!("parse {}; `cairn-agent limit` writes it", path.display())
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Rates::default()),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
+    /// Keeps new rate limits; a running agent follows within a second.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn keep_rates(&self, rates: &Rates) -> Result<()> {
+        self.write(RATES, &serde_json::to_vec_pretty(rates).context("describe the limits")?)
     }
 
     /// How much was written; nothing before the first time.

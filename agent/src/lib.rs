@@ -20,6 +20,7 @@ pub mod join;
 pub mod leave;
 pub mod lend;
 pub mod lending;
+pub mod limits;
 pub mod link;
 pub mod place;
 pub mod privilege;

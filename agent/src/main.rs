@@ -18,6 +18,7 @@ use cairn_agent::{
     join::{Join, join},
     leave, lend,
     lending::{Amount, Terms},
+    limits::{self, RateLimits},
     place::ServerPlace,
     privilege, stand_in,
     target::{
@@ -77,6 +78,9 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Run => run_daemon(home),
         Command::Lend { lend, limits } => {
             block_on(async { say(&lend::lend(&home, terms(lend, &limits)).await?) })
+        }
+        Command::Limit { upload, download } => {
+            block_on(async { say(&limits::limit(&home, upload, download).await?) })
         }
         Command::Status { json } => block_on(async {
             let membership = home.membership()?;
@@ -165,6 +169,7 @@ async fn install(
         key: tls::new_key_and_csr()?,
         goal: Goal::Asked { image, disk },
         server: server.to_string(),
+        limits: RateLimits::new(home.rates()?),
     };
     installer.run(Terminal::new()).await.map(drop)
 }

@@ -12,6 +12,7 @@ use crate::{
     db::Db,
     events::Events,
     jobs::Bell,
+    limits::SiteLimits,
     register::Registrations,
     site::Site,
 };
@@ -50,6 +51,7 @@ pub struct Inner {
     pub(crate) registrations: Registrations,
     pub(crate) full_disks: FullDisks,
     pub(crate) conditions: Conditions,
+    pub(crate) limits: SiteLimits,
     /// Who installs now and serves others.
     pub(crate) swarms: Swarms,
     /// Something about an agent changed: whoever holds a sync looks again.

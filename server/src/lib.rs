@@ -26,6 +26,7 @@ pub mod db;
 mod deployments;
 pub mod events;
 pub mod jobs;
+mod limits;
 mod machines;
 pub mod moment;
 mod peers;

@@ -26,7 +26,7 @@ use crate::{
 pub(crate) fn routes(app: &App) -> Router<App> {
     // Admission needs the database, so it is decided before the route, not by its closure.
     let members = Arc::new(|member: &Member| !matches!(member, Member::Server));
-    peer::routes(StoreSource(app.clone()), members)
+    peer::routes(StoreSource(app.clone()), members, app.limits.upload())
         .layer(middleware::from_fn_with_state(app.clone(), admit))
         .with_state(())
 }

@@ -38,6 +38,7 @@ use crate::{
     db::{Db, token::TokenKind},
     events::Events,
     jobs,
+    limits::SiteLimits,
     moment::Moment,
     presence, recover,
     register::{self, Registrations},
@@ -178,6 +179,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let boot_ip = boot_address(&options)?;
     let address = reachable(bound, boot_ip, &local_addresses()?);
     let directory = DirectoryKeeper::open(&db, &site).await?;
+    let limits = SiteLimits::open(&db).await?;
     let app = App::new(Inner {
         events: Events::new(db.clone()),
         db,
@@ -198,18 +200,14 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         registrations: Registrations::default(),
         full_disks: FullDisks::default(),
         conditions: Conditions::default(),
+        limits,
         swarms: Swarms::default(),
         agents_changed: Changes::default(),
         holdings_changed: Changes::default(),
         targets_changed: Changes::default(),
     });
     take_up(&app).await?;
-    if options.boot_interface.is_some() && boot_build::built(&app.boot_folder)?.is_none() {
-        tracing::warn!(
-            folder = %app.boot_folder.display(),
-            "there is nothing for blank machines to boot yet: run `cairn-server boot build`"
-        );
-    }
+    warn_without_payload(&options, &app)?;
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let papers = app.site.server_papers(Some(&hostname))?;
     let server = tls::server_tls(&papers)?;
@@ -232,6 +230,16 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     write_server_file(&app)?;
     let first_start = greet(&app, first_start).await?;
     Ok(Running { app, bound, boot, first_start, services, _lock: lock })
+}
+
+fn warn_without_payload(options: &ServeOptions, app: &App) -> anyhow::Result<()> {
+    if options.boot_interface.is_some() && boot_build::built(&app.boot_folder)?.is_none() {
+        tracing::warn!(
+            folder = %app.boot_folder.display(),
+            "there is nothing for blank machines to boot yet: run `cairn-server boot build`"
+        );
+    }
+    Ok(())
 }
 
 /// Opens the store's devices. They are made at the first start only: later, a folder that is not a device is a disk that is

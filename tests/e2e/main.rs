@@ -7,6 +7,7 @@ mod dashboard;
 mod deploy;
 mod faults;
 mod lab;
+mod limits;
 mod owner;
 mod partitions;
 mod recover;

@@ -460,13 +460,23 @@ impl Agent {
     /// # Errors
     /// It does not run.
     pub fn status(&self) -> Result<AgentStatus> {
+        let status = self.command(&["status", "--json"])?;
+        serde_json::from_str(&status).context("read an agent's status")
+    }
+
+    /// Runs a command of its program on its machine; what it prints.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn command(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new("ip");
         command
             .args(["netns", "exec", self.host.namespace()])
             .arg(binary("cairn-agent")?)
-            .args(["status", "--json", "--state-dir"])
+            .args(args)
+            .arg("--state-dir")
             .arg(&self.state_dir);
-        serde_json::from_str(&tool::finish(&mut command)?).context("read an agent's status")
+        tool::finish(&mut command)
     }
 }
 

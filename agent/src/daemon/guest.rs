@@ -26,9 +26,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     home::Home,
     lending::{Day, Decision, Held, Ledger, Medium, Sizer, Space, Terms, medium_of, on_battery},
+    limits::RateLimits,
 };
 
-/// How often the terms are read, which `cairn-agent lend` may have changed.
+/// How often the terms and limits are read, which `cairn-agent lend` and `limit` may have changed.
 const TERMS_EVERY: Duration = Duration::from_millis(500);
 /// How often the mains are looked at.
 const POWER_EVERY: Duration = Duration::from_secs(5);
@@ -151,9 +152,9 @@ impl Guest {
     }
 
     /// Looks again and again until the stop.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<()> {
+    pub(super) async fn run(mut self, limits: RateLimits, stop: CancellationToken) -> Result<()> {
         loop {
-            let pause = self.look().await?;
+            let pause = self.look(&limits).await?;
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(pause) => {}
@@ -163,10 +164,11 @@ impl Guest {
     }
 
     /// One look, and what follows from it; how long to wait for the next.
-    async fn look(&mut self) -> Result<Duration> {
+    async fn look(&mut self, limits: &RateLimits) -> Result<Duration> {
         if self.terms.0.elapsed() >= TERMS_EVERY {
             // While `cairn-agent lend` replaces the file, one of the two is there.
             self.terms = (Instant::now(), self.home.terms()?);
+            limits.set_own(self.home.rates()?);
         }
         let terms = self.terms.1;
         let space =

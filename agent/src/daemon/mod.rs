@@ -50,6 +50,7 @@ pub use self::{
 use self::{roster::Roster, worker::Worker};
 use crate::{
     home::{Home, Membership},
+    limits::RateLimits,
     link::ServerLink,
 };
 
@@ -93,7 +94,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     membership.server.announce(&names);
     let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), Arc::clone(&names))?;
     let link = ServerLink::new(client.clone());
-    let members_client = client.clone();
+    let gossip = gossip::Gossip::new(membership.agent, client.clone());
     let (listener, peer_port) = listen(&membership).await?;
     let (roster, directory) = Roster::load(home.clone(), &membership, names)?;
     let (events, mailbox) = mpsc::channel(EVENTS);
@@ -115,24 +116,25 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         admits: Arc::clone(&admits),
         offers,
     };
-    let app = cairn_array::peer::routes(shelf, admits).merge(mirror.routes());
-    let server_tls = tls::server_tls(&papers)?;
-    tasks.spawn(tls::serve(listener, server_tls, app, stop.clone()));
+    let limits = RateLimits::new(home.rates()?);
+    let app = cairn_array::peer::routes(shelf, admits, limits.upload()).merge(mirror.routes());
+    tasks.spawn(tls::serve(listener, tls::server_tls(&papers)?, app, stop.clone()));
     let status = status::Source {
         membership: membership.clone(),
         sync_status,
         work_status,
         guest: guest_status.clone(),
         dsf: dsf.clone(),
+        limits: limits.clone(),
     };
     tasks.spawn(status::listen(home.socket(), status, stop.clone()));
-    tasks.spawn(guest.run(stop.clone()));
+    tasks.spawn(guest.run(limits.clone(), stop.clone()));
     let scrub = scrub::Scrub::new(dsf.clone(), events.clone(), guest_status.clone());
     tasks.spawn(scrub.run(stop.clone()));
     let worker = Worker::new(worker::Parts {
         me: membership.agent,
         dsf: dsf.clone(),
-        peers: PeerClient::new(client),
+        peers: PeerClient::new(client).paced(limits.download()),
         link: link.clone(),
         assignment,
         events: mailbox,
@@ -141,7 +143,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     });
     tasks.spawn(worker.run(stop.clone()));
     let sync = sync::Sync {
-        gossip: gossip::Gossip::new(membership.agent, members_client),
+        gossip,
         link,
         roster,
         dsf,
@@ -151,6 +153,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         status: tell_sync,
         guest: guest_status,
         peer_port,
+        limits,
     };
     tasks.spawn(sync.run(stop.clone()));
     tracing::info!(agent = %membership.agent, server = %membership.server, peer_port, "agent runs");

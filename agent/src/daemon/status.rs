@@ -25,6 +25,7 @@ use super::{guest::GuestStatus, sync::SyncStatus, worker::WorkStatus};
 use crate::{
     home::Membership,
     lending::{Amount, Medium, Space, Terms},
+    limits::{RateLimits, Told},
     size,
 };
 
@@ -47,6 +48,8 @@ pub struct Status {
     pub segments: u32,
     /// Of the owner's disk, and how the guest stands on it.
     pub guest: GuestUse,
+    /// How fast it moves segments at most.
+    pub limits: Told,
     /// Segments that the assignment names and that are not here yet.
     pub missing: usize,
     pub directory: Generation,
@@ -114,6 +117,7 @@ pub(super) struct Source {
     pub(super) work_status: watch::Receiver<WorkStatus>,
     pub(super) guest: watch::Receiver<GuestStatus>,
     pub(super) dsf: DsfHandle,
+    pub(super) limits: RateLimits,
 }
 
 impl Source {
@@ -129,6 +133,7 @@ impl Source {
             used: stats.held,
             segments: stats.used.0,
             guest: GuestUse::of(&guest),
+            limits: self.limits.told(),
             missing: work.missing,
             directory: sync.directory,
             assignment: sync.assignment,
@@ -206,6 +211,7 @@ pub fn render(status: &Status) -> String {
     let mut text =
         format!("agent      {}\nserver     {}\nstate      {state}\n", status.agent, status.server);
     text.push_str(&render_lending(status));
+    text.push_str(&status.limits.to_string());
     text.push_str(&format!(
         "assignment {} (fulfilled {}, {} segments missing)\ndirectory  {}\n",
         status.assignment, status.fulfilled, status.missing, status.directory,

@@ -16,7 +16,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Event, gossip::Gossip, guest::GuestStatus, roster::Roster};
-use crate::link::{Patience, ServerLink};
+use crate::{
+    limits::RateLimits,
+    link::{Patience, ServerLink},
+};
 
 /// Between two calls that brought nothing new; the server itself holds a call for longer.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
@@ -49,6 +52,7 @@ pub(super) struct Sync {
     pub(super) status: watch::Sender<SyncStatus>,
     pub(super) guest: watch::Receiver<GuestStatus>,
     pub(super) peer_port: u16,
+    pub(super) limits: RateLimits,
 }
 
 impl Sync {
@@ -133,6 +137,7 @@ impl Sync {
             peer_port: self.peer_port,
             directory: self.roster.number(),
             assignment: self.assignment(),
+            limits: self.limits.told().site,
         };
         let reply: SyncReply =
             match self.link.post("/agent/v1/sync", &request, Patience::Held).await {
@@ -146,6 +151,7 @@ impl Sync {
             return Ok(Some(reply.state));
         }
         self.heard(reply.state);
+        self.limits.set_site(reply.limits);
         if reply.directory > self.roster.number() {
             let signed = self.link.get_bytes("/agent/v1/directory", MAX_DIRECTORY_BYTES).await;
             let signed = signed.context("fetch the directory")?;

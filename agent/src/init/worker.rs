@@ -9,16 +9,20 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use cairn_array::{
+    pace::Rates,
     tls::{self, KeyAndCsr, Member, NameTable, Trust},
     wire::AfterInstall,
 };
 use rustix::{mount::MountFlags, system::RebootCommand};
 
 use super::{cmdline, console::Consoles, modules::Drivers, network::Network, restart, run_folder};
-use crate::target::{
-    Screen,
-    disks::{Roots, disks},
-    flow::{Goal, Installer},
+use crate::{
+    limits::RateLimits,
+    target::{
+        Screen,
+        disks::{Roots, disks},
+        flow::{Goal, Installer},
+    },
 };
 
 /// The exit code after the reason was shown.
@@ -85,6 +89,7 @@ fn install(cmdline: &str, consoles: &Consoles) -> Result<AfterInstall> {
         key,
         goal: Goal::Assigned,
         server: words.server.to_string(),
+        limits: RateLimits::new(Rates::default()),
     };
     // Leases are renewed, and late links and hardware come up, while the installer waits and works.
     let (_stop_tending, stopped) = channel::<()>();

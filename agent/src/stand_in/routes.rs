@@ -12,6 +12,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use cairn_array::{
+    pace::{Pace, Rates},
     peer::{self, Found, SegmentSource, Source},
     tidy::tidy,
     tls::{Member, Peer, public_key_of_csr},
@@ -36,8 +37,11 @@ type Shared = Arc<Targets>;
 
 /// All paths of the stand-in.
 pub(super) fn router(targets: Shared) -> Router {
-    let holds_nothing =
-        peer::routes(Nothing, Arc::new(|member| matches!(member, Member::Target(_))));
+    let holds_nothing = peer::routes(
+        Nothing,
+        Arc::new(|member| matches!(member, Member::Target(_))),
+        Pace::default(),
+    );
     Router::new()
         .route("/healthz", get(async || Json(json!({ "status": "standing in" }))))
         .route("/agent/v1/directory", get(directory))
@@ -183,7 +187,7 @@ async fn progress(
     Json(progress): Json<InstallProgress>,
 ) -> Result<Json<ProgressReply>, Problem> {
     targets.progress(&bearer, &progress)?;
-    Ok(Json(ProgressReply { cancel: false }))
+    Ok(Json(ProgressReply { cancel: false, limits: Rates::default() }))
 }
 
 async fn complaint(

@@ -30,7 +30,10 @@ use super::{
     swarm::Part,
     ticket::{self, Documents, Granted},
 };
-use crate::link::{Patience, ServerLink};
+use crate::{
+    limits::RateLimits,
+    link::{Patience, ServerLink},
+};
 
 /// Between two reports to the server; the screen is faster.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -61,6 +64,7 @@ pub struct Installer {
     pub goal: Goal,
     /// The server as people write it.
     pub server: String,
+    pub limits: RateLimits,
 }
 
 impl Installer {
@@ -136,11 +140,13 @@ impl Installer {
         let documents = ticket::documents(granted, &papers, Arc::clone(&self.names)).await?;
         let image = self.open(&granted.ticket, &documents)?;
         let peers = PeerClient::new(documents.peers.clone());
-        let part = &*part.insert(Part::start(&image, peers, &papers).await?);
+        let upload = self.limits.upload();
+        let part = &*part.insert(Part::start(&image, peers, &papers, upload).await?);
         let cancel = CancellationToken::new();
         let (tell_bad, bad) = mpsc::channel(COMPLAINTS);
         let shown = show(progress.clone(), screen.clone());
-        let reports = report(granted.link.clone(), progress, cancel.clone(), screen.clone());
+        let reports =
+            report(granted.link.clone(), progress, &self.limits, cancel.clone(), screen.clone());
         let complaints = complain(granted.link.clone(), bad);
         let work = self.execute(&granted.ticket, image, documents, part, tell, tell_bad, cancel);
         let work = async {
@@ -185,8 +191,9 @@ impl Installer {
         let disk = tokio::task::spawn_blocking(move || TargetDisk::open(&opened, size));
         let disk = disk.await.context("open the target disk")??;
         let seed = u64::from_le_bytes(random::array()?);
-        let fetcher = Fetcher::new(PeerClient::new(peers), maps, members, seed, tell_bad)
-            .with_swarm(Arc::clone(&part.swarm));
+        let peers = PeerClient::new(peers).paced(self.limits.download());
+        let fetcher =
+            Fetcher::new(peers, maps, members, seed, tell_bad).with_swarm(Arc::clone(&part.swarm));
         let done = install(Arc::new(image), disk, Arc::new(fetcher), tell, cancel).await?;
         Ok((path, done))
     }
@@ -266,6 +273,7 @@ async fn show<S: Screen>(mut progress: watch::Receiver<InstallProgress>, screen:
 async fn report<S: Screen>(
     link: ServerLink,
     progress: watch::Receiver<InstallProgress>,
+    limits: &RateLimits,
     cancel: CancellationToken,
     screen: S,
 ) -> Infallible {
@@ -275,9 +283,15 @@ async fn report<S: Screen>(
     loop {
         ticks.tick().await;
         let now = progress.borrow().clone();
-        match link.post("/target/v1/progress", &now, Patience::Prompt).await {
-            Ok(ProgressReply { cancel: true }) => cancel.cancel(),
-            Ok(ProgressReply { cancel: false }) => away = false,
+        let told = link.post::<_, ProgressReply>("/target/v1/progress", &now, Patience::Prompt);
+        match told.await {
+            Ok(reply) => {
+                away = false;
+                limits.set_site(reply.limits);
+                if reply.cancel {
+                    cancel.cancel();
+                }
+            }
             Err(error) if !std::mem::replace(&mut away, true) => {
                 let error = anyhow::Error::from(error);
                 screen.say(&format!("going on without the server: {error:#}"));

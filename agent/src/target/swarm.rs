@@ -5,6 +5,7 @@ use std::{collections::HashSet, convert::Infallible, net::Ipv4Addr, sync::Arc, t
 use anyhow::{Context as _, Result};
 use cairn_array::{
     install::Image,
+    pace::Pace,
     peer::PeerClient,
     swarm::Swarm,
     tls::{self, Member, NameTable, Papers},
@@ -33,8 +34,13 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Begins to serve other targets of this image.
-    pub(super) async fn start(image: &Image, peers: PeerClient, papers: &Papers) -> Result<Self> {
+    /// Begins to serve other targets of this image, at this pace.
+    pub(super) async fn start(
+        image: &Image,
+        peers: PeerClient,
+        papers: &Papers,
+        upload: Pace,
+    ) -> Result<Self> {
         let segments: HashSet<_> = image.public.segments().map(|entry| entry.id).collect();
         let swarm = Arc::new(Swarm::new(segments, peers));
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))
@@ -42,7 +48,8 @@ impl Part {
             .context("listen for other targets")?;
         let port = listener.local_addr().context("read the address others connect to")?.port();
         let stop = CancellationToken::new();
-        let service = tls::serve(listener, tls::server_tls(papers)?, swarm.routes(), stop.clone());
+        let routes = swarm.routes(upload);
+        let service = tls::serve(listener, tls::server_tls(papers)?, routes, stop.clone());
         tokio::spawn(async move {
             if let Err(error) = service.await {
                 tracing::warn!(error = format!("{error:#}"), "other targets are not served");

@@ -17,6 +17,7 @@ use axum::{
 };
 use bytes::Bytes;
 use cairn_array::{
+    pace::{Pace, Rates},
     peer::{Found, PeerClient, SegmentSource, routes},
     tls::{self, Fingerprint, Member, NameTable, Papers, Token, TokenKind, Trust},
     wire::{
@@ -145,7 +146,7 @@ impl Site {
             .route("/agent/v1/holdings", post(holdings))
             .route("/agent/v1/leave", post(leave))
             .with_state(self.clone())
-            .merge(routes(self.store.clone(), Arc::new(|_| true)));
+            .merge(routes(self.store.clone(), Arc::new(|_| true), Pace::default()));
         let tls = tls::server_tls(&self.papers(&Member::Server)).unwrap();
         tokio::spawn(tls::serve(listener, tls, app, stop));
     }
@@ -170,7 +171,7 @@ impl Site {
         let app = Router::new()
             .route("/peer/v1/directory", get(gossip))
             .with_state(self.clone())
-            .merge(routes(shelf, Arc::new(|_| true)));
+            .merge(routes(shelf, Arc::new(|_| true), Pace::default()));
         tokio::spawn(tls::serve(listener, tls, app, self.stop.clone()));
         self.add_member(agent, Some(addr));
     }
@@ -318,6 +319,7 @@ async fn sync(State(site): State<Site>, Json(request): Json<SyncRequest>) -> Res
             directory: script.directory.number,
             assignment: script.announced,
             want_holdings: false,
+            limits: Rates::default(),
         };
         Json(reply).into_response()
     })

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     dsf::CheckedSegment,
     map_reader::PriorVersion,
+    pace::Pace,
     peer::{Found, SegmentSource, routes},
     register::{Counters, Input, RawSource, SegmentSink, register},
     tls::{Member, NameTable, Papers, Trust, client, serve, server_tls},
@@ -219,7 +220,8 @@ async fn listen(
     let addr = listener.local_addr().unwrap();
     if manner != Manner::Dead {
         let source = PeerStore { segments: Arc::new(Mutex::new(segments)), manner };
-        let app = routes(source, Arc::new(|member| matches!(member, Member::Target(_))));
+        let app =
+            routes(source, Arc::new(|member| matches!(member, Member::Target(_))), Pace::default());
         let tls = server_tls(&site.papers(&member.dns_name())).unwrap();
         tokio::spawn(serve(listener, tls, app, stop.clone()));
     }

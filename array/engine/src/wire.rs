@@ -32,7 +32,7 @@ use cairn_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::tls::Fingerprint;
+use crate::{pace::Rates, tls::Fingerprint};
 
 /// How long the server holds a call that waits for news.
 pub const SYNC_HOLD: Duration = Duration::from_secs(20);
@@ -94,6 +94,9 @@ pub struct SyncRequest {
     pub directory: Generation,
     /// The assignment this agent has applied or is applying.
     pub assignment: Generation,
+    /// The site's rate limits that this agent obeys.
+    #[serde(default)]
+    pub limits: Rates,
 }
 
 /// What is new for an agent.
@@ -104,6 +107,9 @@ pub struct SyncReply {
     pub assignment: Generation,
     /// The server has no full list of this agent's holdings and asks for one.
     pub want_holdings: bool,
+    /// How fast every machine of the site moves segments at most.
+    #[serde(default)]
+    pub limits: Rates,
 }
 
 /// All that an agent is to hold. What is missing it fetches, what is not named it drops.
@@ -381,6 +387,9 @@ pub enum InstallPhase {
 pub struct ProgressReply {
     /// The administrator cancelled this install.
     pub cancel: bool,
+    /// How fast every machine of the site moves segments at most.
+    #[serde(default)]
+    pub limits: Rates,
 }
 
 /// The code of a target: the first 40 bits of SHA-256 over its public key (SubjectPublicKeyInfo, DER), in

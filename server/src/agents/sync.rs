@@ -36,6 +36,7 @@ pub(super) async fn sync(
             directory: app.directory.number(),
             assignment: agent.assignment,
             want_holdings: agent.want_holdings,
+            limits: app.limits.rates(),
         };
         if agent.state != state || is_news(&reply, &request) {
             return Ok(Json(reply));
@@ -52,6 +53,7 @@ fn is_news(reply: &SyncReply, request: &SyncRequest) -> bool {
     reply.state == MemberState::Approved
         && (reply.directory > request.directory
             || reply.assignment != request.assignment
+            || reply.limits != request.limits
             || reply.want_holdings)
 }
 

@@ -24,6 +24,7 @@ pub mod event;
 pub(crate) mod extract;
 pub mod image;
 pub mod job;
+pub mod limits;
 pub mod machine;
 pub mod session;
 pub mod status;
@@ -78,6 +79,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(deployment::cancel))
         .routes(routes!(deployment::list_installs))
         .routes(routes!(deployment::show_install))
+        .routes(routes!(limits::show, limits::set))
         .routes(routes!(status::show))
         .routes(routes!(job::list))
         .routes(routes!(event::listen))

@@ -16,6 +16,7 @@ pub mod client;
 mod deploy;
 mod deployment;
 mod image;
+mod limit;
 mod machine;
 mod output;
 mod recover;
@@ -49,6 +50,8 @@ enum Command {
     Deploy(deploy::Args),
     /// Deployments: list, show, cancel
     Deployment(deployment::Args),
+    /// Limit how fast each machine of the site moves segments, or show the limits
+    Limit(limit::Args),
     /// Show the fleet
     Status(status::Args),
     /// The boot payload: build
@@ -101,6 +104,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Machine(args) => args.run().await,
             Command::Deploy(args) => args.run().await,
             Command::Deployment(args) => args.run().await,
+            Command::Limit(args) => args.run().await,
             Command::Status(args) => args.run().await,
             Command::Boot(args) => args.run(),
             Command::Recover(_) => Ok(()),

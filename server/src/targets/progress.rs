@@ -20,6 +20,11 @@ use crate::{
     moment::Moment,
 };
 
+/// What a target hears in return.
+fn reply(app: &App, cancel: bool) -> ProgressReply {
+    ProgressReply { cancel, limits: app.limits.rates() }
+}
+
 /// The longest reason for a failure that is kept.
 const MAX_ERROR: usize = 4000;
 
@@ -38,14 +43,14 @@ pub(super) async fn progress(
     let now = Moment::now();
     let state = app.db.note_install_progress(install.id, &progress, now).await?;
     let Some(state) = state else {
-        return Ok(Json(ProgressReply { cancel: install.state == InstallState::Cancelled }));
+        return Ok(Json(reply(&app, install.state == InstallState::Cancelled)));
     };
     if state == install.state {
         if let Some(row) = app.db.install(install.id).await? {
             let view = api::deployment::install_view(&app, row).await?;
             app.events.emit(Event::InstallProgress(Box::new(view))).await;
         }
-        return Ok(Json(ProgressReply { cancel: false }));
+        return Ok(Json(reply(&app, false)));
     }
     if let Some(error) = &progress.error {
         tracing::warn!(install = %install.id, machine = %install.machine, error, "an install failed");
@@ -57,7 +62,7 @@ pub(super) async fn progress(
         api::machine::tell(&app, install.machine).await?;
         app.events.emit(Event::DeploymentChanged { id: install.deployment }).await;
     }
-    Ok(Json(ProgressReply { cancel: false }))
+    Ok(Json(reply(&app, false)))
 }
 
 /// What a target says about a source. Damage is looked into; for the rest the target has already helped itself.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use cairn_array::{
+    pace::Rates,
     tls::{self, KeyAndCsr, Member, NameTable, Papers, Token, Trust, new_key_and_csr},
     wire::{
         DiskLine, Firmware, HelloReply, JoinReply, JoinRequest, MachineIdentity, SyncReply,
@@ -268,6 +269,7 @@ impl Agent {
             peer_port: 9442,
             directory: Generation(directory),
             assignment: Generation(assignment),
+            limits: Rates::default(),
         };
         self.caller.post("/agent/v1/sync", &request).await
     }

@@ -6,7 +6,10 @@ use bytes::{Bytes, BytesMut};
 use cairn_core::{fetch::Source, id::SegmentId};
 use reqwest::StatusCode;
 
-use crate::tls::{self, Member};
+use crate::{
+    pace::Pace,
+    tls::{self, Member},
+};
 
 /// How long a peer may be silent.
 const STALL: Duration = Duration::from_secs(8);
@@ -51,13 +54,20 @@ pub enum FetchError {
 #[derive(Clone, Debug)]
 pub struct PeerClient {
     client: reqwest::Client,
+    pace: Pace,
 }
 
 impl PeerClient {
     /// Asks through `client`, which knows the site's CA, the own papers and the members' addresses.
     #[must_use]
-    pub const fn new(client: reqwest::Client) -> Self {
-        Self { client }
+    pub fn new(client: reqwest::Client) -> Self {
+        Self { client, pace: Pace::default() }
+    }
+
+    /// The same, receiving at this pace.
+    #[must_use]
+    pub fn paced(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     /// Waits for a turn with `from`.
@@ -67,7 +77,7 @@ impl PeerClient {
     pub async fn turn(&self, from: Source) -> Result<TurnNumber, FetchError> {
         let url = tls::url(&member(from), "/peer/v1/turn");
         let answer = accepted(within(self.client.get(url).send()).await?)?;
-        let number = collect(answer, TURN_DIGITS).await?;
+        let number = collect(answer, TURN_DIGITS, &Pace::default()).await?;
         let number = std::str::from_utf8(&number).ok().and_then(|text| text.parse().ok());
         number.map(TurnNumber).ok_or(FetchError::Bad)
     }
@@ -98,7 +108,7 @@ impl PeerClient {
         if answer.content_length().is_some_and(|told| told != u64::from(bytes)) {
             return Err(FetchError::Bad);
         }
-        let body = collect(answer, length).await?;
+        let body = collect(answer, length, &self.pace).await?;
         if body.len() != length {
             return Err(FetchError::Bad);
         }
@@ -131,14 +141,19 @@ fn accepted(
     }
 }
 
-/// At most `most` bytes.
-async fn collect(mut answer: reqwest::Response, most: usize) -> Result<Bytes, FetchError> {
+/// At most `most` bytes. What is not taken yet keeps the sender waiting.
+async fn collect(
+    mut answer: reqwest::Response,
+    most: usize,
+    pace: &Pace,
+) -> Result<Bytes, FetchError> {
     let mut body = BytesMut::with_capacity(most);
     while let Some(chunk) = within(answer.chunk()).await?.map_err(FetchError::Broken)? {
         if body.len() + chunk.len() > most {
             return Err(FetchError::Bad);
         }
         body.extend_from_slice(&chunk);
+        pace.pass(chunk.len()).await;
     }
     Ok(body.freeze())
 }

@@ -14,7 +14,10 @@ use cairn_core::id::SegmentId;
 use serde::Deserialize;
 
 use super::turns::{Busy, Turns};
-use crate::tls::{Member, Peer};
+use crate::{
+    pace::Pace,
+    tls::{Member, Peer},
+};
 
 /// Where a segment is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,13 +67,13 @@ impl From<Busy> for Refusal {
     }
 }
 
-/// The routes of a holder of segments; whoever `admits` refuses gets 403.
-pub fn routes<S: SegmentSource>(source: S, admits: Admission) -> Router {
+/// The routes of a holder of segments, who sends at this pace; whoever `admits` refuses gets 403.
+pub fn routes<S: SegmentSource>(source: S, admits: Admission, pace: Pace) -> Router {
     Router::new()
         .route("/peer/v1/turn", get(turn::<S>))
         .route("/peer/v1/turn/{number}", delete(pass::<S>))
         .route("/peer/v1/segment/{id}", get(segment::<S>))
-        .with_state(Service { source, admits, turns: Turns::new() })
+        .with_state(Service { source, admits, turns: Turns::new(pace) })
 }
 
 async fn turn<S: SegmentSource>(
@@ -114,10 +117,7 @@ async fn segment<S: SegmentSource>(
         Ok(Found::Here(bytes)) => {
             let kind = HeaderValue::from_static("application/octet-stream");
             let length = HeaderValue::from(bytes.len());
-            let body = match slot {
-                Some(slot) => service.turns.body(bytes, slot),
-                None => bytes.into(),
-            };
+            let body = service.turns.body(bytes, slot);
             Ok(([(header::CONTENT_TYPE, kind), (header::CONTENT_LENGTH, length)], body)
                 .into_response())
         }

@@ -21,7 +21,7 @@ use futures::stream;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::tls::Member;
+use crate::{pace::Pace, tls::Member};
 
 const SLOTS: usize = 2;
 /// How long an ask is held.
@@ -51,10 +51,12 @@ struct Inner {
     next: AtomicU64,
     granted: Mutex<HashMap<u64, (Member, Slot)>>,
     speed: Mutex<Speed>,
+    pace: Pace,
 }
 
 impl Turns {
-    pub(super) fn new() -> Self {
+    /// Everything is sent at this pace.
+    pub(super) fn new(pace: Pace) -> Self {
         Self(Arc::new(Inner {
             queue: Arc::new(Mutex::new(Queue {
                 turns: turns::Turns::new(SLOTS),
@@ -63,6 +65,7 @@ impl Turns {
             next: AtomicU64::new(1),
             granted: Mutex::default(),
             speed: Mutex::new(Speed::new(Instant::now())),
+            pace,
         }))
     }
 
@@ -113,21 +116,24 @@ impl Turns {
         lock(&self.0.speed)
     }
 
-    /// The body of an answer that uses `slot` while it is sent, but not longer than it should take.
-    pub(super) fn body(&self, bytes: Bytes, slot: Slot) -> axum::body::Body {
+    /// The body of an answer that uses `slot`, if it needs one, while it is sent, but not longer than it should take.
+    pub(super) fn body(&self, bytes: Bytes, slot: Option<Slot>) -> axum::body::Body {
         let counts = self.speed().takes(bytes.len());
         let sent = CancellationToken::new();
         let sending =
             Sending { rest: bytes, turns: self.clone(), _sent: sent.clone().drop_guard() };
-        tokio::spawn(async move {
-            tokio::select! {
-                () = sent.cancelled() => {}
-                () = tokio::time::sleep(counts) => {}
-            }
-            drop(slot);
-        });
+        if let Some(slot) = slot {
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = sent.cancelled() => {}
+                    () = tokio::time::sleep(counts) => {}
+                }
+                drop(slot);
+            });
+        }
         axum::body::Body::from_stream(stream::unfold(sending, |mut sending| async move {
             let piece = sending.rest.split_to(PIECE.min(sending.rest.len()));
+            sending.turns.0.pace.pass(piece.len()).await;
             sending.turns.speed().note(piece.len(), Instant::now());
             (!piece.is_empty()).then_some((Ok::<_, std::convert::Infallible>(piece), sending))
         }))
@@ -242,7 +248,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_turn_is_its_owners_and_ends_unused() {
-        let turns = Turns::new();
+        let turns = Turns::new(Pace::default());
         let first = turns.grant(ONE).await.unwrap();
         let second = turns.grant(ONE).await.unwrap();
         assert!(turns.take(first, OTHER).is_none());
@@ -255,7 +261,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_stops_waiting_keeps_no_turn_from_others() {
-        let turns = Turns::new();
+        let turns = Turns::new(Pace::default());
         let slots = (turns.wait(ONE).await.unwrap(), turns.wait(ONE).await.unwrap());
         let gone = tokio::spawn({
             let turns = turns.clone();
@@ -272,7 +278,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_too_long_hears_that_all_are_busy() {
-        let turns = Turns::new();
+        let turns = Turns::new(Pace::default());
         let _slots = (turns.wait(ONE).await.unwrap(), turns.wait(ONE).await.unwrap());
         let begun = tokio::time::Instant::now();
         assert!(turns.grant(ONE).await.is_err());
@@ -281,9 +287,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_receiver_that_does_not_read_keeps_others_waiting_for_a_while_only() {
-        let turns = Turns::new();
+        let turns = Turns::new(Pace::default());
         let bytes = Bytes::from(vec![1; 1 << 20]);
-        let slow = turns.body(bytes.clone(), turns.wait(ONE).await.unwrap());
+        let slow = turns.body(bytes.clone(), turns.wait(ONE).await.ok());
         let _other = turns.wait(OTHER).await.unwrap();
         let begun = tokio::time::Instant::now();
         drop(turns.wait(ONE).await.unwrap());

@@ -29,6 +29,7 @@ pub use shelf::{Reseal, Shelf};
 pub use swarms::Swarms;
 
 use crate::{
+    pace::Pace,
     peer::{self, PeerClient},
     tls::Member,
 };
@@ -64,10 +65,11 @@ impl Swarm {
         &self.neighbours
     }
 
-    /// What this target serves: to other targets of the site.
-    pub fn routes(&self) -> Router {
+    /// What this target serves: to other targets of the site, at this pace.
+    pub fn routes(&self, pace: Pace) -> Router {
         let admits = Arc::new(|member: &Member| matches!(member, Member::Target(_)));
-        peer::routes(self.shelf.clone(), admits.clone()).merge(shelf::routes(&self.shelf, admits))
+        peer::routes(self.shelf.clone(), admits.clone(), pace)
+            .merge(shelf::routes(&self.shelf, admits))
     }
 }
 

@@ -52,7 +52,12 @@ impl Room {
         self.fleet.names.set(member, listener.local_addr().unwrap());
         let papers = self.fleet.site.papers(&member.dns_name());
         let stop = CancellationToken::new();
-        let service = serve(listener, server_tls(&papers).unwrap(), swarm.routes(), stop.clone());
+        let service = serve(
+            listener,
+            server_tls(&papers).unwrap(),
+            swarm.routes(Pace::default()),
+            stop.clone(),
+        );
         tokio::spawn(service);
         let disk = self.folder.path().join(format!("disk-{n}"));
         Target { swarm, peers, disk, stop }

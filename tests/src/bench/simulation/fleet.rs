@@ -375,10 +375,13 @@ impl Image {
         if present.is_some_and(|now| now.stripes == map.stripes && now.holders == map.holders) {
             return Ok(());
         }
-        let cause = match self.redundancy {
+        let known: HashSet<_> = pairs(present).map(|(_, id, _)| id).collect();
+        let changed = self.redundancy.is_some_and(|before| before != plan.redundancy);
+        let cause = |id: &SegmentId| match self.redundancy {
             None => Cause::First,
+            // A parity row that was not there before repairs nothing.
+            Some(_) if changed && !(lost && known.contains(id)) => Cause::Measured,
             Some(_) if lost => Cause::Lost,
-            Some(before) if before != plan.redundancy => Cause::Measured,
             Some(_) => Cause::Moved,
         };
         let old: HashMap<_, _> = std::mem::take(&mut self.missing)
@@ -393,7 +396,7 @@ impl Image {
             }
             *self.taken.entry(who).or_default() += 1;
             if !self.held.contains(&(who, id)) {
-                let cause = old.get(&(who, id)).copied().unwrap_or(cause);
+                let cause = old.get(&(who, id)).copied().unwrap_or_else(|| cause(&id));
                 self.missing.entry(who).or_default().push(Missing { id, bytes, cause });
             }
         }
