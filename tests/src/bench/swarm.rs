@@ -137,7 +137,7 @@ fn cairn(count: u8, figures: &mut Vec<Figure>) -> Result<f64> {
     ));
     figures.push(Figure::new(&name("last over median"), last / median, "", Wanted::AtMost(1.1)));
     #[expect(clippy::cast_precision_loss, reason = "a measured size")]
-    let sent = (sent_after - sent_before) as f64 / HEADERS / total as f64;
+    let sent = (sent_after - sent_before) as f64 / total as f64;
     figures.push(Figure::new(&name("images that the server sent"), sent, "", Wanted::AtMost(1.1)));
     Ok(last)
 }
