@@ -2,10 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use cairn_array::{tls::Token, wire::DiskSelector};
+use cairn_array::{pace::Limit, tls::Token, wire::DiskSelector};
 use clap::{Parser, Subcommand};
 
-use crate::{lending::Amount, limits::Limit, place::ServerPlace};
+use crate::{lending::Amount, place::ServerPlace};
 
 /// The client of a Cairn site.
 #[derive(Debug, Parser)]

@@ -2,13 +2,12 @@
 
 use std::{
     fmt,
-    str::FromStr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
-use cairn_array::pace::{BadRate, Pace, Rate, Rates};
+use cairn_array::pace::{Limit, Pace, Rates};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,21 +16,6 @@ use crate::{daemon, home::Home};
 /// A running agent reads its limits twice a second.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// A rate, or `none`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit(pub Option<Rate>);
-
-impl FromStr for Limit {
-    type Err = BadRate;
-
-    fn from_str(text: &str) -> Result<Self, BadRate> {
-        match text {
-            "none" => Ok(Self(None)),
-            text => text.parse().map(|rate| Self(Some(rate))),
-        }
-    }
-}
 
 /// The rate limits of a process that moves segments.
 #[derive(Clone, Debug)]
@@ -119,10 +103,7 @@ impl fmt::Display for Told {
 pub async fn limit(home: &Home, upload: Option<Limit>, download: Option<Limit>) -> Result<String> {
     home.membership()?;
     let before = home.rates()?;
-    let rates = Rates {
-        upload: upload.map_or(before.upload, |limit| limit.0),
-        download: download.map_or(before.download, |limit| limit.0),
-    };
+    let rates = before.with(upload, download);
     if rates != before {
         home.keep_rates(&rates)?;
     }
@@ -160,8 +141,6 @@ mod tests {
         assert_eq!(timed(&limits.download()).await, 1);
         limits.set_own(Rates::default());
         assert_eq!(timed(&upload).await, 1, "the site's limit is left");
-        assert_eq!("none".parse(), Ok(Limit(None)));
-        assert!("nothing".parse::<Limit>().is_err());
         let said = limits.told().to_string();
         assert!(said.contains("limits     upload 80 Mbit/s, download 80 Mbit/s"), "{said}");
     }

@@ -105,6 +105,21 @@ impl<'de> Deserialize<'de> for Rate {
     }
 }
 
+/// A rate limit as people say it: a rate, or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(pub Option<Rate>);
+
+impl FromStr for Limit {
+    type Err = BadRate;
+
+    fn from_str(text: &str) -> Result<Self, BadRate> {
+        match text {
+            "none" => Ok(Self(None)),
+            text => text.parse().map(|rate| Self(Some(rate))),
+        }
+    }
+}
+
 /// The rate limits of a machine, or of every machine of a site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rates {
@@ -115,6 +130,15 @@ pub struct Rates {
 }
 
 impl Rates {
+    /// The same with those that are named.
+    #[must_use]
+    pub fn with(self, upload: Option<Limit>, download: Option<Limit>) -> Self {
+        Self {
+            upload: upload.map_or(self.upload, |limit| limit.0),
+            download: download.map_or(self.download, |limit| limit.0),
+        }
+    }
+
     /// The lower of both, each way.
     #[must_use]
     pub fn within(self, other: Self) -> Self {
@@ -215,6 +239,8 @@ mod tests {
         let both = Rates { upload: rate("10Mbit/s"), download: rate("100Mbit/s") };
         assert_eq!((own.within(site), site.within(own)), (both, both));
         assert_eq!(own.to_string(), "upload 10 Mbit/s, download none");
+        assert_eq!(both.with("none".parse().ok(), None), Rates { upload: None, ..both });
+        assert!("nothing".parse::<Limit>().is_err());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! `cairn-server limit`
 
-use cairn_array::pace::{BadRate, Rate, Rates};
+use cairn_array::pace::{Limit, Rates};
 
 use super::{
     client::Remote,
@@ -13,37 +13,25 @@ pub(super) struct Args {
     #[command(flatten)]
     remote: Remote,
     /// Of what a machine sends: a rate like 50Mbit/s or 10MB/s, or `none`
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    upload: Option<Wanted>,
+    #[arg(long, value_name = "RATE")]
+    upload: Option<Limit>,
     /// Of what a machine receives
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    download: Option<Wanted>,
+    #[arg(long, value_name = "RATE")]
+    download: Option<Limit>,
     #[arg(long)]
     json: bool,
-}
-
-/// Bytes a second; none: no limit.
-#[derive(Clone, Copy, Debug)]
-struct Wanted(Option<u64>);
-
-fn rate(text: &str) -> Result<Wanted, BadRate> {
-    match text {
-        "none" => Ok(Wanted(None)),
-        text => text.parse().map(|rate: Rate| Wanted(Some(rate.bytes()))),
-    }
 }
 
 impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = self.remote.connect()?;
-        let mut limits: Limits = client.get("/api/v1/limits").await?;
-        if self.upload.is_some() || self.download.is_some() {
-            let wanted = Limits {
-                upload: self.upload.map_or(limits.upload, |wanted| wanted.0),
-                download: self.download.map_or(limits.download, |wanted| wanted.0),
-            };
-            limits = client.put_json("/api/v1/limits", &wanted).await?;
-        }
+        let before: Limits = client.get("/api/v1/limits").await?;
+        let wanted = Limits::from(Rates::try_from(before)?.with(self.upload, self.download));
+        let limits = if wanted == before {
+            before
+        } else {
+            client.put_json("/api/v1/limits", &wanted).await?
+        };
         if self.json {
             return json(&limits);
         }
