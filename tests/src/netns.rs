@@ -417,7 +417,13 @@ fn remove(namespace: &str) -> Result<()> {
     }
 }
 
+/// Removes a lab's folder, and what a killed program left mounted in it.
 fn remove_folder(path: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read what is mounted")?;
+    let mounted = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for mount in mounted.filter(|mount| Path::new(mount).starts_with(path)) {
+        run("umount", ["--lazy", mount])?;
+    }
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", path.display()))
@@ -453,6 +459,19 @@ fn start_time(pid: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_goes_with_what_is_mounted_in_it() {
+        let outer = tempfile::tempdir().unwrap();
+        let lab = outer.path().join("lab");
+        let memory = lab.join("memory");
+        fs::create_dir_all(&memory).unwrap();
+        let memory = memory.to_str().unwrap();
+        run("mount", ["-t", "tmpfs", "-o", "size=1m", "tmpfs", memory]).unwrap();
+        assert!(fs::remove_dir_all(&lab).is_err(), "it is in use");
+        remove_folder(&lab).unwrap();
+        assert!(!lab.exists());
+    }
 
     #[test]
     fn only_names_of_dead_programs_count_as_left_over() {
