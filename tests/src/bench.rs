@@ -133,10 +133,9 @@ impl Figure {
             Wanted::Nothing => return format!("| {what} | {value:.3} {unit} | | | |\n"),
         };
         let verdict = if self.is_reached() { "reached" } else { "**missed**" };
-        let ratio = value / wanted;
-        format!(
-            "| {what} | {value:.3} {unit} | {sign} {wanted} {unit} | {ratio:.2} | {verdict} |\n"
-        )
+        // Of nothing there is no ratio.
+        let ratio = if wanted == 0.0 { String::new() } else { format!("{:.2}", value / wanted) };
+        format!("| {what} | {value:.3} {unit} | {sign} {wanted} {unit} | {ratio} | {verdict} |\n")
     }
 }
 
@@ -194,6 +193,8 @@ mod tests {
     fn a_row_says_how_much_was_reached() {
         let fast = Figure::new("register", 0.5, "GB/s", Wanted::AtLeast(0.4));
         assert_eq!(fast.row(), "| register | 0.500 GB/s | ≥ 0.4 GB/s | 1.25 | reached |\n");
+        let none = Figure::new("broken promises", 0.0, "", Wanted::AtMost(0.0));
+        assert_eq!(none.row(), "| broken promises | 0.000  | ≤ 0  |  | reached |\n");
         let large = Figure::new("idle agent", 96.0, "MiB", Wanted::AtMost(64.0));
         assert!(!large.is_reached());
         assert_eq!(large.row(), "| idle agent | 96.000 MiB | ≤ 64 MiB | 1.50 | **missed** |\n");
