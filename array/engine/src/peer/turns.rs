@@ -268,8 +268,10 @@ mod tests {
             async move { turns.wait(OTHER).await.map(drop) }
         });
         tokio::task::yield_now().await;
+        assert_eq!(lock(&turns.0.queue).turns.waiting(), 1);
         gone.abort();
         assert!(gone.await.is_err());
+        assert_eq!(lock(&turns.0.queue).turns.waiting(), 0);
         let begun = tokio::time::Instant::now();
         drop(slots);
         let _both = (turns.wait(ONE).await.unwrap(), turns.wait(OTHER).await.unwrap());
