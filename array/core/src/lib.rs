@@ -11,6 +11,7 @@
 //!                                   └──► fetch ──► erasure
 //! ```
 
+pub mod announcement;
 pub mod availability;
 pub mod bundle;
 pub mod bytes;

@@ -118,7 +118,7 @@ impl PeerClient {
         checked.ok().flatten().ok_or(FetchError::Bad)
     }
 
-    /// The ids of the segments that a target has, as it verifies them: 32 bytes each.
+    /// What a target has, as it verifies it: see [`cairn_core::announcement`].
     ///
     /// # Errors
     /// See [`FetchError`].

@@ -6,14 +6,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
 use cairn_core::{
+    announcement::{Announcement, Listener},
     fetch::{Fetcher, Source},
     id::{InstallId, SegmentId},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::shelf::COMPLETE;
 use crate::{
     peer::{FetchError, PeerClient},
     wire::MAX_NEIGHBOURS,
@@ -160,30 +159,24 @@ impl Neighbours {
             it.is_there = true;
         }
         self.changed();
-        let mut heard = BytesMut::new();
-        let mut count = 0;
+        let mut listener = Listener::new(self.0.image.len());
         // HTTP/2 pings tell when it vanishes without a word.
         while let Some(piece) = stream.chunk().await.map_err(FetchError::Broken)? {
-            heard.extend_from_slice(&piece);
-            let whole = heard.len() / 32 * 32;
-            let ids = heard.split_to(whole);
-            count += whole / 32;
-            if count > self.0.image.len() + 1 {
-                // It announces more than there is.
-                return Err(FetchError::Bad);
-            }
-            self.note(install, ids.as_chunks().0);
+            let words = listener.hear(&piece).map_err(|_| FetchError::Bad)?;
+            self.note(install, &words);
         }
         Ok(())
     }
 
-    fn note(&self, install: InstallId, ids: &[[u8; 32]]) {
+    fn note(&self, install: InstallId, words: &[Announcement]) {
         if let Some(it) = self.known().get_mut(&install) {
-            for id in ids.iter().copied().map(SegmentId) {
-                if id == COMPLETE {
-                    it.complete = true;
-                } else if self.0.image.contains(&id) && it.seen.insert(id) {
-                    it.has.push(id);
+            for word in words {
+                match *word {
+                    Announcement::Complete => it.complete = true,
+                    Announcement::Has(id) if self.0.image.contains(&id) && it.seen.insert(id) => {
+                        it.has.push(id);
+                    }
+                    Announcement::Has(_) => {}
                 }
             }
         }

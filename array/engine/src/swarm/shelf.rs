@@ -15,7 +15,10 @@ use axum::{
     routing::get,
 };
 use bytes::{Bytes, BytesMut};
-use cairn_core::id::SegmentId;
+use cairn_core::{
+    announcement::{self, Announcement},
+    id::SegmentId,
+};
 use futures::stream;
 use tokio::sync::watch;
 
@@ -26,10 +29,8 @@ use crate::{
 
 /// Sealed bytes kept in memory.
 const KEEP_BYTES: usize = 256 << 20;
-/// Ids sent at once.
-const IDS_AT_ONCE: usize = 1024;
-/// Says that nothing more is wanted. No bytes are known whose SHA-256 is this.
-pub(super) const COMPLETE: SegmentId = SegmentId([0; 32]);
+/// Announcements sent at once.
+const WORDS_AT_ONCE: usize = 1024;
 
 /// Makes sealed segments again from what was written to the disk.
 pub trait Reseal: Send + Sync + 'static {
@@ -45,7 +46,7 @@ struct Inner {
     /// Bytes kept in memory.
     most: usize,
     kept: Mutex<Kept>,
-    /// How many ids are announced; [`COMPLETE`] counts as one.
+    /// How many announcements there are.
     announced: watch::Sender<usize>,
     disk: OnceLock<Arc<dyn Reseal>>,
 }
@@ -59,7 +60,8 @@ impl std::fmt::Debug for Inner {
 #[derive(Debug, Default)]
 struct Kept {
     /// In the order in which they were verified.
-    announced: Vec<SegmentId>,
+    announced: Vec<Announcement>,
+    complete: bool,
     known: HashSet<SegmentId>,
     memory: HashMap<SegmentId, Bytes>,
     /// Those in memory, the oldest first.
@@ -97,7 +99,7 @@ impl Shelf {
             let length = kept.memory.remove(&oldest).map_or(0, |bytes| bytes.len());
             kept.bytes -= length;
         }
-        self.announce(kept, id);
+        self.announce(kept, Announcement::Has(id));
     }
 
     /// Announces what is not there.
@@ -105,14 +107,14 @@ impl Shelf {
     pub(super) fn announce_only(&self, id: SegmentId) {
         let mut kept = self.kept();
         kept.known.insert(id);
-        self.announce(kept, id);
+        self.announce(kept, Announcement::Has(id));
     }
 
     /// Says that this target has all that it wants.
     pub fn complete(&self) {
         let mut kept = self.kept();
-        if kept.known.insert(COMPLETE) {
-            self.announce(kept, COMPLETE);
+        if !std::mem::replace(&mut kept.complete, true) {
+            self.announce(kept, Announcement::Complete);
         }
     }
 
@@ -121,8 +123,8 @@ impl Shelf {
         self.0.disk.set(disk).ok();
     }
 
-    fn announce(&self, mut kept: std::sync::MutexGuard<'_, Kept>, id: SegmentId) {
-        kept.announced.push(id);
+    fn announce(&self, mut kept: std::sync::MutexGuard<'_, Kept>, word: Announcement) {
+        kept.announced.push(word);
         let count = kept.announced.len();
         drop(kept);
         self.0.announced.send_replace(count);
@@ -132,13 +134,13 @@ impl Shelf {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The ids from place `from` on.
+    /// The announcements from place `from` on.
     fn since(&self, from: usize) -> Bytes {
         let kept = self.kept();
         let new = kept.announced.get(from..).unwrap_or_default();
-        let mut ids = BytesMut::with_capacity(new.len().min(IDS_AT_ONCE) * 32);
-        new.iter().take(IDS_AT_ONCE).for_each(|id| ids.extend_from_slice(&id.0));
-        ids.freeze()
+        let mut words = BytesMut::with_capacity(new.len().min(WORDS_AT_ONCE) * announcement::BYTES);
+        new.iter().take(WORDS_AT_ONCE).for_each(|word| words.extend_from_slice(&word.to_bytes()));
+        words.freeze()
     }
 
     /// All announcements, those to come included.
@@ -146,10 +148,10 @@ impl Shelf {
         let begin = (self.clone(), self.0.announced.subscribe(), 0);
         Body::from_stream(stream::unfold(begin, |(shelf, mut news, sent)| async move {
             loop {
-                let ids = shelf.since(sent);
-                if !ids.is_empty() {
-                    let sent = sent + ids.len() / 32;
-                    return Some((Ok::<_, Infallible>(ids), (shelf, news, sent)));
+                let words = shelf.since(sent);
+                if !words.is_empty() {
+                    let sent = sent + words.len() / announcement::BYTES;
+                    return Some((Ok::<_, Infallible>(words), (shelf, news, sent)));
                 }
                 news.changed().await.ok()?;
             }
