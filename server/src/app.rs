@@ -15,6 +15,7 @@ use crate::{
     limits::SiteLimits,
     register::Registrations,
     site::Site,
+    waves::Waves,
 };
 
 /// A running server.
@@ -54,6 +55,8 @@ pub struct Inner {
     pub(crate) limits: SiteLimits,
     /// Who installs now and serves others.
     pub(crate) swarms: Swarms,
+    /// Who waits until others hold what goes with its disk.
+    pub(crate) waves: Waves,
     /// Something about an agent changed: whoever holds a sync looks again.
     pub(crate) agents_changed: Changes,
     /// An agent reported what it holds: whoever waits for segments to be in place looks again.

@@ -40,3 +40,4 @@ pub mod serve;
 pub mod site;
 mod targets;
 mod wake;
+mod waves;

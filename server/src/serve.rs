@@ -202,6 +202,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         conditions: Conditions::default(),
         limits,
         swarms: Swarms::default(),
+        waves: crate::waves::Waves::default(),
         agents_changed: Changes::default(),
         holdings_changed: Changes::default(),
         targets_changed: Changes::default(),

@@ -38,6 +38,8 @@ pub struct Install {
     pub progress: Option<Progress>,
     /// Why it failed and what to do.
     pub error: Option<String>,
+    /// For what it waits, although its machine is there.
+    pub waits: Option<String>,
     /// When its machine was last heard of, when that is too long ago.
     pub silent: Option<Ago>,
     pub created: Ago,
@@ -195,6 +197,7 @@ mod tests {
                 left: Some(Span { seconds: 64 }),
             }),
             error: None,
+            waits: None,
             silent: None,
             created: Ago { at: "2026-11-23T10:00:00Z".into(), seconds: 60 },
             took: Some(Span { seconds: 12 }),
@@ -246,6 +249,16 @@ mod tests {
             .replace('\u{a0}', " ");
         assert!(html.contains("Not heard of") && html.contains("3 min ago"), "{html}");
         assert!(html.contains("look at its screen") && html.contains("/cancel"), "{html}");
+    }
+
+    #[test]
+    fn an_install_that_waits_says_for_what() {
+        let waits = Install {
+            waits: Some("without client a the clients could not read b any more".into()),
+            ..install(InstallState::Scheduled)
+        };
+        let html = Deployments { open: vec![waits], over: vec![] }.render().unwrap();
+        assert!(html.contains("Waits for its turn: without client a"), "{html}");
     }
 
     #[test]

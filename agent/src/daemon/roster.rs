@@ -112,6 +112,11 @@ impl Roster {
         members.agents.iter().filter(|agent| members.is_member(agent)).copied().collect()
     }
 
+    /// Where everybody is.
+    pub(super) fn names(&self) -> &NameTable {
+        &self.names
+    }
+
     pub(super) fn number(&self) -> Generation {
         self.members.borrow().number
     }

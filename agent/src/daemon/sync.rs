@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use cairn_array::{
     dsf::DsfHandle,
+    tls::{Member, card_towards},
     wire::{Assignment, MAX_SEGMENTS, MemberState, SyncReply, SyncRequest},
 };
 use cairn_core::units::{ByteCount, Generation};
@@ -127,6 +128,12 @@ impl Sync {
         }
     }
 
+    /// The card by which the server is reached now. Without it the server cannot know which machine this is; it goes on.
+    async fn card(&self) -> Option<String> {
+        let server = self.roster.names().lookup(&Member::Server).await.ok()?;
+        card_towards(*server.first()?).ok().flatten()
+    }
+
     /// One call, and what follows from its answer. `Some` when the site has dismissed this agent.
     async fn exchange(&mut self, told: Told) -> Result<Option<MemberState>> {
         let request = SyncRequest {
@@ -135,6 +142,7 @@ impl Sync {
             clock: clock(),
             used: self.dsf.stats().held,
             peer_port: self.peer_port,
+            mac: self.card().await,
             directory: self.roster.number(),
             assignment: self.assignment(),
             limits: self.limits.told().site,

@@ -98,6 +98,9 @@ async fn wait<S: Screen>(session: &ServerLink, screen: &S) -> Result<Option<Tick
                 say("approved; waiting for a deployment (`cairn-server deploy IMAGE --machine …`)"
                     .to_owned());
             }
+            Ok(TicketReply::AwaitingTurn { reason }) => {
+                say(format!("waiting for its turn: {reason}"));
+            }
             Err(CallError::Refused {
                 status: StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND | StatusCode::GONE,
                 ..

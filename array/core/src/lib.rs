@@ -34,3 +34,4 @@ pub mod sparse;
 pub mod stripe_map;
 pub mod turns;
 pub mod units;
+pub mod waves;

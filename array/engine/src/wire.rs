@@ -90,6 +90,9 @@ pub struct SyncRequest {
     /// What its clock says, in seconds since 1970 UTC: the server tells of clocks that are wrong.
     pub clock: u64,
     pub peer_port: u16,
+    /// The Ethernet address of the card by which it reaches the server, lower-case and colon-separated: which machine it is.
+    #[serde(default)]
+    pub mac: Option<String>,
     /// The directory this agent has.
     pub directory: Generation,
     /// The assignment this agent has applied or is applying.
@@ -280,6 +283,10 @@ pub enum TicketReply {
     AwaitingApproval,
     /// Approved; no deployment names this machine yet.
     AwaitingDeployment,
+    /// The install would take something with it that is needed: for whom or what it waits.
+    AwaitingTurn {
+        reason: String,
+    },
     Refused {
         reason: String,
     },

@@ -34,7 +34,7 @@ use crate::{
 /// A join request is a few KiB.
 const MAX_SMALL_BODY: usize = 128 << 10;
 /// Agents come and go in groups (a classroom is switched on): the new placement waits for the group.
-const SETTLE: Duration = Duration::from_secs(2);
+pub(crate) const SETTLE: Duration = Duration::from_secs(2);
 
 /// The routes for agents.
 pub(crate) fn routes() -> Router<App> {

@@ -9,7 +9,7 @@ use cairn_array::{
 };
 use tokio::time::Instant;
 
-use super::{Joined, agent_of, condition::Condition, directory};
+use super::{Joined, agent_of, condition::Condition, directory, membership_changed};
 use crate::{
     api::{error::ApiError, extract::Body},
     app::App,
@@ -65,8 +65,13 @@ async fn note_news(
 ) -> Result<(), ApiError> {
     // Where it speaks from is where its peers find it; only the port is its own word.
     let address = SocketAddr::new(peer.addr.ip().to_canonical(), request.peer_port);
-    let news =
-        AgentNews { lend: request.lend, used: request.used, peer_port: request.peer_port, address };
+    let news = AgentNews {
+        lend: request.lend,
+        used: request.used,
+        peer_port: request.peer_port,
+        address,
+        mac: request.mac.as_deref().and_then(|mac| mac.parse().ok()),
+    };
     app.db.note_agent_news(agent.id, news, Moment::now()).await?;
     let now = Moment::now();
     let clock_ahead = i64::try_from(request.clock).unwrap_or(i64::MAX).saturating_sub(now.0 / 1000);
@@ -78,6 +83,11 @@ async fn note_news(
         );
     }
     app.names.set(Member::Agent(agent.id), address);
+    // A machine that was installed anew has joined again: what it was before does not come back.
+    for gone in app.db.overwritten_by(agent.id).await? {
+        app.db.move_agent(gone, &[MemberState::Approved], MemberState::Left).await?;
+        membership_changed(app, gone).await?;
+    }
     if agent.state != MemberState::Approved {
         return Ok(());
     }

@@ -40,6 +40,9 @@ pub struct Agent {
     pub seen: Option<String>,
     /// It has all that it is to hold.
     pub in_place: bool,
+    /// When an install began that overwrites what it holds: others take over its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overwritten: Option<String>,
     /// It stores nothing for the time being: it is on battery, or was written enough for today.
     pub rests: bool,
     /// Seconds by which its clock is ahead of the server's, negative when behind; only when more than five minutes.
@@ -57,7 +60,9 @@ impl Agent {
             };
             format!("clock {by} {}", if ahead > 0 { "ahead" } else { "behind" })
         });
-        self.rests.then(|| "rests".to_owned()).into_iter().chain(clock).collect()
+        let rests = self.rests.then(|| "rests".to_owned());
+        let overwritten = self.overwritten.as_ref().map(|_| "is installed anew".to_owned());
+        rests.into_iter().chain(overwritten).chain(clock).collect()
     }
 }
 
@@ -77,6 +82,7 @@ pub(crate) async fn view(app: &App, row: &AgentRow) -> Result<Agent, ApiError> {
         joined: row.joined.to_text(),
         seen: row.seen.map(|seen| seen.to_text()),
         in_place: row.fulfilled >= row.assignment,
+        overwritten: row.overwritten.map(|moment| moment.to_text()),
         rests: app.conditions.rests(row.id),
         clock_ahead: app.conditions.clock_fault(row.id),
     })
@@ -91,7 +97,7 @@ pub(crate) async fn all(app: &App) -> Result<Vec<Agent>, ApiError> {
     Ok(agents)
 }
 
-async fn find(app: &App, text: &str) -> Result<AgentRow, ApiError> {
+pub(super) async fn find(app: &App, text: &str) -> Result<AgentRow, ApiError> {
     let id: AgentId = id("agent", text)?;
     app.db.agent(id).await?.ok_or_else(unknown)
 }

@@ -34,6 +34,10 @@ pub struct DeploymentRequest {
     /// Approve now whoever shows up as these machines until they are installed. A MAC can be forged: for closed nets.
     #[serde(default)]
     pub preapprove: bool,
+    /// Do not wait until other clients hold what the clients on these machines hold: images may be with the server alone
+    /// for a while.
+    #[serde(default)]
+    pub at_once: bool,
 }
 
 /// A deployment.
@@ -45,6 +49,7 @@ pub struct Deployment {
     pub disk: String,
     pub then: String,
     pub preapproved: bool,
+    pub at_once: bool,
     pub state: InstallState,
     pub created: String,
     pub installs: Vec<Install>,
@@ -89,6 +94,9 @@ pub struct Install {
     /// Its machine has said nothing since: it was switched off, or goes on without the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_since: Option<String>,
+    /// Its machine waits for its turn, and why: what its client holds is overwritten, and others do not have it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
 }
 
 const fn phase_word(phase: InstallPhase) -> &'static str {
@@ -148,6 +156,7 @@ pub(crate) async fn install_view(app: &App, row: InstallRow) -> Result<Install, 
         started: row.started.map(|moment| moment.to_text()),
         ended: row.ended.map(|moment| moment.to_text()),
         silent_since: silent.map(|moment| moment.to_text()),
+        waits_for: app.waves.reason(row.id).filter(|_| row.state == InstallState::Scheduled),
     })
 }
 
@@ -172,6 +181,7 @@ pub(crate) async fn view(app: &App, row: DeploymentRow) -> Result<Deployment, Ap
         disk: disk_text(&row.disk),
         then: after_word(row.after).to_owned(),
         preapproved: row.preapproved,
+        at_once: row.at_once,
         state: deployments::sum(installs.iter().map(|install| install.state)),
         created: row.created.to_text(),
         installs,
@@ -254,8 +264,13 @@ pub(crate) async fn create(
             ApiError::bad_request("bad_then", "`then` is `reboot`, `power-off` or `exit`")
         })?,
     };
-    let wish =
-        approval::Wish { image: request.image, disk, after, preapproved: request.preapprove };
+    let wish = approval::Wish {
+        image: request.image,
+        disk,
+        after,
+        preapproved: request.preapprove,
+        at_once: request.at_once,
+    };
     let (deployment, codes) = approval::deploy(&app, &wish, &request.machines).await?;
     let mut made = one(&app, deployment).await?;
     made.approved_codes = codes;

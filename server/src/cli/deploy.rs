@@ -40,6 +40,9 @@ pub(super) struct Args {
     /// Approve now whoever shows up as these machines until they are installed; a MAC can be forged, so only in closed nets
     #[arg(long)]
     preapprove: bool,
+    /// Do not wait until other clients hold what the clients on these machines hold; images may be with the server alone for a while
+    #[arg(long)]
+    at_once: bool,
     #[arg(long)]
     json: bool,
 }
@@ -53,6 +56,7 @@ impl Args {
             disk: self.disk,
             then: Some(self.then),
             preapprove: self.preapprove,
+            at_once: self.at_once,
         };
         let mut made: Deployment = client.post_json("/api/v1/deployments", &request).await?;
         for code in &made.approved_codes {
@@ -117,7 +121,10 @@ fn show(bar: &ProgressBar, installs: &[Install]) {
     bar.set_length(sum(|install| install.total));
     bar.set_position(sum(|install| install.from_peers + install.from_server + install.rebuilt));
     let phase = match installs {
-        [one] => one.phase.clone().unwrap_or_else(|| one.state.to_string()),
+        [one] => match &one.waits_for {
+            Some(reason) => format!("waits: {reason}"),
+            None => one.phase.clone().unwrap_or_else(|| one.state.to_string()),
+        },
         many => {
             let done = many.iter().filter(|install| install.state == InstallState::Done).count();
             format!("{done} of {} installed", many.len())

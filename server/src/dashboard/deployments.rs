@@ -84,6 +84,7 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
             left: install.seconds_left.map(|seconds| Span { seconds: seconds.max(1) }),
         }),
         error: install.error.clone(),
+        waits: install.waits_for.clone(),
         silent: install.silent_since.as_deref().map(|since| ago(since, now)),
         created: ago(&install.created, now),
         took,

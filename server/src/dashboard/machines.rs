@@ -218,6 +218,7 @@ pub(super) async fn install(
         disk: Some(form.disk),
         then: None,
         preapprove: false,
+        at_once: false,
     };
     let done = api::deployment::create(State(app.clone()), extract::Body(request)).await;
     let place = if done.is_ok() { Place::Deployments } else { Place::Machines };

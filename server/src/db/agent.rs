@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use cairn_array::wire::MemberState;
 use cairn_core::{
-    id::AgentId,
+    id::{AgentId, MachineId},
     units::{ByteCount, Generation},
 };
+use cairn_pxe::MacAddr;
 use sqlx::sqlite::SqliteRow;
 
 use super::{Columns as _, Db, DbError, Result, integer, token::SpendError};
@@ -32,6 +33,8 @@ pub struct AgentRow {
     /// The newest assignment that the agent reported as fulfilled.
     pub fulfilled: Generation,
     pub want_holdings: bool,
+    /// When an install began that overwrites what it holds; absent once it was heard of since.
+    pub overwritten: Option<Moment>,
 }
 
 /// An agent to be added.
@@ -51,6 +54,8 @@ pub(crate) struct AgentNews {
     pub(crate) used: ByteCount,
     pub(crate) peer_port: u16,
     pub(crate) address: SocketAddr,
+    /// Of the network card by which it reaches the server.
+    pub(crate) mac: Option<MacAddr>,
 }
 
 /// The word that a state is kept and shown as.
@@ -94,6 +99,7 @@ fn agent(row: &SqliteRow) -> Result<AgentRow> {
         assignment: row.generation("assignment")?,
         fulfilled: row.generation("fulfilled")?,
         want_holdings: row.flag("want_holdings")?,
+        overwritten: row.maybe_moment("overwritten")?,
     })
 }
 
@@ -212,7 +218,46 @@ impl Db {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Keeps what an agent said of itself.
+    /// The approved agents that run on a machine, by the card that they reach the server by.
+    pub(crate) async fn agents_on_machine(&self, machine: MachineId) -> Result<Vec<AgentRow>> {
+        sqlx::query(
+            "SELECT agent.* FROM agent JOIN machine_mac ON machine_mac.mac = agent.mac
+             WHERE machine_mac.machine = $1 AND agent.state = 'approved' ORDER BY joined, id",
+        )
+        .bind(machine.as_bytes().as_slice())
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(agent)
+        .collect()
+    }
+
+    /// Agents whose storage was overwritten on the machine where this one runs.
+    pub(crate) async fn overwritten_by(&self, id: AgentId) -> Result<Vec<AgentId>> {
+        sqlx::query(
+            "SELECT old.id FROM agent AS old JOIN agent AS new ON new.mac = old.mac AND new.id <> old.id
+             WHERE new.id = $1 AND new.state = 'approved'
+               AND old.state = 'approved' AND old.overwritten IS NOT NULL",
+        )
+        .bind(id.as_bytes().as_slice())
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(|row| row.id("id").map(AgentId))
+        .collect()
+    }
+
+    /// Notes that what an agent holds is overwritten from now on.
+    pub(crate) async fn note_overwritten(&self, id: AgentId, now: Moment) -> Result<()> {
+        sqlx::query("UPDATE agent SET overwritten = $2 WHERE id = $1")
+            .bind(id.as_bytes().as_slice())
+            .bind(now.0)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Keeps what an agent said of itself. It is there, so nothing has overwritten it.
     pub(crate) async fn note_agent_news(
         &self,
         id: AgentId,
@@ -220,7 +265,8 @@ impl Db {
         now: Moment,
     ) -> Result<()> {
         sqlx::query(
-            "UPDATE agent SET lend = $2, used = $3, peer_port = $4, address = $5, seen = $6 WHERE id = $1",
+            "UPDATE agent SET lend = $2, used = $3, peer_port = $4, address = $5, seen = $6,
+               mac = coalesce($7, mac), overwritten = NULL WHERE id = $1",
         )
         .bind(id.as_bytes().as_slice())
         .bind(integer(news.lend.0))
@@ -228,6 +274,7 @@ impl Db {
         .bind(news.peer_port)
         .bind(news.address.to_string())
         .bind(now.0)
+        .bind(news.mac.map(|mac| mac.to_string()))
         .execute(&self.pool)
         .await?;
         Ok(())

@@ -33,6 +33,8 @@ pub(crate) struct DeploymentRow {
     pub(crate) disk: DiskSelector,
     pub(crate) after: AfterInstall,
     pub(crate) preapproved: bool,
+    /// Its machines do not wait until other clients hold what theirs take with them.
+    pub(crate) at_once: bool,
     pub(crate) created: Moment,
 }
 
@@ -48,6 +50,7 @@ pub(crate) struct InstallRow {
     pub(crate) disk: DiskSelector,
     pub(crate) after: AfterInstall,
     pub(crate) preapproved: bool,
+    pub(crate) at_once: bool,
     pub(crate) state: InstallState,
     pub(crate) progress: Option<InstallProgress>,
     pub(crate) error: Option<String>,
@@ -65,6 +68,7 @@ pub(crate) struct NewDeployment<'a> {
     pub(crate) disk: &'a DiskSelector,
     pub(crate) after: AfterInstall,
     pub(crate) preapproved: bool,
+    pub(crate) at_once: bool,
     /// Not empty, nobody twice.
     pub(crate) installs: &'a [(InstallId, MachineId)],
 }
@@ -81,7 +85,7 @@ pub enum DeployError {
 }
 
 const INSTALLS: &str = "SELECT install.*, deployment.version, deployment.disk, deployment.after,
-      deployment.preapproved, version.number, image.name AS image,
+      deployment.preapproved, deployment.at_once, version.number, image.name AS image,
       (SELECT max(target.seen) FROM target WHERE target.install = install.id) AS heard
     FROM install JOIN deployment ON deployment.id = install.deployment
     JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image";
@@ -101,6 +105,7 @@ fn install(row: &SqliteRow) -> Result<InstallRow> {
         disk: row.json("disk")?,
         after: row.json("after")?,
         preapproved: row.flag("preapproved")?,
+        at_once: row.flag("at_once")?,
         state: row.word("state")?,
         progress,
         error: row.maybe_text("error")?,
@@ -119,6 +124,7 @@ fn deployment(row: &SqliteRow) -> Result<DeploymentRow> {
         disk: row.json("disk")?,
         after: row.json("after")?,
         preapproved: row.flag("preapproved")?,
+        at_once: row.flag("at_once")?,
         created: row.moment("created")?,
     })
 }
@@ -171,13 +177,14 @@ impl Db {
     ) -> Result<i64, DeployError> {
         let mut transaction = self.write().await?;
         let made = sqlx::query(
-            "INSERT INTO deployment (version, disk, after, preapproved, created)
-             SELECT id, $2, $3, $4, $5 FROM version WHERE id = $1 AND state = 'ready'",
+            "INSERT INTO deployment (version, disk, after, preapproved, at_once, created)
+             SELECT id, $2, $3, $4, $5, $6 FROM version WHERE id = $1 AND state = 'ready'",
         )
         .bind(new.version.as_bytes().as_slice())
         .bind(json("disk", new.disk)?)
         .bind(json("after", &new.after)?)
         .bind(new.preapproved)
+        .bind(new.at_once)
         .bind(now.0)
         .execute(&mut *transaction)
         .await

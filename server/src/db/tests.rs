@@ -215,6 +215,7 @@ async fn a_machine_has_one_open_install_and_its_end_is_remembered() {
                 disk: &cairn_array::wire::DiskSelector::Only,
                 after: cairn_array::wire::AfterInstall::Reboot,
                 preapproved: false,
+                at_once: false,
                 installs: &installs,
             };
             db.deploy(&deployment, NOW).await

@@ -153,6 +153,8 @@ async fn attempt(
     if all_held {
         assign(app, image, &new.union(&kept).copied().collect()).await?;
         drop_surplus(app, image, &next).await?;
+        // Machines may wait for others to hold what goes with their disks.
+        app.targets_changed.notify();
     } else {
         app.queue_after(Kind::Scatter { image }, AGAIN_AFTER)
             .await
@@ -335,17 +337,20 @@ async fn wait_for_holders(
 
 /// Whether nobody waits for an agent.
 pub(crate) fn is_asleep(agent: &AgentRow) -> bool {
-    agent.seen.is_none_or(|seen| Moment::now().since(seen) > ASLEEP_AFTER)
+    let asleep = agent.seen.is_none_or(|seen| Moment::now().since(seen) > ASLEEP_AFTER);
+    asleep || agent.overwritten.is_some()
 }
 
 /// Whether an agent's share is made anew on others.
 pub(crate) fn is_lost(agent: &AgentRow) -> bool {
-    Moment::now().since(agent.seen.unwrap_or(agent.joined)) > LOST_AFTER
+    let away = Moment::now().since(agent.seen.unwrap_or(agent.joined));
+    away > LOST_AFTER || agent.overwritten.is_some()
 }
 
 fn same_fleet(before: &[AgentRow], now: &[AgentRow]) -> bool {
     let of = |fleet: &[AgentRow]| {
-        fleet.iter().map(|agent| (agent.id, agent.lend)).collect::<BTreeSet<_>>()
+        let terms = |agent: &AgentRow| (agent.id, agent.lend, agent.overwritten.is_some());
+        fleet.iter().map(terms).collect::<BTreeSet<_>>()
     };
     of(before) == of(now)
 }

@@ -38,6 +38,7 @@ pub(crate) struct Wish {
     pub(crate) disk: DiskSelector,
     pub(crate) after: AfterInstall,
     pub(crate) preapproved: bool,
+    pub(crate) at_once: bool,
 }
 
 /// Whether a text has the shape of a code: `XXXX-XXXX`.
@@ -149,6 +150,7 @@ pub(crate) async fn approve(app: &App, text: &str) -> Result<MachineId, ApiError
                 disk: DiskSelector::Only,
                 after: AfterInstall::Exit,
                 preapproved: false,
+                at_once: false,
             };
             make_deployment(app, &wish, &[target.machine]).await?;
         }
@@ -242,6 +244,7 @@ async fn make_deployment(app: &App, wish: &Wish, machines: &[MachineId]) -> Resu
         disk: &wish.disk,
         after: wish.after,
         preapproved: wish.preapproved,
+        at_once: wish.at_once,
         installs: &installs,
     };
     let id = app.db.deploy(&new, Moment::now()).await.map_err(|error| match error {

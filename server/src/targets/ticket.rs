@@ -16,6 +16,7 @@ use crate::{
     deployments::{Answer, Asker, Offer, answer},
     events::Event,
     moment::Moment,
+    waves,
 };
 
 pub(super) async fn ticket(
@@ -26,8 +27,12 @@ pub(super) async fn ticket(
     let mut changes = app.targets_changed.watch();
     loop {
         let reply = reply(&app, target.hash).await?;
-        let waits =
-            matches!(reply, TicketReply::AwaitingApproval | TicketReply::AwaitingDeployment);
+        let waits = matches!(
+            reply,
+            TicketReply::AwaitingApproval
+                | TicketReply::AwaitingDeployment
+                | TicketReply::AwaitingTurn { .. }
+        );
         if !waits {
             return Ok(Json(reply));
         }
@@ -85,6 +90,12 @@ async fn issue(
     };
     let Some(row) = app.db.install(install).await? else { return Ok(over()) };
     let Some(version) = app.db.version(row.version).await? else { return Ok(over()) };
+    // On a running system the operator's installer overwrites another disk than the one that the agent uses.
+    if target.image.is_none()
+        && let Some(reason) = waves::take_turn(app, &row).await?
+    {
+        return Ok(TicketReply::AwaitingTurn { reason });
+    }
     let content_key = app.site.open_content_key(&version.content_key)?;
     let certified = app.site.authority().certify(&Member::Target(install), &target.public_key)?;
     let handed = app.db.hand_install_to(install, target.hash, take_over, Moment::now()).await?;

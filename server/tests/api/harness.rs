@@ -158,7 +158,7 @@ impl Server {
         };
         let client = self.client(Some(&papers));
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        Agent { reply, caller: Caller { client, bearer: None }, clock }
+        Agent { reply, caller: Caller { client, bearer: None }, clock, mac: None }
     }
 
     /// A machine says hello.
@@ -257,6 +257,8 @@ pub(crate) struct Agent {
     pub(crate) caller: Caller,
     /// What it says that its clock shows.
     pub(crate) clock: u64,
+    /// Of the machine that it says it runs on.
+    pub(crate) mac: Option<String>,
 }
 
 impl Agent {
@@ -267,6 +269,7 @@ impl Agent {
             lend: ByteCount(10 << 30),
             used: ByteCount(0),
             peer_port: 9442,
+            mac: self.mac.clone(),
             directory: Generation(directory),
             assignment: Generation(assignment),
             limits: Rates::default(),

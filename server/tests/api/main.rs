@@ -13,3 +13,4 @@ mod session;
 mod site;
 mod surface;
 mod targets;
+mod waves;

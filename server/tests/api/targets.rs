@@ -38,6 +38,7 @@ async fn deploy(
         disk: Some("serial:disk-1".to_owned()),
         then: None,
         preapprove,
+        at_once: false,
     };
     server.api().post_json("/api/v1/deployments", &request).await
 }

@@ -14,7 +14,7 @@ mod names;
 mod service;
 mod token;
 
-pub use addresses::local_addresses;
+pub use addresses::{card_towards, local_addresses};
 pub use authority::{Authority, Certified, new_authority};
 pub use client::{Trust, client, client_of_strangers, url};
 pub use key::{Fingerprint, KeyAndCsr, Papers, new_key_and_csr, public_key_of_csr};
