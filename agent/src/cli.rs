@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use cairn_array::{pace::Limit, tls::Token, wire::DiskSelector};
 use clap::{Parser, Subcommand};
 
-use crate::{lending::Amount, place::ServerPlace};
+use crate::{dark::Opener, lending::Amount, place::ServerPlace};
 
 /// The client of a Cairn site.
 #[derive(Debug, Parser)]
@@ -69,9 +69,8 @@ pub enum Command {
     Images {
         #[arg(long)]
         json: bool,
-        /// Ask the other clients instead of the server; the site's recovery key opens what they hold
-        #[arg(long, value_name = "FILE")]
-        recovery_key: Option<PathBuf>,
+        #[command(flatten)]
+        alone: Alone,
     },
     /// Read images.
     #[command(subcommand)]
@@ -84,11 +83,10 @@ pub enum Command {
         #[arg(long, value_name = "DEV-or-FILE")]
         disk: PathBuf,
         /// Ask this server, or whoever stands in for it, instead of the one that this client joined
-        #[arg(long, value_name = "URL")]
+        #[arg(long, value_name = "URL", conflicts_with = "Alone")]
         server: Option<ServerPlace>,
-        /// Without any server, from the other clients: the site's recovery key opens what they hold
-        #[arg(long, value_name = "FILE", conflicts_with = "server")]
-        recovery_key: Option<PathBuf>,
+        #[command(flatten)]
+        alone: Alone,
     },
     /// Act for a server that is gone: boot and install machines from the clients alone.
     StandIn(StandIn),
@@ -119,10 +117,30 @@ pub enum Image {
         name: String,
         /// A file that is not there yet
         file: PathBuf,
-        /// The site's recovery key: without it the site's administrator approves the export like an install
-        #[arg(long, value_name = "FILE")]
-        recovery_key: Option<PathBuf>,
+        #[command(flatten)]
+        alone: Alone,
     },
+}
+
+/// How to do without the server: without any of these it is asked, and its administrator approves an install or export.
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+pub struct Alone {
+    /// From the other clients instead of the server: the site's recovery key opens what they hold
+    #[arg(long, value_name = "FILE")]
+    pub recovery_key: Option<PathBuf>,
+    /// From the other clients instead of the server: a grant for this client (`cairn-server agent grant`) opens what it names
+    #[arg(long, value_name = "FILE")]
+    pub grant: Option<PathBuf>,
+}
+
+impl Alone {
+    /// What opens what the clients hold; none when the server is asked.
+    #[must_use]
+    pub fn opener(self) -> Option<Opener> {
+        let grant = self.grant.map(Opener::Grant);
+        self.recovery_key.map(Opener::RecoveryKey).or(grant)
+    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,12 +1,16 @@
 //! `cairn-agent images`: what this site can install.
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result};
 use cairn_array::wire::ImageLine;
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::{dark, home::Home, leave::member_link, link::Patience, size};
+use crate::{
+    dark::{self, Opener},
+    home::Home,
+    leave::member_link,
+    link::Patience,
+    size,
+};
 
 /// The images of the site, from the server.
 ///
@@ -18,13 +22,13 @@ pub async fn images(home: &Home) -> Result<Vec<ImageLine>> {
     link.get("/agent/v1/images", Patience::Prompt).await.context("ask the server for its images")
 }
 
-/// The images that the clients hold, opened with the recovery key.
+/// The images that the clients hold, as far as `opener` opens them.
 ///
 /// # Errors
-/// When the key is not this site's, or too few clients answer.
-pub async fn held(home: &Home, recovery_key: &Path) -> Result<Vec<ImageLine>> {
-    let opened = dark::open(home, recovery_key).await?;
-    Ok(opened.site.images.iter().map(dark::Image::line).collect())
+/// When it is not this site's or not good any more, or too few clients answer.
+pub async fn held(home: &Home, opener: &Opener) -> Result<Vec<ImageLine>> {
+    let (catalog, _) = dark::open(home, opener).await?;
+    Ok(catalog.images.iter().map(dark::Image::line).collect())
 }
 
 /// Images for people.

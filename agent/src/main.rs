@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use cairn_agent::{
     cli::{self, Cli, Command},
     daemon,
+    dark::Opener,
     home::Home,
     idle_io, images, init,
     join::{Join, join},
@@ -97,19 +98,19 @@ fn dispatch(cli: Cli) -> Result<()> {
             leave::leave(&home, force).await?;
             say("left the site; the lent space is free\n")
         }),
-        Command::Images { json, recovery_key } => block_on(async {
-            let found = match recovery_key {
+        Command::Images { json, alone } => block_on(async {
+            let found = match alone.opener() {
                 None => images::images(&home).await?,
-                Some(key) => images::held(&home, &key).await?,
+                Some(opener) => images::held(&home, &opener).await?,
             };
             if json { print_json(&found) } else { say(&images::render(&found)) }
         }),
-        Command::Image(cli::Image::Export { name, file, recovery_key }) => block_on(async {
+        Command::Image(cli::Image::Export { name, file, alone }) => block_on(async {
             let file = offline::require_new(&file)?;
-            read_image(&home, name, file, None, recovery_key).await
+            read_image(&home, name, file, None, alone.opener()).await
         }),
-        Command::Install { name, disk, server, recovery_key } => {
-            block_on(read_image(&home, name, disk, server, recovery_key))
+        Command::Install { name, disk, server, alone } => {
+            block_on(read_image(&home, name, disk, server, alone.opener()))
         }
         Command::StandIn(options) => block_on(stand_in(home, options)),
         Command::Init => init::run(),
@@ -138,16 +139,16 @@ fn run_daemon(home: Home) -> Result<()> {
     runtime.block_on(daemon::run(home))
 }
 
-/// By the recovery key from the clients alone, else by a server.
+/// From the clients alone when something opens what they hold, else by a server.
 async fn read_image(
     home: &Home,
     image: String,
     disk: PathBuf,
     server: Option<ServerPlace>,
-    recovery_key: Option<PathBuf>,
+    opener: Option<Opener>,
 ) -> Result<()> {
-    match recovery_key {
-        Some(key) => offline::run(home, &key, &image, &disk, Terminal::new()).await,
+    match opener {
+        Some(opener) => offline::run(home, &opener, &image, &disk, Terminal::new()).await,
         None => install(home, image, disk, server).await,
     }
 }

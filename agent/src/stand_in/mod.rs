@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::console::approve;
 use self::{boot::Boot, targets::Targets};
 use crate::{
-    dark::{self, DarkSite, Opened},
+    dark::{self, DarkSite},
     home::{Home, Membership},
     leave::member_link,
     link::{CallError, Patience},
@@ -79,7 +79,7 @@ pub async fn run(home: Home, options: Options) -> Result<()> {
         );
     }
     console::say("fetching boot files and manifests from the other clients");
-    let Opened { site, .. } = dark::open(&home, &options.recovery_key).await?;
+    let (site, _) = dark::open_site(&home, &options.recovery_key).await?;
     serve(&home, &membership, options, site).await
 }
 
@@ -99,7 +99,7 @@ async fn serve(
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let papers = site.authority.certify_server(Some(&hostname), &local_addresses()?)?;
     let server_tls = tls::server_tls(&papers)?;
-    let image = site.choose(options.image.as_deref())?.full_name();
+    let image = site.catalog.choose(options.image.as_deref())?.full_name();
     let clients = site.directory.members.len();
     let files = Boot::prepare(home, &site, options.interface.is_some())?;
     let targets = Arc::new(Targets::new(site, &image, options.disk.clone())?);

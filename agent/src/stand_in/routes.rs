@@ -177,7 +177,8 @@ async fn stripe_maps(
     Bearer(bearer): Bearer,
 ) -> Result<Json<StripeMaps>, Problem> {
     targets.install_of(&bearer)?;
-    let maps = targets.site.stripe_maps.iter().map(|map| STANDARD.encode(&map.signed)).collect();
+    let maps =
+        targets.site.catalog.stripe_maps.iter().map(|map| STANDARD.encode(&map.signed)).collect();
     Ok(Json(StripeMaps { maps }))
 }
 

@@ -89,7 +89,7 @@ pub(super) struct Targets {
 impl Targets {
     /// Installs `image` of the site.
     pub(super) fn new(site: DarkSite, image: &str, disk: DiskSelector) -> Result<Self> {
-        let image = site.images.iter().position(|one| one.full_name() == image);
+        let image = site.catalog.images.iter().position(|one| one.full_name() == image);
         Ok(Self {
             image: image.context("find the image")?,
             site,
@@ -102,7 +102,7 @@ impl Targets {
 
     /// What is installed.
     pub(super) fn image(&self) -> &Image {
-        &self.site.images[self.image]
+        &self.site.catalog.images[self.image]
     }
 
     /// Wakes whoever waits for an approval.
@@ -213,7 +213,7 @@ impl Targets {
             version: image.version,
             certificate_pem: certified.certificate_pem,
             ca_pem: site.authority.ca_pem().to_owned(),
-            signing_key: site.signing_key,
+            signing_key: site.catalog.signing_key,
             content_key: image.content_key.0,
             disk: self.disk.clone(),
             then: if asked { AfterInstall::Exit } else { AfterInstall::Reboot },

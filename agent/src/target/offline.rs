@@ -1,6 +1,6 @@
-//! An install without the server: an operator with the recovery key reads an image from the clients, to a disk or a file.
+//! An install without the server: an operator with the recovery key or a grant reads an image from the clients, to a disk or a file.
 //!
-//! The key opens what a ticket would have brought, and this client's own papers open the door to the others.
+//! That opens what a ticket would have brought, and this client's own papers open the door to the others.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Screen, flow::asked_disk};
 use crate::{
-    dark::{self, Opened},
+    dark::{self, Clients, Opener},
     home::Home,
 };
 
@@ -31,20 +31,20 @@ const COMPLAINTS: usize = 64;
 /// With the reason and what to do; run again, it goes on where it ended.
 pub async fn run<S: Screen>(
     home: &Home,
-    recovery_key: &Path,
+    opener: &Opener,
     image: &str,
     disk: &Path,
     screen: S,
 ) -> Result<()> {
-    let Opened { site, peers, members } = dark::open(home, recovery_key).await?;
-    let chosen = site.choose(Some(image))?;
+    let (catalog, Clients { peers, members }) = dark::open(home, opener).await?;
+    let chosen = catalog.choose(Some(image))?;
     screen.say(&format!("installing {}, from {} clients", chosen.full_name(), members.len()));
-    let opened = Image::open(&chosen.manifest, &site.signing_key, &chosen.content_key)?;
+    let opened = Image::open(&chosen.manifest, &catalog.signing_key, &chosen.content_key)?;
     let size = opened.public.size;
     let path = asked_disk(disk, size)?;
     let disk = tokio::task::spawn_blocking(move || TargetDisk::open(&path, size));
     let disk = disk.await.context("open the target disk")??;
-    let maps = site.stripe_maps.into_iter().map(|map| map.map).collect();
+    let maps = catalog.stripe_maps.into_iter().map(|map| map.map).collect();
     let seed = u64::from_le_bytes(random::array()?);
     let (complain, mut complaints) = mpsc::channel(COMPLAINTS);
     let fetcher = Fetcher::new(peers, maps, members, seed, complain);

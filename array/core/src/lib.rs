@@ -20,6 +20,7 @@ pub mod erasure;
 pub mod ext4;
 pub mod fetch;
 pub mod free;
+pub mod grant;
 pub mod id;
 pub mod layout;
 pub mod manifest;

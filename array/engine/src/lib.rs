@@ -19,6 +19,7 @@ pub mod tls;
 pub mod wire;
 pub mod wrap;
 
+pub mod grant;
 pub mod install;
 #[cfg(test)]
 mod test_disk;

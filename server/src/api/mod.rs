@@ -22,6 +22,7 @@ pub mod deployment;
 pub mod error;
 pub mod event;
 pub(crate) mod extract;
+pub mod grant;
 pub mod image;
 pub mod job;
 pub mod limits;
@@ -69,6 +70,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(agent::show, agent::forget))
         .routes(routes!(agent::approve))
         .routes(routes!(agent::revoke))
+        .routes(routes!(grant::give))
         .routes(routes!(machine::list))
         .routes(routes!(machine::show, machine::forget))
         .routes(routes!(machine::approve))

@@ -1,13 +1,24 @@
 //! `cairn-server agent …`
 
-use anyhow::bail;
+use std::{
+    fs::OpenOptions,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
 use super::{
     client::{Client, Remote},
     output::{ago, bytes, json, line, or_dash, short, table},
+    token::seconds,
 };
-use crate::api::agent::Agent;
+use crate::api::{
+    agent::Agent,
+    grant::{GrantReply, GrantRequest},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -35,6 +46,20 @@ enum Verb {
     },
     /// Revoke an agent: its certificate is no longer accepted anywhere
     Revoke { agent: String },
+    /// Let the operator of an agent read images while the server is away: writes a grant, for `cairn-agent … --grant FILE`
+    Grant {
+        /// By name, or by the start of its id
+        agent: String,
+        /// Image versions: NAME (the newest) or NAME@N
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+        /// A file that is not there yet; keep it as secret as the images
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+        /// How long it is good, like 12h or 30d (default: 30 days; a year at most)
+        #[arg(long, value_name = "TIME", value_parser = seconds)]
+        expires: Option<u64>,
+    },
     /// Forget an agent that was revoked or has left
     Forget { agent: String },
 }
@@ -79,6 +104,9 @@ impl Args {
                 Ok(())
             }
             Verb::Revoke { agent } => act(&client, pick(&agents, &agent)?, "revoke").await,
+            Verb::Grant { agent, images, file, expires } => {
+                grant(&client, pick(&agents, &agent)?, images, &file, expires).await
+            }
             Verb::Forget { agent } => {
                 client.delete(&format!("/api/v1/agents/{}", pick(&agents, &agent)?.id)).await
             }
@@ -89,6 +117,43 @@ impl Args {
 async fn act(client: &Client, agent: &Agent, verb: &str) -> anyhow::Result<()> {
     let agent: Agent = client.post(&format!("/api/v1/agents/{}/{verb}", agent.id)).await?;
     line(&format!("{} {} is {}", short(&agent.id), agent.name, agent.state))
+}
+
+async fn grant(
+    client: &Client,
+    agent: &Agent,
+    images: Vec<String>,
+    file: &Path,
+    expires_in: Option<u64>,
+) -> anyhow::Result<()> {
+    // First, so that no grant is given that is then nowhere.
+    let mut to = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)
+        .with_context(|| format!("make {}", file.display()))?;
+    let request = GrantRequest { images, expires_in };
+    let path = format!("/api/v1/agents/{}/grants", agent.id);
+    let given: anyhow::Result<GrantReply> = client.post_json(&path, &request).await;
+    let written = given.and_then(|given| {
+        to.write_all(given.grant.as_bytes()).context("write the grant")?;
+        to.sync_all().context("write the grant")?;
+        Ok(given)
+    });
+    match written {
+        Ok(given) => line(&format!(
+            "{} may be read by client {} until {}: bring {} there, then `cairn-agent images --grant FILE`",
+            given.images.join(", "),
+            agent.name,
+            given.expires,
+            file.display()
+        )),
+        Err(error) => {
+            drop(std::fs::remove_file(file));
+            Err(error)
+        }
+    }
 }
 
 fn row(agent: Agent) -> Vec<String> {

@@ -56,7 +56,7 @@ enum Kind {
 }
 
 /// `90`, `90s`, `30m`, `12h` or `7d` in seconds.
-fn seconds(text: &str) -> Result<u64, String> {
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
     let (number, unit) =
         text.split_at(text.trim_end_matches(|sign: char| sign.is_ascii_alphabetic()).len());
     let unit = match unit {
