@@ -1,15 +1,19 @@
-//! The site as its clients know it, opened with the recovery key: what there is without the server.
+//! The site as its clients know it, opened with the recovery key or a grant: what there is without the server.
 //!
-//! Invariants: what is not signed by this site, or does not open with its recovery key, is refused; nothing that is opened
-//! here is written to a disk.
+//! Invariants: what is not signed by this site is refused, and with the recovery key what does not open with it; nothing that
+//! is opened here is written to a disk.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use cairn_array::{
     authority::SiteKeys,
-    bundle as clients,
+    bundle::fetch as bundle_of,
     peer::PeerClient,
     tls::{self, Authority, Fingerprint, Member, NameTable, Trust},
     wire::{ImageLine, split_name},
@@ -18,6 +22,7 @@ use cairn_array::{
 use cairn_core::{
     bundle::{self, Item},
     directory::Directory,
+    grant::Grant,
     id::{AgentId, VersionId},
     manifest::Public,
     seal::SealKey,
@@ -26,7 +31,11 @@ use cairn_core::{
     units::ByteCount,
 };
 
-use crate::{home::Home, limits::RateLimits};
+use crate::{
+    home::{Home, Membership},
+    lan,
+    limits::RateLimits,
+};
 
 /// An image version that can be installed.
 pub struct Image {
@@ -55,18 +64,33 @@ pub struct Map {
     pub signed: Bytes,
 }
 
+/// The images of the site that can be opened.
+#[derive(Debug)]
+pub struct Catalog {
+    pub signing_key: VerifyingKey,
+    pub images: Vec<Image>,
+    pub stripe_maps: Vec<Map>,
+}
+
 /// All that the clients know of their site.
 #[derive(Debug)]
 pub struct DarkSite {
     pub authority: Authority,
     pub fingerprint: Fingerprint,
-    pub signing_key: VerifyingKey,
     pub directory: Directory,
     /// As the server signed it.
     pub signed_directory: Bytes,
-    pub images: Vec<Image>,
-    pub stripe_maps: Vec<Map>,
+    pub catalog: Catalog,
     pub boot_files: Vec<BootFile>,
+}
+
+/// What opens what the clients hold.
+#[derive(Clone, Debug)]
+pub enum Opener {
+    /// The file of the site's recovery key: opens every image.
+    RecoveryKey(PathBuf),
+    /// The file of a grant for this client: opens the images that it names.
+    Grant(PathBuf),
 }
 
 impl std::fmt::Debug for Image {
@@ -94,23 +118,67 @@ impl Image {
     }
 }
 
-/// The site with the way to its clients.
+/// The clients of the site, as this one reaches them.
 #[derive(Debug)]
-pub struct Opened {
-    pub site: DarkSite,
+pub struct Clients {
     /// Shows this client's papers and knows every member's address.
     pub peers: PeerClient,
     /// Members that may be asked.
     pub members: Vec<AgentId>,
 }
 
-/// Opens the site from the directory on this client's disk and the bundle that other clients hold.
+/// Opens the images that clients hold, by the directory on this client's disk and the bundle that the others hold.
+///
+/// # Errors
+/// When the opener is not this site's or not good any more, or what is needed is held by nobody that can be reached.
+pub async fn open(home: &Home, opener: &Opener) -> Result<(Catalog, Clients)> {
+    match opener {
+        Opener::RecoveryKey(key) => {
+            let (site, clients) = open_site(home, key).await?;
+            Ok((site.catalog, clients))
+        }
+        Opener::Grant(file) => {
+            let membership = home.membership()?;
+            let (directory, _) = directory(home, &membership)?;
+            let signed = cairn_array::grant::read(file)?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let (site, me) = (membership.site, membership.agent);
+            let grant = Grant::open(&signed, &membership.signing_key, site, me, now)?;
+            let clients = Clients::of(home, &directory).await?;
+            let bytes = bundle_of(&clients.peers, &directory).await?;
+            let (catalog, _) = catalog(membership.signing_key, &bytes, &|public| {
+                let granted = grant.versions.iter().find(|it| it.version == public.version);
+                Ok(granted.map(|granted| SealKey(granted.content_key.0)))
+            })?;
+            ensure!(
+                !catalog.images.is_empty(),
+                "the clients hold none of what the grant names: the images were removed, or clients have not fetched them yet"
+            );
+            Ok((catalog, clients))
+        }
+    }
+}
+
+/// Opens all of the site with its recovery key, by the directory on this client's disk and the bundle that others hold.
 ///
 /// # Errors
 /// When the key is not this site's, or what is needed is held by nobody that can be reached.
-pub async fn open(home: &Home, recovery_key: &Path) -> Result<Opened> {
+pub async fn open_site(home: &Home, recovery_key: &Path) -> Result<(DarkSite, Clients)> {
     let membership = home.membership()?;
     let RecoveryKey { identity: recovery, site } = RecoveryKey::read(recovery_key)?;
+    let (directory, signed) = directory(home, &membership)?;
+    let keys = keys(&directory, &recovery)?;
+    ensure!(
+        site.is_none_or(|site| keys.fingerprint().is_ok_and(|keys| keys == site)),
+        "the directory on this client's disk is of another site than the recovery key's file names"
+    );
+    let clients = Clients::of(home, &directory).await?;
+    let bytes = bundle_of(&clients.peers, &directory).await?;
+    Ok((DarkSite::assemble(directory, signed, &keys, &recovery, &bytes)?, clients))
+}
+
+/// The directory on this client's disk, and as the server signed it.
+fn directory(home: &Home, membership: &Membership) -> Result<(Directory, Vec<u8>)> {
     let signed = home.directory()?.context(
         "this client has no directory of its site yet: it must have run once while the server was there",
     )?;
@@ -120,26 +188,26 @@ pub async fn open(home: &Home, recovery_key: &Path) -> Result<Opened> {
         directory.site == membership.site,
         "the directory on this client's disk is of another site"
     );
-    let keys = keys(&directory, &recovery)?;
-    ensure!(
-        site.is_none_or(|site| keys.fingerprint().is_ok_and(|keys| keys == site)),
-        "the directory on this client's disk is of another site than the recovery key's file names"
-    );
-    let names = Arc::new(NameTable::default());
-    let mut members = Vec::new();
-    for member in directory.members.iter().filter(|member| directory.is_member(&member.agent)) {
-        if let Some(addr) = member.addr {
-            names.set(Member::Agent(member.agent), addr);
+    Ok((directory, signed))
+}
+
+impl Clients {
+    /// The members that the directory names, where it says that they are or where they answer on the LAN.
+    async fn of(home: &Home, directory: &Directory) -> Result<Self> {
+        let names = Arc::new(NameTable::default());
+        let mut members = Vec::new();
+        for member in directory.members.iter().filter(|member| directory.is_member(&member.agent)) {
+            if let Some(addr) = member.addr {
+                names.set(Member::Agent(member.agent), addr);
+            }
             members.push(member.agent);
         }
+        lan::look(directory.site, Arc::clone(&names), members.clone()).await;
+        let papers = home.papers()?;
+        let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), names)?;
+        let limits = RateLimits::new(home.rates()?);
+        Ok(Self { peers: PeerClient::new(client).paced(limits.download()), members })
     }
-    let papers = home.papers()?;
-    let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), names)?;
-    let limits = RateLimits::new(home.rates()?);
-    let peers = PeerClient::new(client).paced(limits.download());
-    let bytes = clients::fetch(&peers, &directory).await?;
-    let site = DarkSite::assemble(directory, signed, &keys, &recovery, &bytes)?;
-    Ok(Opened { site, peers, members })
 }
 
 /// The site's keys.
@@ -166,34 +234,48 @@ impl DarkSite {
         recovery: &Identity,
         bytes: &[u8],
     ) -> Result<Self> {
-        let signing_key = keys.signer()?.verifying_key();
-        let items = bundle::decode(bytes).context("read the bundle")?;
-        let (mut boot_files, mut stripe_maps, mut images) = (Vec::new(), Vec::new(), Vec::new());
-        for item in items {
-            match item {
-                Item::BootFile { name, content } => {
-                    boot_files.push(BootFile { name: name.to_owned(), content: content.to_vec() });
-                }
-                Item::StripeMap(signed) => {
-                    let map = StripeMap::open(&signing_key, signed).context("open a stripe map")?;
-                    stripe_maps.push(Map { map, signed: Bytes::copy_from_slice(signed) });
-                }
-                Item::Manifest(signed) => images.push(image(&signing_key, recovery, signed)?),
-            }
-        }
-        images.sort_by(|a, b| (&a.name, a.number).cmp(&(&b.name, b.number)));
+        let (catalog, boot_files) = catalog(keys.signer()?.verifying_key(), bytes, &|public| {
+            recovery.unwrap_key(&public.wrapped_key).map(Some)
+        })?;
         Ok(Self {
             authority: keys.authority()?,
             fingerprint: keys.fingerprint()?,
-            signing_key,
             directory,
             signed_directory: signed_directory.into(),
-            images,
-            stripe_maps,
+            catalog,
             boot_files,
         })
     }
+}
 
+/// Finds the content key of an image version; none when it is not to be opened.
+type KeyOf<'a> = &'a dyn Fn(&Public) -> Result<Option<SealKey>>;
+
+/// Reads a bundle.
+fn catalog(
+    signing_key: VerifyingKey,
+    bytes: &[u8],
+    key_of: KeyOf<'_>,
+) -> Result<(Catalog, Vec<BootFile>)> {
+    let items = bundle::decode(bytes).context("read the bundle")?;
+    let (mut boot_files, mut stripe_maps, mut images) = (Vec::new(), Vec::new(), Vec::new());
+    for item in items {
+        match item {
+            Item::BootFile { name, content } => {
+                boot_files.push(BootFile { name: name.to_owned(), content: content.to_vec() });
+            }
+            Item::StripeMap(signed) => {
+                let map = StripeMap::open(&signing_key, signed).context("open a stripe map")?;
+                stripe_maps.push(Map { map, signed: Bytes::copy_from_slice(signed) });
+            }
+            Item::Manifest(signed) => images.extend(image(&signing_key, signed, key_of)?),
+        }
+    }
+    images.sort_by(|a, b| (&a.name, a.number).cmp(&(&b.name, b.number)));
+    Ok((Catalog { signing_key, images, stripe_maps }, boot_files))
+}
+
+impl Catalog {
     /// The image of this name, its newest version unless it names one; without a name the only one.
     ///
     /// # Errors
@@ -217,14 +299,14 @@ impl DarkSite {
     }
 }
 
-fn image(signing_key: &VerifyingKey, recovery: &Identity, signed: &[u8]) -> Result<Image> {
+fn image(signing_key: &VerifyingKey, signed: &[u8], key_of: KeyOf<'_>) -> Result<Option<Image>> {
     let public = Public::open(signing_key, signed).context("open a manifest")?;
-    let content_key = recovery.unwrap_key(&public.wrapped_key)?;
+    let Some(content_key) = key_of(&public)? else { return Ok(None) };
     let secret = public.open_secret(&content_key).context("open a manifest")?;
     let mut seen = std::collections::HashSet::new();
     let once = public.segments().filter(|entry| seen.insert(entry.id));
     let stored = once.map(|entry| u64::from(entry.bytes)).sum();
-    Ok(Image {
+    Ok(Some(Image {
         name: secret.name,
         number: secret.number,
         version: public.version,
@@ -232,7 +314,7 @@ fn image(signing_key: &VerifyingKey, recovery: &Identity, signed: &[u8]) -> Resu
         stored: ByteCount(stored),
         manifest: Bytes::copy_from_slice(signed),
         content_key,
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -253,11 +335,13 @@ pub(crate) mod tests {
         DarkSite {
             authority: keys.authority().unwrap(),
             fingerprint: keys.fingerprint().unwrap(),
-            signing_key: keys.signer().unwrap().verifying_key(),
             directory: directory(Vec::new()),
             signed_directory: Bytes::new(),
-            images: images.iter().map(|(name, number)| listed(name, *number)).collect(),
-            stripe_maps: Vec::new(),
+            catalog: Catalog {
+                signing_key: keys.signer().unwrap().verifying_key(),
+                images: images.iter().map(|(name, number)| listed(name, *number)).collect(),
+                stripe_maps: Vec::new(),
+            },
             boot_files: Vec::new(),
         }
     }
@@ -314,7 +398,7 @@ pub(crate) mod tests {
             DarkSite::assemble(directory(sealed.clone()), Vec::new(), keys, recovery, bytes)
         };
         let site = assemble(&opened, &recovery, &bytes).unwrap();
-        let image = site.choose(None).unwrap();
+        let image = site.catalog.choose(None).unwrap();
         assert_eq!((image.full_name(), image.content_key.0), ("lab@2".to_owned(), [9; 32]));
         assert_eq!(site.boot_files[0].name, "vmlinuz");
         // Of another site, or wrapped to another key.
@@ -337,7 +421,7 @@ pub(crate) mod tests {
     }
 
     fn chosen(images: &[(&str, u32)], wanted: Option<&str>) -> Result<String> {
-        site(images).choose(wanted).map(Image::full_name)
+        site(images).catalog.choose(wanted).map(Image::full_name)
     }
 
     #[test]

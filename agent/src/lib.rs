@@ -17,6 +17,7 @@ pub mod idle_io;
 pub mod images;
 pub mod init;
 pub mod join;
+pub mod lan;
 pub mod leave;
 pub mod lend;
 pub mod lending;

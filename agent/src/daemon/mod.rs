@@ -47,9 +47,13 @@ pub use self::{
     sync::SyncStatus,
     worker::WorkStatus,
 };
-use self::{roster::Roster, worker::Worker};
+use self::{
+    roster::{Members, Roster},
+    worker::Worker,
+};
 use crate::{
     home::{Home, Membership},
+    lan,
     limits::RateLimits,
     link::ServerLink,
 };
@@ -96,14 +100,13 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let link = ServerLink::new(client.clone());
     let gossip = gossip::Gossip::new(membership.agent, client.clone());
     let (listener, peer_port) = listen(&membership).await?;
-    let (roster, directory) = Roster::load(home.clone(), &membership, names)?;
+    let (roster, directory) = Roster::load(home.clone(), &membership, Arc::clone(&names))?;
     let (events, mailbox) = mpsc::channel(EVENTS);
     let (assign, assignment) = watch::channel(None);
     let (tell_sync, sync_status) = watch::channel(SyncStatus::default());
     let (tell_work, work_status) = watch::channel(WorkStatus::default());
 
-    let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
+    let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
     let admits = service::admission(directory.clone());
     let (guest, seen) = guest::Guest::new(home.clone(), dsf.clone())?;
     let guest_status = seen.status.clone();
@@ -156,8 +159,21 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         limits,
     };
     tasks.spawn(sync.run(stop.clone()));
+    tasks.spawn(meet_others(membership.clone(), peer_port, names, directory, stop.clone()));
     tracing::info!(agent = %membership.agent, server = %membership.server, peer_port, "agent runs");
     supervise(tasks, stop).await
+}
+
+/// Finds the other members on the LAN.
+async fn meet_others(
+    membership: Membership,
+    port: u16,
+    names: Arc<NameTable>,
+    members: watch::Receiver<Arc<Members>>,
+    stop: CancellationToken,
+) -> Result<()> {
+    let is_member = |agent: &_| members.borrow().is_member(agent);
+    lan::meet(membership, port, names, is_member, stop).await
 }
 
 /// The peer service's socket, and its port.
