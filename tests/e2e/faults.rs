@@ -27,6 +27,7 @@ use cairn_tests::{
 
 mod clients;
 mod disks;
+mod hostile;
 mod installer;
 mod members;
 mod server;

@@ -8,6 +8,7 @@ mod deploy;
 mod faults;
 mod lab;
 mod limits;
+mod mirror;
 mod owner;
 mod partitions;
 mod recover;

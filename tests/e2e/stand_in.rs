@@ -1,22 +1,21 @@
 //! A client that stands in for a server that is gone.
 
-use std::{fs, os::unix::fs::FileExt as _, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use cairn_tests::{
-    cairn::{binary, eventually},
+    cairn::eventually,
     image::{Synthetic, first_difference, synthetic_ext4},
     netns::MegabitsPerSecond,
     process::Process,
     site::{NetworkBoot, Site},
     stand_in::StandIn,
-    tool,
 };
 
 const INSTALL: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(60);
-const NAME: &str = "lab";
+pub(crate) const NAME: &str = "lab";
 
-fn dark_site(name: &str, clients: u8) -> (Site, PathBuf) {
+pub(crate) fn dark_site(name: &str, clients: u8) -> (Site, PathBuf) {
     let mut site = Site::start(name, NetworkBoot::Off).unwrap();
     site.join(clients, "1GiB").unwrap();
     let wanted = Synthetic { size_mib: 96, files_mib: 70, seed: 5 };
@@ -75,34 +74,6 @@ fn a_stand_in_begins_only_without_the_server_with_the_right_key_and_a_clear_choi
     site.agents.iter_mut().for_each(|agent| agent.process().kill().unwrap());
     let said = refusal(try_start(&site, &["--image", "lab"]));
     assert!(said.contains("switch more clients on"), "{said}");
-}
-
-#[test]
-fn an_operator_with_the_recovery_key_lists_and_reads_images_from_the_clients_alone() {
-    let (mut site, image) = dark_site("dark", 4);
-    site.server.process().kill().unwrap();
-    site.agents[3].process().kill().unwrap();
-    let key = site.server.data_dir().join("recovery-key.txt");
-    let run = |args: &[&str]| {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", site.agents[0].host().namespace()]);
-        command.arg(binary("cairn-agent").unwrap()).args(args).args(["--state-dir"]);
-        command.arg(site.agents[0].state_dir()).args(["--recovery-key"]).arg(&key);
-        tool::finish(&mut command)
-    };
-    let listed = run(&["images"]).unwrap();
-    assert!(listed.contains("lab") && listed.contains("96 MiB"), "{listed}");
-    let file = site.lab.dir().join("exported.raw");
-    run(&["image", "export", NAME, file.to_str().unwrap()]).unwrap();
-    assert_eq!(first_difference(&image, &file).unwrap(), None);
-    let again = run(&["image", "export", NAME, file.to_str().unwrap()]).unwrap_err();
-    assert!(format!("{again:#}").contains("name another file"), "{again:#}");
-    let none = run(&["install", "office", "--disk", file.to_str().unwrap()]).unwrap_err();
-    assert!(format!("{none:#}").contains("there is no image office"), "{none:#}");
-    // What was changed on the disk is put right, and nothing else is fetched.
-    fs::File::options().write(true).open(&file).unwrap().write_all_at(b"changed", 1 << 20).unwrap();
-    run(&["install", NAME, "--disk", file.to_str().unwrap()]).unwrap();
-    assert_eq!(first_difference(&image, &file).unwrap(), None);
 }
 
 #[test]

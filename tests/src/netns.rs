@@ -266,6 +266,15 @@ impl Host {
         Ok(mac)
     }
 
+    /// Gives the host another address than the one that it began with, as a DHCP server does.
+    ///
+    /// # Errors
+    /// iproute2 refuses.
+    pub fn readdress(&self, address: Ipv4Addr) -> Result<()> {
+        ip(&self.namespace, "address flush dev eth0")?;
+        ip(&self.namespace, &format!("address add {address}/24 brd + dev eth0"))
+    }
+
     /// Limits the link to `rate` both ways (token bucket at both ends).
     ///
     /// # Errors

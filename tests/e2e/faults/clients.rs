@@ -135,12 +135,15 @@ mod long {
     #[test]
     fn one_that_sleeps_is_waited_for_and_one_that_is_away_for_a_week_is_replaced() {
         let (mut site, image) = scattered("away", 5, 32);
-        let gone = site.server.agents().unwrap();
-        site.agents[4].process().kill().unwrap();
-        let kept = site.agents[4].state_dir().to_owned();
+        let all = site.server.agents().unwrap();
+        // Parity is made anew for fewer clients; data is what is there to be used again.
+        let gone = (0..5).max_by_key(|index| all[*index].data_segments).unwrap();
+        let left: Vec<usize> = (0..5).filter(|index| *index != gone).collect();
+        site.agents[gone].process().kill().unwrap();
+        let kept = site.agents[gone].state_dir().to_owned();
         let at = |site: &mut Site, offset: &str| {
             site.server.process().terminate().unwrap();
-            for index in 0..4 {
+            for index in left.iter().copied() {
                 site.agents[index].process().terminate().unwrap();
                 let agent = &site.agents[index];
                 let (host, state) = (agent.host().clone(), agent.state_dir().to_owned());
@@ -152,7 +155,7 @@ mod long {
         let others = |site: &Site| -> Vec<u64> {
             let agents = site.server.agents().unwrap();
             let segments = |id: &str| agents.iter().find(|agent| agent.id == id).unwrap().segments;
-            gone.iter().map(|agent| segments(&agent.id)).collect()
+            all.iter().map(|agent| segments(&agent.id)).collect()
         };
         let before = others(&site);
 
@@ -172,25 +175,25 @@ mod long {
         .unwrap();
         // Without the server, and without one of those that are left.
         let installed = site.lab.dir().join("installed.raw");
-        site.agents[0].host().shape(MegabitsPerSecond(40)).unwrap();
-        site.agents[3].host().shape(MegabitsPerSecond(5)).unwrap();
-        let mut installer = site.install_to_file(0, NAME, &installed).unwrap();
+        site.agents[left[0]].host().shape(MegabitsPerSecond(40)).unwrap();
+        site.agents[left[3]].host().shape(MegabitsPerSecond(5)).unwrap();
+        let mut installer = site.install_to_file(left[0], NAME, &installed).unwrap();
         half_written(&mut installer, &installed);
-        site.agents[3].process().kill().unwrap();
+        site.agents[left[3]].process().kill().unwrap();
         site.server.process().kill().unwrap();
         installer.wait_success(INSTALL).unwrap();
         assert_eq!(first_difference(&image, &installed).unwrap(), None);
 
         // It comes back after all, and is one of five again.
-        let host = site.agents[4].host().clone();
-        site.agents[3] = Agent::run_with_clock(
+        let host = site.agents[gone].host().clone();
+        site.agents[left[3]] = Agent::run_with_clock(
             &site.lab,
-            &site.agents[3].host().clone(),
-            site.agents[3].state_dir(),
+            &site.agents[left[3]].host().clone(),
+            site.agents[left[3]].state_dir(),
             "+8d",
         )
         .unwrap();
-        site.agents[4] = Agent::run_with_clock(&site.lab, &host, &kept, "+8d").unwrap();
+        site.agents[gone] = Agent::run_with_clock(&site.lab, &host, &kept, "+8d").unwrap();
         site.server.restart_with_clock(&site.lab, "+8d").unwrap();
         let reused = "what clients that came back have is used again";
         site.server.process().wait_for_line(reused, 3 * SOON).unwrap();
