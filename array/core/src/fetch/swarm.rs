@@ -14,6 +14,8 @@ const HOPE_MS: u64 = 60_000;
 const PATIENCE_MS: u64 = 2_000;
 /// The same for the last fetches, when there is nothing better to do.
 const LAST_PATIENCE_MS: u64 = 500;
+/// The same before anything has come, when nobody can tell what is usual: 4 MiB at 3.4 Mbit/s.
+const FIRST_PATIENCE_MS: u64 = 10_000;
 /// Announced segments that a neighbour may miss before it counts as having none.
 const MISSES: u32 = 3;
 
@@ -73,11 +75,14 @@ impl Fetcher {
         }
     }
 
-    /// A neighbour said that it has the shard, and has not. One whose every word is false is left alone.
+    /// A source has not what it said, or what the map says of it. A neighbour whose every word is false is left alone.
     pub(super) fn note_missing(&mut self, host: usize, shard: usize) {
         let it = &mut self.hosts[host];
-        if !matches!(it.source, Source::Target(_)) {
-            return;
+        match it.source {
+            Source::Target(_) => {}
+            // The server knows better than the map what it has dropped.
+            Source::Peer(_) => return self.report(host, shard, Fault::Empty),
+            Source::Server => return,
         }
         it.missing += 1;
         if it.served == 0 && it.missing == MISSES {
@@ -91,15 +96,40 @@ impl Fetcher {
         self.typical_ms = Some(self.typical_ms.map_or(ms, |typical| (typical * 7 + ms) / 8));
     }
 
-    /// How long a fetch may take before a second source is asked. Without knowing what is usual there is no telling.
-    fn patience_ms(&self) -> Option<u64> {
+    /// How long a fetch may take before a second source is asked.
+    fn patience_ms(&self) -> u64 {
         let left = self.progress.wanted_segments - self.progress.done_segments;
-        let typical = self.typical_ms?;
-        Some(if left <= self.limits.in_flight {
+        let Some(typical) = self.typical_ms else { return FIRST_PATIENCE_MS };
+        if left <= self.limits.in_flight {
             LAST_PATIENCE_MS.max(typical.saturating_mul(2))
         } else {
             PATIENCE_MS.max(typical.saturating_mul(4))
+        }
+    }
+
+    /// How long the part of a rebuild may take: it is not asked of two, but the rebuild can do with others.
+    fn part_patience_ms(&self) -> u64 {
+        PATIENCE_MS.max(self.patience_ms()).saturating_mul(2)
+    }
+
+    /// Fetches for rebuilds: when they began.
+    fn parts(&self) -> impl Iterator<Item = (u64, super::Ticket, usize, usize)> {
+        self.flights.iter().filter_map(|(ticket, flight)| match *flight {
+            Flight::Fetch { shard, host, job: Some(_), started_ms, .. } => {
+                Some((started_ms, *ticket, shard, host))
+            }
+            Flight::Fetch { .. } | Flight::Rebuild { .. } | Flight::Turn { .. } => None,
         })
+    }
+
+    /// Ends the part of a rebuild that takes too long, as if it had not been answered.
+    fn give_up_part(&mut self) -> Option<Action> {
+        let patience = self.part_patience_ms();
+        let late = |started: u64| started.saturating_add(patience) <= self.now_ms;
+        let (_, ticket, shard, host) = self.parts().filter(|(started, ..)| late(*started)).min()?;
+        self.report(host, shard, Fault::Slow);
+        self.on_failed(ticket, Failure::Timeout, self.now_ms);
+        Some(Action::Cancel { ticket })
     }
 
     /// Fetches that the image waits for and that run alone: shard, host, and when they began.
@@ -134,17 +164,23 @@ impl Fetcher {
         self.fetches_of(shard).next().is_some()
     }
 
-    /// When the next fetch becomes overdue that is not yet.
+    /// When the next fetch becomes overdue that is not yet, or is given up.
     pub(super) fn overdue_at(&self) -> Option<u64> {
-        let patience = self.patience_ms()?;
-        let times = self.alone().map(|(started, ..)| started.saturating_add(patience));
-        times.filter(|at| *at > self.now_ms).min()
+        let (patience, of_part) = (self.patience_ms(), self.part_patience_ms());
+        let alone = self.alone().flat_map(|(started, ..)| {
+            [patience, PATIENCE_MS.max(patience)].map(|patience| started.saturating_add(patience))
+        });
+        let parts = self.parts().map(|(started, ..)| started.saturating_add(of_part));
+        alone.chain(parts).filter(|at| *at > self.now_ms).min()
     }
 
     /// Asks a second source for what is overdue, the longest first. What only the slow source has is rebuilt from its stripe if
     /// it can be, and asked of the server otherwise.
     pub(super) fn next_second(&mut self) -> Option<Action> {
-        let patience = self.patience_ms()?;
+        if let Some(given_up) = self.give_up_part() {
+            return Some(given_up);
+        }
+        let patience = self.patience_ms();
         if self.fetching >= self.limits.in_flight {
             return None;
         }
@@ -231,10 +267,7 @@ impl Fetcher {
             self.fetching -= 1;
             self.hosts[host].in_flight -= 1;
             self.cancelled.push(ticket);
-            let slow = patience.is_some_and(|patience| {
-                now_ms.saturating_sub(started_ms) >= PATIENCE_MS.max(patience)
-            });
-            if slow {
+            if now_ms.saturating_sub(started_ms) >= PATIENCE_MS.max(patience) {
                 self.report(host, shard, Fault::Slow);
                 if self.hosts[host].failed(now_ms, self.limits.gone_after) {
                     self.host_is_down(host);

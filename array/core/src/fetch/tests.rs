@@ -9,6 +9,9 @@ use crate::layout::{DataSegment, Held, Member, converge};
 use crate::planner::Redundancy;
 use crate::units::Generation;
 
+/// Longer than anybody waits.
+const NEVER: u64 = 1 << 40;
+
 /// How a simulated source behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nature {
@@ -17,6 +20,8 @@ enum Nature {
     Dead,
     /// Accepts and never answers.
     Silent,
+    /// Sends a byte now and then, and never ends.
+    Trickle,
     /// Delivers damaged bytes for about this share of its segments, in percent.
     Lying(u8),
     /// Has lost about this share of its segments.
@@ -35,6 +40,7 @@ fn outcome(nature: Nature, source: Source, segment: SegmentId) -> Result<u64, Fa
     let latency = 20 + u64::from(dice[1] % 64);
     match nature {
         Nature::Good => Ok(latency),
+        Nature::Trickle => Ok(NEVER),
         Nature::Dead => Err(Failure::Refused),
         Nature::Silent => Err(Failure::Timeout),
         Nature::Lying(share) if percent < share => Err(Failure::Bad),
@@ -59,6 +65,7 @@ struct Log {
     rebuilds: usize,
     silent_requests: usize,
     reports: Vec<BadSource>,
+    ended_ms: u64,
 }
 
 fn agent(n: u8) -> AgentId {
@@ -141,6 +148,7 @@ impl Fleet {
                 Next::Wait { until_ms } => run.pass_time(until_ms, &mut fetcher),
                 end @ (Next::Done | Next::Stuck(_)) => {
                     assert!(run.pending.is_empty());
+                    run.log.ended_ms = run.now;
                     return (end, run.log, fetcher);
                 }
             }
@@ -202,7 +210,9 @@ impl Run<'_> {
                 let result = match nature {
                     Nature::Dead => Err(Failure::Refused),
                     Nature::Silent => Err(Failure::Timeout),
-                    Nature::Good | Nature::Lying(_) | Nature::Forgetful(_) => Ok(()),
+                    Nature::Good | Nature::Trickle | Nature::Lying(_) | Nature::Forgetful(_) => {
+                        Ok(())
+                    }
                 };
                 self.log.silent_requests += usize::from(result.is_err());
                 let latency = if nature == Nature::Silent { 5000 } else { 1 };
@@ -320,8 +330,32 @@ fn with_no_peers_at_all_the_server_is_asked_for_many_at_once() {
             Next::Act(Action::Fetch { from: Source::Server, .. })
         ));
     }
-    assert_eq!(next_granted(&mut fetcher, 0), Next::Wait { until_ms: None });
+    assert!(matches!(next_granted(&mut fetcher, 0), Next::Wait { .. }));
     assert_eq!(fleet.run(4).0, Next::Done);
+}
+
+#[test]
+fn a_peer_that_trickles_is_left_also_by_the_first_fetch_and_by_rebuilds() {
+    let twice = Redundancy::Parity { k: 2, m: 2 };
+    let (mut slow, mut late) = (0, 0);
+    for (trickles, dead, seed) in
+        (0..5).flat_map(|a| (0..5).flat_map(move |b| (0..10).map(move |seed| (a, b, seed))))
+    {
+        let mut natures = [Nature::Good; 5];
+        natures[trickles] = Nature::Trickle;
+        if dead != trickles {
+            natures[dead] = Nature::Dead;
+        }
+        for segments in [1, 2, 40] {
+            let (end, log, _) = fleet(&natures, None, twice, segments).run(seed);
+            assert_eq!(end, Next::Done);
+            assert!(log.ended_ms < 120_000, "{} ms, {:?}", log.ended_ms, log.reports);
+            slow += log.reports.iter().filter(|report| report.fault == Fault::Slow).count();
+            late += usize::from(log.ended_ms > 10_000);
+        }
+    }
+    // Else this has tested nothing.
+    assert!(slow > 100 && late > 10, "{slow} {late}");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Fetching segments from members.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use cairn_core::{fetch::Source, id::SegmentId};
@@ -13,6 +16,8 @@ use crate::{
 
 /// How long a peer may be silent.
 const STALL: Duration = Duration::from_secs(8);
+/// A peer that sends less than this in all, in bytes per second, is as good as silent.
+const SLOWEST: u64 = 16 << 10;
 /// Digits of the largest turn number.
 const TURN_DIGITS: usize = 20;
 
@@ -34,7 +39,7 @@ const fn member(source: Source) -> Member {
 pub enum FetchError {
     #[error("cannot be reached")]
     Unreachable(#[source] reqwest::Error),
-    #[error("sent nothing for {} seconds", STALL.as_secs())]
+    #[error("sent nothing for {} seconds, or less than {SLOWEST} bytes a second", STALL.as_secs())]
     Stalled,
     #[error("does not hold the segment")]
     Missing,
@@ -148,7 +153,16 @@ async fn collect(
     pace: &Pace,
 ) -> Result<Bytes, FetchError> {
     let mut body = BytesMut::with_capacity(most);
-    while let Some(chunk) = within(answer.chunk()).await?.map_err(FetchError::Broken)? {
+    // What the own pace holds back is not the peer's fault.
+    let mut waited = Duration::ZERO;
+    let patience = STALL + Duration::from_secs(most as u64 / SLOWEST);
+    loop {
+        let asked = Instant::now();
+        let Some(chunk) = within(answer.chunk()).await?.map_err(FetchError::Broken)? else { break };
+        waited += asked.elapsed();
+        if waited > patience {
+            return Err(FetchError::Stalled);
+        }
         if body.len() + chunk.len() > most {
             return Err(FetchError::Bad);
         }
