@@ -15,7 +15,7 @@ use cairn_array::{
     tls::{Member, Peer},
     wire::{BadSegment, MAX_BODY_BYTES, MemberState},
 };
-use cairn_core::id::AgentId;
+use cairn_core::id::{AgentId, SegmentId};
 
 pub(crate) mod condition;
 pub(crate) mod directory;
@@ -120,6 +120,25 @@ pub(crate) async fn membership_changed(app: &App, agent: AgentId) -> Result<(), 
         tracing::info!(agent = %agent, state = crate::db::agent::word(row.state), "membership changed");
         let view = api::agent::view(app, &row).await?;
         app.events.emit(Event::AgentChanged(Box::new(view))).await;
+    }
+    Ok(())
+}
+
+/// A holder did not give a segment. When it is not known to have dropped it, it looks again.
+pub(crate) async fn note_missing_segment(
+    app: &App,
+    segment: SegmentId,
+    holder: Option<AgentId>,
+) -> Result<(), ApiError> {
+    let Some(holder) = holder else { return Ok(()) };
+    let holders = match app.db.image_of_segment(segment).await? {
+        Some(image) => app.db.holders_of_image(image).await?,
+        None => return Ok(()),
+    };
+    if holders.get(&segment).is_some_and(|all| all.contains(&holder))
+        && app.db.doubt_holdings(&[(holder, segment)]).await? > 0
+    {
+        app.agents_changed.notify();
     }
     Ok(())
 }

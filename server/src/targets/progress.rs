@@ -65,7 +65,7 @@ pub(super) async fn progress(
     Ok(Json(reply(&app, false)))
 }
 
-/// What a target says about a source. Damage is looked into; for the rest the target has already helped itself.
+/// What a target says about a source. What is damaged or missing is looked into; for the rest the target has already helped itself.
 pub(super) async fn complaint(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
@@ -89,8 +89,12 @@ pub(super) async fn complaint(
             return Ok(StatusCode::NO_CONTENT);
         }
     };
-    if fault == Fault::Damaged {
-        agents::note_bad_segment(&app, BadSegment { segment, holder }, told_by).await?;
+    match fault {
+        Fault::Damaged => {
+            agents::note_bad_segment(&app, BadSegment { segment, holder }, told_by).await?;
+        }
+        Fault::Empty => agents::note_missing_segment(&app, segment, holder).await?,
+        Fault::Slow => {}
     }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -106,7 +106,7 @@ pub enum Fault {
     Damaged,
     /// Another source delivered long before it.
     Slow,
-    /// It announced segments and has none of them.
+    /// It announced segments and has none of them; or the map names it and it has not.
     Empty,
 }
 
