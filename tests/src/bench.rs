@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::paths;
 
+mod holders;
 mod images;
 mod link;
 mod overhead;
@@ -22,7 +23,7 @@ mod simulation;
 mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 10] = [
+pub const BENCHES: [Bench; 11] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -52,6 +53,11 @@ pub const BENCHES: [Bench; 10] = [
         name: "swarm",
         about: "a room of machines that install together, beside curl and udpcast",
         run: swarm::measure,
+    },
+    Bench {
+        name: "holders",
+        about: "a room that installs what clients hold: with the server, without it, and without every fifth client",
+        run: holders::measure,
     },
     Bench {
         name: "agent",

@@ -19,15 +19,15 @@ use crate::{
     tool,
 };
 
-const RATE: MegabitsPerSecond = MegabitsPerSecond(100);
+pub(super) const RATE: MegabitsPerSecond = MegabitsPerSecond(100);
 const BYTES: u64 = 256 << 20;
-const LONG: Duration = Duration::from_secs(900);
+pub(super) const LONG: Duration = Duration::from_secs(900);
 /// Ethernet, IP and TCP headers leave 1448 of 1514 bytes.
 const HEADERS: f64 = 1514.0 / 1448.0;
 
 /// Seconds that one pass of so many bytes over one link takes.
 #[expect(clippy::cast_precision_loss, reason = "a measured size")]
-fn pass(bytes: u64) -> f64 {
+pub(super) fn pass(bytes: u64) -> f64 {
     bytes as f64 * 8.0 * HEADERS / (f64::from(RATE.0) * 1e6)
 }
 
@@ -53,7 +53,7 @@ impl Drop for Memory {
     }
 }
 
-fn noise(path: &Path) -> Result<()> {
+pub(super) fn noise(path: &Path) -> Result<()> {
     let mut random = File::open("/dev/urandom").context("open the source of noise")?.take(BYTES);
     let mut file = File::create(path).context("make the file of noise")?;
     std::io::copy(&mut random, &mut file).context("write noise")?;
