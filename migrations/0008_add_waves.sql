@@ -7,3 +7,5 @@ ALTER TABLE agent ADD COLUMN overwritten INTEGER;
 
 -- Machines of this deployment do not wait until other clients hold what theirs take with them.
 ALTER TABLE deployment ADD COLUMN at_once INTEGER NOT NULL DEFAULT 0;
+-- Bytes of the storage partition that disks without one get.
+ALTER TABLE deployment ADD COLUMN storage INTEGER;

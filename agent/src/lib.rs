@@ -25,6 +25,7 @@ pub mod limits;
 pub mod link;
 pub mod place;
 pub mod privilege;
-pub mod size;
 pub mod stand_in;
 pub mod target;
+
+pub use cairn_array::size;

@@ -13,4 +13,5 @@ mod owner;
 mod partitions;
 mod recover;
 mod stand_in;
+mod storage;
 mod swarm;

@@ -206,7 +206,10 @@ impl Site {
     }
 
     /// The code that an installer shows, once the server knows it too.
-    fn shown_code(&self, installer: &Process) -> Result<String> {
+    ///
+    /// # Errors
+    /// It shows none in time, or the server does not hear of it.
+    pub fn shown_code(&self, installer: &Process) -> Result<String> {
         let started = Instant::now();
         let found = installer.wait_for_line(CODE_LINE, CODE)?;
         let code = found.groups.get(1).context("read the code")?;
@@ -254,7 +257,17 @@ impl Site {
         Ok((installer, code.clone()))
     }
 
-    fn installer(&self, host: &Host, state: &Path, image: &str, file: &Path) -> Result<Process> {
+    /// Starts an installer with papers of a client that has joined; it waits for approval.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn installer(
+        &self,
+        host: &Host,
+        state: &Path,
+        image: &str,
+        file: &Path,
+    ) -> Result<Process> {
         self.installer_with(host, state, image, file, &[])
     }
 

@@ -215,6 +215,7 @@ impl Targets {
             ca_pem: site.authority.ca_pem().to_owned(),
             signing_key: site.catalog.signing_key,
             content_key: image.content_key.0,
+            storage: None,
             disk: self.disk.clone(),
             then: if asked { AfterInstall::Exit } else { AfterInstall::Reboot },
         }))))

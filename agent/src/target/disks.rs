@@ -4,13 +4,14 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use cairn_array::wire::DiskLine;
+use cairn_array::{install::StoragePartition, wire::DiskLine};
 use cairn_core::units::ByteCount;
 use rustix::{
     fs::{Mode, OFlags},
@@ -90,6 +91,7 @@ fn file_line(path: &Path, size: ByteCount, read_only: bool) -> DiskLine {
         removable: false,
         rotational: false,
         busy: false,
+        storage: None,
     }
 }
 
@@ -107,7 +109,14 @@ fn disk(folder: &Path, device: &Path, used: &HashSet<String>) -> Option<DiskLine
         removable: flag("removable"),
         rotational: flag("queue/rotational"),
         busy: is_used(folder, used) || is_held(device),
+        storage: File::open(device).ok().and_then(|file| storage(&file)),
     })
+}
+
+/// Bytes of the partition in which a client keeps its storage.
+fn storage(disk: &File) -> Option<ByteCount> {
+    let size = rustix::fs::seek(disk, rustix::fs::SeekFrom::End(0)).ok()?;
+    StoragePartition::find(disk, ByteCount(size)).map(|storage| storage.size())
 }
 
 /// virtio has it on the disk, NVMe and MMC on the device, SCSI and ATA in page 0x80 of the vital product data.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use cairn_array::{
-    install::{Fetcher, Image, TargetDisk, install},
+    install::{Fetcher, Image, install},
     peer::PeerClient,
     random,
     tls::{self, KeyAndCsr, NameTable, Trust},
@@ -27,6 +27,7 @@ use super::{
     disks::{self, Roots},
     identity,
     select::{self, DiskRefusal, select_disk},
+    storage,
     swarm::Part,
     ticket::{self, Documents, Granted},
 };
@@ -148,7 +149,7 @@ impl Installer {
         let reports =
             report(granted.link.clone(), progress, &self.limits, cancel.clone(), screen.clone());
         let complaints = complain(granted.link.clone(), bad);
-        let work = self.execute(&granted.ticket, image, documents, part, tell, tell_bad, cancel);
+        let work = self.execute(granted, image, documents, part, tell, tell_bad, cancel, screen);
         let work = async {
             let (path, done) = work.await?;
             self.enter_boot(path, screen).await?;
@@ -174,27 +175,28 @@ impl Installer {
     }
 
     #[expect(clippy::too_many_arguments, reason = "what an install is made of")]
-    async fn execute(
+    async fn execute<S: Screen>(
         &self,
-        ticket: &Ticket,
+        granted: &Granted,
         image: Image,
         documents: Documents,
         part: &Part,
         tell: watch::Sender<InstallProgress>,
         tell_bad: mpsc::Sender<Complaint>,
         cancel: CancellationToken,
+        screen: &S,
     ) -> Result<(PathBuf, InstallProgress)> {
         let Documents { maps, members, peers, .. } = documents;
         let size = image.public.size;
-        let path = self.choose(&ticket.disk, size)?;
-        let opened = path.clone();
-        let disk = tokio::task::spawn_blocking(move || TargetDisk::open(&opened, size));
-        let disk = disk.await.context("open the target disk")??;
+        let Ticket { disk, storage, .. } = &granted.ticket;
+        let path = self.choose(disk, size)?;
+        let (disk, storage) = storage::open(path.clone(), size, *storage, screen).await?;
         let seed = u64::from_le_bytes(random::array()?);
         let peers = PeerClient::new(peers).paced(self.limits.download());
         let fetcher =
             Fetcher::new(peers, maps, members, seed, tell_bad).with_swarm(Arc::clone(&part.swarm));
         let done = install(Arc::new(image), disk, Arc::new(fetcher), tell, cancel).await?;
+        storage::enter(path.clone(), size, storage, screen).await?;
         Ok((path, done))
     }
 

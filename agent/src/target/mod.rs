@@ -17,6 +17,7 @@ pub mod identity;
 pub mod offline;
 pub mod progress;
 pub mod select;
+mod storage;
 mod swarm;
 pub mod terminal;
 mod ticket;

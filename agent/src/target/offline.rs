@@ -7,16 +7,16 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use cairn_array::{
-    install::{Fetcher, Image, TargetDisk, install},
+    install::{Fetcher, Image, install},
     random,
     wire::{InstallPhase, InstallProgress},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Screen, flow::asked_disk};
+use super::{Screen, flow::asked_disk, storage};
 use crate::{
     dark::{self, Clients, Opener},
     home::Home,
@@ -42,8 +42,7 @@ pub async fn run<S: Screen>(
     let opened = Image::open(&chosen.manifest, &catalog.signing_key, &chosen.content_key)?;
     let size = opened.public.size;
     let path = asked_disk(disk, size)?;
-    let disk = tokio::task::spawn_blocking(move || TargetDisk::open(&path, size));
-    let disk = disk.await.context("open the target disk")??;
+    let (disk, storage) = storage::open(path.clone(), size, None, &screen).await?;
     let maps = catalog.stripe_maps.into_iter().map(|map| map.map).collect();
     let seed = u64::from_le_bytes(random::array()?);
     let (complain, mut complaints) = mpsc::channel(COMPLAINTS);
@@ -67,6 +66,7 @@ pub async fn run<S: Screen>(
         outcome = work => outcome?,
         never = shown => never,
     };
+    storage::enter(path, size, storage, &screen).await?;
     screen.show(&InstallProgress { phase: InstallPhase::Done, ..done });
     Ok(())
 }

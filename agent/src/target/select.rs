@@ -172,6 +172,7 @@ mod tests {
             removable: false,
             rotational: false,
             busy: false,
+            storage: None,
         }
     }
 

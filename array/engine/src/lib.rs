@@ -12,6 +12,7 @@ pub mod peer;
 mod pool;
 pub mod random;
 pub mod register;
+pub mod size;
 pub mod store;
 pub mod swarm;
 pub mod tidy;

@@ -264,6 +264,9 @@ pub struct DiskLine {
     pub rotational: bool,
     /// Mounted, swapped on or held by something else.
     pub busy: bool,
+    /// Bytes of the partition in which a client keeps its storage across installs.
+    #[serde(default)]
+    pub storage: Option<ByteCount>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -308,6 +311,9 @@ pub struct Ticket {
     #[serde(with = "hex::serde")]
     pub content_key: [u8; 32],
     pub disk: DiskSelector,
+    /// A disk that has no storage partition gets one of so many bytes.
+    #[serde(default)]
+    pub storage: Option<ByteCount>,
     pub then: AfterInstall,
 }
 

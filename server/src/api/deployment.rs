@@ -18,6 +18,9 @@ use crate::{
     targets::approval,
 };
 
+/// A smaller partition has room for nothing.
+const MIN_STORAGE: u64 = 64 << 20;
+
 /// What to deploy where.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeploymentRequest {
@@ -38,6 +41,10 @@ pub struct DeploymentRequest {
     /// for a while.
     #[serde(default)]
     pub at_once: bool,
+    /// Disks without a storage partition get one of so many bytes at their end: what a client keeps there survives installs.
+    /// One that is there is kept in any case.
+    #[serde(default)]
+    pub storage: Option<u64>,
 }
 
 /// A deployment.
@@ -50,6 +57,7 @@ pub struct Deployment {
     pub then: String,
     pub preapproved: bool,
     pub at_once: bool,
+    pub storage: Option<u64>,
     pub state: InstallState,
     pub created: String,
     pub installs: Vec<Install>,
@@ -182,6 +190,7 @@ pub(crate) async fn view(app: &App, row: DeploymentRow) -> Result<Deployment, Ap
         then: after_word(row.after).to_owned(),
         preapproved: row.preapproved,
         at_once: row.at_once,
+        storage: row.storage.map(|size| size.0),
         state: deployments::sum(installs.iter().map(|install| install.state)),
         created: row.created.to_text(),
         installs,
@@ -264,12 +273,20 @@ pub(crate) async fn create(
             ApiError::bad_request("bad_then", "`then` is `reboot`, `power-off` or `exit`")
         })?,
     };
+    let storage = request.storage.map(ByteCount);
+    if storage.is_some_and(|size| size.0 < MIN_STORAGE) {
+        return Err(ApiError::bad_request(
+            "bad_storage",
+            "a storage partition is of at least 64 MiB, in bytes",
+        ));
+    }
     let wish = approval::Wish {
         image: request.image,
         disk,
         after,
         preapproved: request.preapprove,
         at_once: request.at_once,
+        storage,
     };
     let (deployment, codes) = approval::deploy(&app, &wish, &request.machines).await?;
     let mut made = one(&app, deployment).await?;

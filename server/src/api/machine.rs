@@ -61,6 +61,8 @@ pub struct MachineDisk {
     pub removable: bool,
     pub rotational: bool,
     pub busy: bool,
+    /// Bytes of the partition in which a client keeps its storage across installs.
+    pub storage: Option<u64>,
 }
 
 impl From<DiskLine> for MachineDisk {
@@ -75,6 +77,7 @@ impl From<DiskLine> for MachineDisk {
             removable: line.removable,
             rotational: line.rotational,
             busy: line.busy,
+            storage: line.storage.map(|size| size.0),
         }
     }
 }

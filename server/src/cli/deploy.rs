@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::bail;
+use cairn_array::size;
+use cairn_core::units::ByteCount;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
@@ -43,6 +45,9 @@ pub(super) struct Args {
     /// Do not wait until other clients hold what the clients on these machines hold; images may be with the server alone for a while
     #[arg(long)]
     at_once: bool,
+    /// Give disks that have none a partition of this size, like 50GiB, in which a client keeps its storage across installs
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    storage: Option<ByteCount>,
     #[arg(long)]
     json: bool,
 }
@@ -57,6 +62,7 @@ impl Args {
             then: Some(self.then),
             preapprove: self.preapprove,
             at_once: self.at_once,
+            storage: self.storage.map(|size| size.0),
         };
         let mut made: Deployment = client.post_json("/api/v1/deployments", &request).await?;
         for code in &made.approved_codes {

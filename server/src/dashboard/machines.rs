@@ -219,6 +219,7 @@ pub(super) async fn install(
         then: None,
         preapprove: false,
         at_once: false,
+        storage: None,
     };
     let done = api::deployment::create(State(app.clone()), extract::Body(request)).await;
     let place = if done.is_ok() { Place::Deployments } else { Place::Machines };
@@ -272,6 +273,7 @@ mod tests {
             removable: false,
             rotational: false,
             busy: false,
+            storage: None,
         }
     }
 

@@ -1,10 +1,13 @@
 //! Deployments and installs. Every change of an install's state goes through `crate::deployments::next`.
 
 use cairn_array::wire::{AfterInstall, DiskSelector, InstallProgress};
-use cairn_core::id::{InstallId, MachineId, VersionId};
+use cairn_core::{
+    id::{InstallId, MachineId, VersionId},
+    units::ByteCount,
+};
 use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
 
-use super::{Columns as _, Db, DbError, Result, json, violates, words};
+use super::{Columns as _, Db, DbError, Result, integer, json, violates, words};
 use crate::{
     deployments::{InstallEvent, next},
     moment::Moment,
@@ -35,6 +38,8 @@ pub(crate) struct DeploymentRow {
     pub(crate) preapproved: bool,
     /// Its machines do not wait until other clients hold what theirs take with them.
     pub(crate) at_once: bool,
+    /// Disks without a storage partition get one of so many bytes.
+    pub(crate) storage: Option<ByteCount>,
     pub(crate) created: Moment,
 }
 
@@ -51,6 +56,7 @@ pub(crate) struct InstallRow {
     pub(crate) after: AfterInstall,
     pub(crate) preapproved: bool,
     pub(crate) at_once: bool,
+    pub(crate) storage: Option<ByteCount>,
     pub(crate) state: InstallState,
     pub(crate) progress: Option<InstallProgress>,
     pub(crate) error: Option<String>,
@@ -69,6 +75,7 @@ pub(crate) struct NewDeployment<'a> {
     pub(crate) after: AfterInstall,
     pub(crate) preapproved: bool,
     pub(crate) at_once: bool,
+    pub(crate) storage: Option<ByteCount>,
     /// Not empty, nobody twice.
     pub(crate) installs: &'a [(InstallId, MachineId)],
 }
@@ -85,7 +92,7 @@ pub enum DeployError {
 }
 
 const INSTALLS: &str = "SELECT install.*, deployment.version, deployment.disk, deployment.after,
-      deployment.preapproved, deployment.at_once, version.number, image.name AS image,
+      deployment.preapproved, deployment.at_once, deployment.storage, version.number, image.name AS image,
       (SELECT max(target.seen) FROM target WHERE target.install = install.id) AS heard
     FROM install JOIN deployment ON deployment.id = install.deployment
     JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image";
@@ -106,6 +113,7 @@ fn install(row: &SqliteRow) -> Result<InstallRow> {
         after: row.json("after")?,
         preapproved: row.flag("preapproved")?,
         at_once: row.flag("at_once")?,
+        storage: row.maybe_size("storage")?,
         state: row.word("state")?,
         progress,
         error: row.maybe_text("error")?,
@@ -125,6 +133,7 @@ fn deployment(row: &SqliteRow) -> Result<DeploymentRow> {
         after: row.json("after")?,
         preapproved: row.flag("preapproved")?,
         at_once: row.flag("at_once")?,
+        storage: row.maybe_size("storage")?,
         created: row.moment("created")?,
     })
 }
@@ -177,14 +186,15 @@ impl Db {
     ) -> Result<i64, DeployError> {
         let mut transaction = self.write().await?;
         let made = sqlx::query(
-            "INSERT INTO deployment (version, disk, after, preapproved, at_once, created)
-             SELECT id, $2, $3, $4, $5, $6 FROM version WHERE id = $1 AND state = 'ready'",
+            "INSERT INTO deployment (version, disk, after, preapproved, at_once, storage, created)
+             SELECT id, $2, $3, $4, $5, $6, $7 FROM version WHERE id = $1 AND state = 'ready'",
         )
         .bind(new.version.as_bytes().as_slice())
         .bind(json("disk", new.disk)?)
         .bind(json("after", &new.after)?)
         .bind(new.preapproved)
         .bind(new.at_once)
+        .bind(new.storage.map(|size| integer(size.0)))
         .bind(now.0)
         .execute(&mut *transaction)
         .await

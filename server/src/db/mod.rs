@@ -109,6 +109,7 @@ trait Columns {
     fn size(&self, column: &'static str) -> Result<ByteCount> {
         self.number(column).map(ByteCount)
     }
+    fn maybe_size(&self, column: &'static str) -> Result<Option<ByteCount>>;
     fn generation(&self, column: &'static str) -> Result<Generation> {
         self.number(column).map(Generation)
     }
@@ -158,6 +159,12 @@ impl Columns for SqliteRow {
 
     fn moment(&self, column: &'static str) -> Result<Moment> {
         Ok(Moment(self.try_get(column)?))
+    }
+
+    fn maybe_size(&self, column: &'static str) -> Result<Option<ByteCount>> {
+        let value: Option<i64> = self.try_get(column)?;
+        let size = value.map(u64::try_from).transpose();
+        Ok(size.map_err(|_| DbError::Unreadable { column })?.map(ByteCount))
     }
 
     fn maybe_moment(&self, column: &'static str) -> Result<Option<Moment>> {

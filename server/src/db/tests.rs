@@ -216,6 +216,7 @@ async fn a_machine_has_one_open_install_and_its_end_is_remembered() {
                 after: cairn_array::wire::AfterInstall::Reboot,
                 preapproved: false,
                 at_once: false,
+                storage: None,
                 installs: &installs,
             };
             db.deploy(&deployment, NOW).await

@@ -4,7 +4,10 @@ use cairn_array::{
     tidy::{tidy_mac, tidy_uuid},
     wire::{AfterInstall, DiskSelector, MachineIdentity, split_name},
 };
-use cairn_core::id::{InstallId, MachineId};
+use cairn_core::{
+    id::{InstallId, MachineId},
+    units::ByteCount,
+};
 
 use crate::{
     api::{self, error::ApiError},
@@ -39,6 +42,7 @@ pub(crate) struct Wish {
     pub(crate) after: AfterInstall,
     pub(crate) preapproved: bool,
     pub(crate) at_once: bool,
+    pub(crate) storage: Option<ByteCount>,
 }
 
 /// Whether a text has the shape of a code: `XXXX-XXXX`.
@@ -151,6 +155,7 @@ pub(crate) async fn approve(app: &App, text: &str) -> Result<MachineId, ApiError
                 after: AfterInstall::Exit,
                 preapproved: false,
                 at_once: false,
+                storage: None,
             };
             make_deployment(app, &wish, &[target.machine]).await?;
         }
@@ -245,6 +250,7 @@ async fn make_deployment(app: &App, wish: &Wish, machines: &[MachineId]) -> Resu
         after: wish.after,
         preapproved: wish.preapproved,
         at_once: wish.at_once,
+        storage: wish.storage,
         installs: &installs,
     };
     let id = app.db.deploy(&new, Moment::now()).await.map_err(|error| match error {

@@ -118,6 +118,7 @@ async fn issue(
         signing_key: app.site.verifying_key(),
         content_key: content_key.0,
         disk: row.disk,
+        storage: row.storage,
         then,
     })))
 }

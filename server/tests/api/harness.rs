@@ -219,6 +219,7 @@ pub(crate) fn hello(csr_pem: &str, mac: &str, image: Option<&str>) -> TargetHell
             removable: false,
             rotational: false,
             busy: false,
+            storage: None,
         }],
         firmware: Firmware::Uefi,
         secure_boot: false,

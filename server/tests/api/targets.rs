@@ -39,6 +39,7 @@ async fn deploy(
         then: None,
         preapprove,
         at_once: false,
+        storage: None,
     };
     server.api().post_json("/api/v1/deployments", &request).await
 }

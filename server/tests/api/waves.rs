@@ -80,6 +80,7 @@ impl Room {
             then: None,
             preapprove: true,
             at_once,
+            storage: None,
         };
         self.server.api().post_json("/api/v1/deployments", &request).await.unwrap()
     }

@@ -64,6 +64,7 @@ impl Site {
             removable,
             rotational: false,
             busy: false,
+            storage: None,
         };
         let hello = TargetHello {
             csr_pem: tls::new_key_and_csr().unwrap().csr_pem,

@@ -9,6 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use super::storage::StoragePartition;
 use cairn_core::units::{BLOCK_BYTES, ByteCount};
 use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
 
@@ -49,6 +50,7 @@ pub struct TargetDisk {
     path: PathBuf,
     size: ByteCount,
     device: bool,
+    storage: Option<StoragePartition>,
     /// A file system lets one write to a file in at a time, and those that wait spin: here they sleep.
     writing: Mutex<()>,
 }
@@ -88,8 +90,29 @@ impl TargetDisk {
             path: owned,
             size: ByteCount(size.0.max(needed.0)),
             device,
+            storage: None,
             writing: Mutex::new(()),
         })
+    }
+
+    /// The same disk; the install leaves this partition as it is.
+    #[must_use]
+    pub fn keeping(self, storage: Option<StoragePartition>) -> Self {
+        Self { storage, ..self }
+    }
+
+    /// The storage partition that it has.
+    #[must_use]
+    pub fn found_storage(&self) -> Option<StoragePartition> {
+        StoragePartition::find(&self.file, self.size)
+    }
+
+    pub(super) const fn storage(&self) -> Option<&StoragePartition> {
+        self.storage.as_ref()
+    }
+
+    pub(super) const fn file(&self) -> &File {
+        &self.file
     }
 
     /// Its size in bytes.
@@ -168,7 +191,7 @@ impl TargetDisk {
             .map_err(|error| self.error("drop the cache of", 0, error.into()))
     }
 
-    fn error(&self, doing: &'static str, offset: u64, source: io::Error) -> DiskError {
+    pub(super) fn error(&self, doing: &'static str, offset: u64, source: io::Error) -> DiskError {
         DiskError { doing, path: self.path.clone(), offset, source }
     }
 }

@@ -19,6 +19,7 @@ mod disk;
 mod fetcher;
 mod plan;
 mod reseal;
+mod storage;
 #[cfg(test)]
 mod tests;
 use std::sync::{
@@ -45,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 pub use apply::ApplyError;
 pub use disk::{DiskError, OpenDiskError, TargetDisk};
 pub use fetcher::{FetchStats, Fetcher, NoSource};
+pub use storage::StoragePartition;
 
 use crate::{
     map_reader::{MapError, pages_of},
@@ -72,6 +74,11 @@ pub enum InstallError {
     Map(#[from] MapError),
     #[error("the target disk has {size} bytes, the image needs {needed}: choose a larger disk")]
     TooSmall { size: ByteCount, needed: ByteCount },
+    #[error(
+        "the image needs {needed} bytes, the partition {} begins at byte {start}: use a smaller image, or delete that partition and with it what this machine lends",
+        storage::NAME
+    )]
+    StorageInTheWay { start: ByteCount, needed: ByteCount },
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error(transparent)]
@@ -124,6 +131,11 @@ pub async fn install(
 ) -> Result<InstallProgress, InstallError> {
     if disk.size() < image.public.size {
         return Err(InstallError::TooSmall { size: disk.size(), needed: image.public.size });
+    }
+    if let Some(start) = disk.storage().map(StoragePartition::start)
+        && start < image.public.size
+    {
+        return Err(InstallError::StorageInTheWay { start, needed: image.public.size });
     }
     let run = Arc::new(Run {
         image,
@@ -266,8 +278,17 @@ impl Run {
 
     /// Makes the disk unbootable, then zeros what must be zero.
     fn prepare(&self, plan: &Plan) -> Result<(), InstallError> {
-        for (offset, length) in BootBlocks::of(self.image.public.size).disarm(self.disk.size()) {
-            self.disk.zero(offset, length)?;
+        let size = self.disk.size();
+        let kept = self.disk.storage().map(|storage| storage.alone(&self.disk)).transpose()?;
+        if let Some((offset, table)) = &kept {
+            // First: the table that names it now is cleared next.
+            self.disk.write(*offset, table)?;
+            self.disk.flush()?;
+        }
+        for (offset, length) in BootBlocks::of(self.image.public.size).disarm(size) {
+            if kept.is_none() || offset + length < size.0 {
+                self.disk.zero(offset, length)?;
+            }
         }
         self.disk.settle()?;
         for (offset, length) in &plan.zeros {
