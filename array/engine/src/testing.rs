@@ -46,8 +46,13 @@ impl Site {
     }
 
     pub(crate) fn papers(&self, name: &str) -> Papers {
+        self.papers_until(name, time::OffsetDateTime::now_utc() + time::Duration::DAY)
+    }
+
+    pub(crate) fn papers_until(&self, name: &str, end: time::OffsetDateTime) -> Papers {
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_after = end;
         let certificate_pem = params.signed_by(&key, &self.issuer).unwrap().pem();
         Papers { certificate_pem, key_pem: key.serialize_pem(), ca_pem: self.ca_pem.clone() }
     }

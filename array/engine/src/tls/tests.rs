@@ -81,6 +81,23 @@ async fn another_ca_and_another_members_name_are_refused() {
     stop.cancel();
 }
 
+#[tokio::test]
+async fn a_ticket_that_has_expired_is_refused() {
+    let site = Site::new();
+    let (addr, stop) = start(&site.papers(&Member::Server.dns_name())).await;
+    let trust = Trust::Ca(site.ca_pem.clone());
+    let target = Member::Target(InstallId([3; 16])).dns_name();
+    let now = time::OffsetDateTime::now_utc();
+    let (good, late) = (now + time::Duration::HOUR, now - time::Duration::MINUTE);
+    assert_eq!(ask(&trust, Some(&site.papers_until(&target, good)), addr).await.unwrap(), target);
+    assert!(ask(&trust, Some(&site.papers_until(&target, late)), addr).await.is_err());
+    stop.cancel();
+    // Nor is a peer asked whose papers have expired.
+    let (addr, stop) = start(&site.papers_until(&Member::Server.dns_name(), late)).await;
+    assert!(ask(&trust, None, addr).await.unwrap_err().is_connect());
+    stop.cancel();
+}
+
 #[test]
 fn member_names_round_trip_and_nothing_else_parses() {
     for member in
