@@ -7,7 +7,10 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    agents::{condition::Conditions, directory::DirectoryKeeper, holdings::FullDisks},
+    agents::{
+        complaint::Complaints, condition::Conditions, directory::DirectoryKeeper,
+        holdings::FullDisks,
+    },
     api::session::LoginLimit,
     db::Db,
     events::Events,
@@ -52,6 +55,7 @@ pub struct Inner {
     pub(crate) registrations: Registrations,
     pub(crate) full_disks: FullDisks,
     pub(crate) conditions: Conditions,
+    pub(crate) complaints: Complaints,
     pub(crate) limits: SiteLimits,
     /// Who installs now and serves others.
     pub(crate) swarms: Swarms,

@@ -200,6 +200,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         registrations: Registrations::default(),
         full_disks: FullDisks::default(),
         conditions: Conditions::default(),
+        complaints: crate::agents::complaint::Complaints::default(),
         limits,
         swarms: Swarms::default(),
         waves: crate::waves::Waves::default(),

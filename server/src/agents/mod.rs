@@ -17,6 +17,7 @@ use cairn_array::{
 };
 use cairn_core::id::{AgentId, SegmentId};
 
+pub(crate) mod complaint;
 pub(crate) mod condition;
 pub(crate) mod directory;
 pub(crate) mod holdings;

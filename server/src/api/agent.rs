@@ -14,6 +14,7 @@ use crate::{
     agents,
     app::App,
     db::agent::{AgentRow, word},
+    moment::Moment,
 };
 
 /// A client's agent.
@@ -45,6 +46,11 @@ pub struct Agent {
     pub overwritten: Option<String>,
     /// It stores nothing for the time being: it is on battery, or was written enough for today.
     pub rests: bool,
+    /// What machines that installed since yesterday complain of: `damaged`, `empty` or `slow`, and how many they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub complaints: Vec<String>,
+    #[serde(default)]
+    pub complaining_machines: u64,
     /// Seconds by which its clock is ahead of the server's, negative when behind; only when more than five minutes.
     pub clock_ahead: Option<i64>,
 }
@@ -62,13 +68,21 @@ impl Agent {
         });
         let rests = self.rests.then(|| "rests".to_owned());
         let overwritten = self.overwritten.as_ref().map(|_| "is installed anew".to_owned());
-        rests.into_iter().chain(overwritten).chain(clock).collect()
+        let complaints = (!self.complaints.is_empty()).then(|| {
+            let machines = match self.complaining_machines {
+                1 => "1 machine complains".to_owned(),
+                many => format!("{many} machines complain"),
+            };
+            format!("{machines}: {}", self.complaints.join(", "))
+        });
+        rests.into_iter().chain(overwritten).chain(complaints).chain(clock).collect()
     }
 }
 
 /// An agent as the API shows it.
 pub(crate) async fn view(app: &App, row: &AgentRow) -> Result<Agent, ApiError> {
     let held = app.db.holding_count_of_agent(row.id).await?;
+    let complaints = app.complaints.about(row.id, Moment::now());
     Ok(Agent {
         id: row.id.to_string(),
         name: row.name.clone(),
@@ -84,6 +98,8 @@ pub(crate) async fn view(app: &App, row: &AgentRow) -> Result<Agent, ApiError> {
         in_place: row.fulfilled >= row.assignment,
         overwritten: row.overwritten.map(|moment| moment.to_text()),
         rests: app.conditions.rests(row.id),
+        complaints: complaints.iter().flat_map(|tally| tally.faults()).map(str::to_owned).collect(),
+        complaining_machines: complaints.map_or(0, |tally| tally.machines() as u64),
         clock_ahead: app.conditions.clock_fault(row.id),
     })
 }

@@ -89,6 +89,13 @@ pub(super) async fn complaint(
             return Ok(StatusCode::NO_CONTENT);
         }
     };
+    if let Some(agent) = holder
+        && let Some(row) = app.db.agent(agent).await?
+        && app.complaints.note(agent, install.id, fault, Moment::now())
+    {
+        let view = api::agent::view(&app, &row).await?;
+        app.events.emit(Event::AgentChanged(Box::new(view))).await;
+    }
     match fault {
         Fault::Damaged => {
             agents::note_bad_segment(&app, BadSegment { segment, holder }, told_by).await?;

@@ -54,4 +54,7 @@ fn one_of_ten_that_does_wrong_is_noticed_avoided_and_told_of() {
         site.server.process().wait_for_line(&told, SOON).unwrap();
         hostile.kill().unwrap();
     }
+    // An administrator sees it.
+    let listed = site.server.run(&["agent", "list"]).unwrap();
+    assert!(listed.contains("5 machines complain: damaged, empty, slow"), "{listed}");
 }
