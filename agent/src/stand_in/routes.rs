@@ -215,6 +215,12 @@ async fn swarm(
 ) -> Result<Json<SwarmReply>, Problem> {
     let install = targets.install_of(&bearer)?;
     let addr = SocketAddr::new(peer.addr.ip(), request.port);
-    targets.swarms.join(install, targets.image().version, addr, Instant::now());
+    targets.swarms.join(
+        install,
+        targets.image().version,
+        addr,
+        &request.unreachable,
+        Instant::now(),
+    );
     Ok(Json(targets.swarms.wait(install, request.generation).await))
 }

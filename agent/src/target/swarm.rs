@@ -11,7 +11,7 @@ use cairn_array::{
     tls::{self, Member, NameTable, Papers},
     wire::{SwarmReply, SwarmRequest},
 };
-use cairn_core::units::Generation;
+use cairn_core::{id::InstallId, units::Generation};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -62,8 +62,14 @@ impl Part {
     pub(super) async fn meet(&self, link: &ServerLink, names: &NameTable) -> Infallible {
         let mut generation = Generation(0);
         loop {
-            let request = SwarmRequest { port: self.port, generation };
-            match link.post("/target/v1/swarm", &request, Patience::Held).await {
+            let unreachable = self.swarm.neighbours().unreachable();
+            let request =
+                SwarmRequest { port: self.port, generation, unreachable: unreachable.clone() };
+            let reply = tokio::select! {
+                reply = link.post("/target/v1/swarm", &request, Patience::Held) => reply,
+                () = self.reach_changes(&unreachable) => continue,
+            };
+            match reply {
                 Ok(SwarmReply { generation: now, neighbours }) => {
                     generation = now;
                     for neighbour in &neighbours {
@@ -78,6 +84,13 @@ impl Part {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Waits until others than these cannot be reached.
+    async fn reach_changes(&self, unreachable: &[InstallId]) {
+        while self.swarm.neighbours().unreachable() == unreachable {
+            tokio::time::sleep(LOOK).await;
         }
     }
 

@@ -175,12 +175,15 @@ pub struct Complaint {
 }
 
 /// A target tells where it serves others, and asks who else installs what it installs.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SwarmRequest {
     /// Where this target's peer service listens.
     pub port: u16,
     /// The neighbours that this target knows already: [`SwarmReply::generation`], zero at first.
     pub generation: Generation,
+    /// Neighbours that this target has been told of and cannot reach; at most [`MAX_NEIGHBOURS`].
+    #[serde(default)]
+    pub unreachable: Vec<InstallId>,
 }
 
 /// The most neighbours of a target.

@@ -21,7 +21,7 @@ pub(super) async fn swarm(
     Body(request): Body<SwarmRequest>,
 ) -> Result<Json<SwarmReply>, ApiError> {
     let addr = SocketAddr::new(peer.addr.ip(), request.port);
-    app.swarms.join(install.id, install.version, addr, Instant::now());
+    app.swarms.join(install.id, install.version, addr, &request.unreachable, Instant::now());
     let hold = app.swarms.wait(install.id, request.generation);
     match app.stop.run_until_cancelled(hold).await {
         Some(reply) => Ok(Json(reply)),

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cairn_core::{
@@ -20,6 +20,8 @@ use crate::{
 
 /// Between two tries to hear a neighbour.
 const RETRY: Duration = Duration::from_secs(2);
+/// Who has not answered for so long is not waited for.
+const UNREACHABLE: Duration = Duration::from_secs(3);
 
 /// A handle: clones share what was heard.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ struct Known {
     seen: HashSet<SegmentId>,
     complete: bool,
     is_there: bool,
+    /// When it was last there; at first, when it was named.
+    there: Instant,
     /// None once it was neither named nor there.
     listener: Option<JoinHandle<()>>,
 }
@@ -78,6 +82,7 @@ impl Neighbours {
                 seen: HashSet::new(),
                 complete: false,
                 is_there: false,
+                there: Instant::now(),
                 listener: None,
             });
             it.listener.get_or_insert_with(|| tokio::spawn(self.clone().listen(*install)));
@@ -98,6 +103,16 @@ impl Neighbours {
     #[must_use]
     pub fn are_waiting(&self) -> bool {
         self.known().values().any(|it| it.is_there && !it.complete)
+    }
+
+    /// Those that are looked for and have not answered for a while, in the order of their ids.
+    #[must_use]
+    pub fn unreachable(&self) -> Vec<InstallId> {
+        let known = self.known();
+        let missed = known.iter().filter(|(_, it)| {
+            it.listener.is_some() && !it.is_there && it.there.elapsed() > UNREACHABLE
+        });
+        missed.map(|(install, _)| *install).take(MAX_NEIGHBOURS).collect()
     }
 
     /// Tells a scheduler what it has not heard yet.
@@ -145,7 +160,9 @@ impl Neighbours {
             let ended = self.hear(install).await;
             tracing::debug!(%install, ?ended, "a neighbour is not heard any more");
             if let Some(it) = self.known().get_mut(&install) {
-                it.is_there = false;
+                if std::mem::take(&mut it.is_there) {
+                    it.there = Instant::now();
+                }
             }
             self.changed();
             tokio::time::sleep(RETRY).await;

@@ -56,12 +56,21 @@ struct Target {
     version: VersionId,
     addr: SocketAddr,
     seen: Instant,
+    /// Whom it cannot reach.
+    unreachable: HashSet<InstallId>,
     complaints: HashSet<InstallId>,
 }
 
 impl Swarms {
-    /// Notes where a target serves.
-    pub fn join(&self, install: InstallId, version: VersionId, addr: SocketAddr, now: Instant) {
+    /// Notes where a target serves, and whom it cannot reach.
+    pub fn join(
+        &self,
+        install: InstallId,
+        version: VersionId,
+        addr: SocketAddr,
+        unreachable: &[InstallId],
+        now: Instant,
+    ) {
         let mut state = self.state();
         let before = state.targets.len();
         state.targets.retain(|_, target| now.duration_since(target.seen) < SILENCE);
@@ -69,10 +78,14 @@ impl Swarms {
         match state.targets.get_mut(&install) {
             Some(target) if target.addr == addr => target.seen = now,
             _ => {
-                let complaints = HashSet::new();
-                state.targets.insert(install, Target { version, addr, seen: now, complaints });
+                let (complaints, unreachable) = (HashSet::new(), HashSet::new());
+                let target = Target { version, addr, seen: now, unreachable, complaints };
+                state.targets.insert(install, target);
                 changed = true;
             }
+        }
+        if let Some(target) = state.targets.get_mut(&install) {
+            target.unreachable = unreachable.iter().take(MAX_NEIGHBOURS).copied().collect();
         }
         drop(state);
         if changed {
@@ -99,15 +112,15 @@ impl Swarms {
         }
     }
 
-    /// Whether `install` gets this segment from the server. Not when a neighbour has just got it.
+    /// Whether `install` gets this segment from the server. Not when a neighbour that it can reach has just got it.
     pub fn give(&self, segment: SegmentId, install: InstallId, now: Instant) -> bool {
         let mut state = self.state();
-        let Some(version) = state.targets.get(&install).map(|target| target.version) else {
-            return true;
-        };
+        let Some(me) = state.targets.get(&install) else { return true };
         if let Some((other, since)) = state.leases.get(&segment).copied() {
             let neighbour = state.targets.get(&other).is_some_and(|target| {
-                target.version == version && target.complaints.len() < COMPLAINTS
+                target.version == me.version
+                    && target.complaints.len() < COMPLAINTS
+                    && !me.unreachable.contains(&other)
             });
             if other != install && neighbour && now.duration_since(since) < LEASE {
                 return false;
@@ -193,7 +206,7 @@ mod tests {
     fn swarm(targets: &[(u8, u8, [u8; 4])]) -> (Swarms, Instant) {
         let (swarms, now) = (Swarms::default(), Instant::now());
         for (n, version, ip) in targets {
-            swarms.join(install(*n), VersionId([*version; 16]), (*ip, 4000).into(), now);
+            swarms.join(install(*n), VersionId([*version; 16]), (*ip, 4000).into(), &[], now);
         }
         (swarms, now)
     }
@@ -248,7 +261,7 @@ mod tests {
     fn who_is_silent_is_gone_and_who_is_complained_about_is_not_named() {
         let (swarms, now) = swarm(&[(1, 1, [10, 0, 0, 1]), (2, 1, [10, 0, 0, 2])]);
         let later = now + SILENCE;
-        swarms.join(install(3), VersionId([1; 16]), ([10, 0, 0, 3], 4000).into(), later);
+        swarms.join(install(3), VersionId([1; 16]), ([10, 0, 0, 3], 4000).into(), &[], later);
         assert!(names(&swarms, 3).is_empty());
         let (swarms, _) = swarm(&[(1, 1, [1; 4]), (2, 1, [1; 4]), (3, 1, [1; 4])]);
         swarms.complain(install(1), install(2));
@@ -267,6 +280,13 @@ mod tests {
         assert!(swarms.give(segment, install(1), now), "it may ask again");
         assert!(swarms.give(segment, install(9), now), "who is in no swarm cannot ask others");
         assert!(swarms.give(segment, install(3), now), "others install something else");
+        // Who cannot reach the other does not wait for it.
+        let (version, addr) = (VersionId([1; 16]), ([1; 4], 4000).into());
+        swarms.join(install(2), version, addr, &[install(1)], now);
+        assert!(swarms.give(segment, install(2), now));
+        swarms.join(install(2), version, addr, &[], now);
+        swarms.give(segment, install(1), now + LEASE / 2);
+        assert!(!swarms.give(segment, install(1), now + LEASE / 2), "the other has it now");
         assert!(swarms.give(segment, install(1), now + LEASE));
         assert!(!swarms.give(segment, install(2), now + LEASE));
         swarms.leave(install(1));

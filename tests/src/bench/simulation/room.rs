@@ -189,7 +189,7 @@ impl Room {
         let (swarms, begin) = (Swarms::default(), Instant::now());
         for target in 0..TARGETS {
             let addr = ([10, 0, u8::try_from(target >> 8)?, u8::try_from(target & 255)?], 1);
-            swarms.join(install(target), VersionId([1; 16]), addr.into(), begin);
+            swarms.join(install(target), VersionId([1; 16]), addr.into(), &[], begin);
         }
         let mut targets: Vec<_> = (0..TARGETS)
             .map(|target| {
