@@ -2,6 +2,7 @@
 
 -- The Ethernet address of the card by which an agent reaches the server: which machine it runs on.
 ALTER TABLE agent ADD COLUMN mac TEXT;
+CREATE INDEX agent_mac ON agent (mac);
 -- When an install began that overwrites its storage: nothing of that counts until the agent is heard of again.
 ALTER TABLE agent ADD COLUMN overwritten INTEGER;
 

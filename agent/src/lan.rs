@@ -13,15 +13,17 @@
 
 use std::{
     collections::BTreeSet,
+    convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use cairn_array::tls::{Member, NameTable};
 use cairn_core::id::{AgentId, SiteId};
 use mdns_sd::{Receiver, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::home::Membership;
@@ -38,10 +40,9 @@ struct Heard {
     addresses: BTreeSet<SocketAddr>,
 }
 
-/// Listens on the LAN until it is dropped.
+/// A place on the LAN, until it is dropped.
 pub struct Lan {
     daemon: ServiceDaemon,
-    events: Receiver<ServiceEvent>,
     site: SiteId,
 }
 
@@ -59,14 +60,13 @@ impl Drop for Lan {
 }
 
 impl Lan {
-    /// Listens for clients of this site.
+    /// Takes a place among the clients of this site; nothing is asked or told yet.
     ///
     /// # Errors
     /// When there is no network that does multicast.
-    pub fn listen(site: SiteId) -> Result<Self> {
+    pub fn enter(site: SiteId) -> Result<Self> {
         let daemon = ServiceDaemon::new().context("start multicast DNS")?;
-        let events = daemon.browse(SERVICE).context("ask by multicast DNS")?;
-        Ok(Self { daemon, events, site })
+        Ok(Self { daemon, site })
     }
 
     /// Tells the others where this client is.
@@ -82,9 +82,17 @@ impl Lan {
         self.daemon.register(service.enable_addr_auto()).context("answer multicast DNS")
     }
 
-    /// Notes in `names` where members are, for as long as it is polled. `is_member` says who may be looked for.
-    pub async fn follow(&self, names: &NameTable, is_member: impl Fn(&AgentId) -> bool) {
-        while let Ok(event) = self.events.recv_async().await {
+    /// Asks for the others, and notes in `names` where members are until it is dropped. `is_member` says who may be looked for.
+    ///
+    /// # Errors
+    /// When the question cannot be sent, or the service has ended.
+    pub async fn follow(
+        &self,
+        names: &NameTable,
+        is_member: impl Fn(&AgentId) -> bool,
+    ) -> Result<Infallible> {
+        let asked = Asked::begin(&self.daemon)?;
+        while let Ok(event) = asked.events.recv_async().await {
             if let ServiceEvent::ServiceResolved(service) = event
                 && let Some(heard) = read(&service, self.site)
                 && is_member(&heard.agent)
@@ -92,47 +100,86 @@ impl Lan {
                 note(names, &heard);
             }
         }
-        // The thread has ended: nothing more comes.
-        std::future::pending().await
+        bail!("multicast DNS has ended")
     }
 }
 
-/// A running client among the others: answers them and hears them until it is told to stop. Where there is no multicast the
-/// directory is all there is.
+/// A question that is asked again and again until it is dropped.
+struct Asked<'a> {
+    daemon: &'a ServiceDaemon,
+    events: Receiver<ServiceEvent>,
+}
+
+impl<'a> Asked<'a> {
+    fn begin(daemon: &'a ServiceDaemon) -> Result<Self> {
+        let events = daemon.browse(SERVICE).context("ask by multicast DNS")?;
+        Ok(Self { daemon, events })
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        // The thread may have ended before.
+        drop(self.daemon.stop_browse(SERVICE));
+    }
+}
+
+/// A running client among the others, until it is told to stop: it always answers, and asks only while the server does not
+/// answer it (`alone`): thousands that ask all the time would be heard by thousands. Where there is no multicast the directory is
+/// all there is.
 pub(crate) async fn meet(
     membership: Membership,
     port: u16,
     names: Arc<NameTable>,
     is_member: impl Fn(&AgentId) -> bool,
+    mut alone: watch::Receiver<bool>,
     stop: CancellationToken,
 ) -> Result<()> {
-    let lan = Lan::listen(membership.site)
+    let entered = Lan::enter(membership.site)
         .and_then(|lan| lan.announce(membership.agent, port).map(|()| lan));
-    let is_other = |agent: &AgentId| *agent != membership.agent && is_member(agent);
-    match lan {
-        Ok(lan) => drop(stop.run_until_cancelled(lan.follow(&names, is_other)).await),
+    let lan = match entered {
+        Ok(lan) => lan,
         Err(error) => {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "other clients are not looked for on the LAN"
             );
             stop.cancelled().await;
+            return Ok(());
+        }
+    };
+    let is_other = |agent: &AgentId| *agent != membership.agent && is_member(agent);
+    loop {
+        let is_alone = *alone.borrow_and_update();
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = alone.changed() => if changed.is_err() {
+                stop.cancelled().await;
+                return Ok(());
+            },
+            Err(error) = lan.follow(&names, &is_other), if is_alone => {
+                tracing::warn!(error = format!("{error:#}"), "other clients are not looked for on the LAN");
+                stop.cancelled().await;
+                return Ok(());
+            }
         }
     }
-    Ok(())
 }
 
 /// Looks for members for a moment, then goes on in the background for as long as the program runs.
 pub async fn look(site: SiteId, names: Arc<NameTable>, members: Vec<AgentId>) {
-    let lan = match Lan::listen(site) {
+    let lan = match Lan::enter(site) {
         Ok(lan) => lan,
         Err(error) => {
             tracing::debug!(error = format!("{error:#}"), "nobody is looked for on the LAN");
             return;
         }
     };
-    let follow = async move { lan.follow(&names, |agent| members.contains(agent)).await };
-    tokio::spawn(follow);
+    tokio::spawn(async move {
+        // When it ends there is what was found until then.
+        let Err(error) = lan.follow(&names, |agent| members.contains(agent)).await;
+        tracing::debug!(error = format!("{error:#}"), "nobody is looked for on the LAN any more");
+    });
     tokio::time::sleep(ANSWER).await;
 }
 

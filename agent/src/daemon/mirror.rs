@@ -24,23 +24,34 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
 use super::{roster::Members, sync::MAX_DIRECTORY_BYTES};
+use crate::home::Membership;
 
 /// Directories that wait to be looked at.
 pub(super) const OFFERS: usize = 4;
 
 #[derive(Clone)]
 pub(super) struct Mirror {
-    pub(super) me: AgentId,
-    pub(super) members: watch::Receiver<Arc<Members>>,
-    pub(super) signing_key: VerifyingKey,
-    pub(super) admits: Admission,
+    me: AgentId,
+    members: watch::Receiver<Arc<Members>>,
+    signing_key: VerifyingKey,
+    admits: Admission,
     /// To whoever owns the directory.
-    pub(super) offers: mpsc::Sender<Bytes>,
+    offers: mpsc::Sender<Bytes>,
 }
 
 type Refusal = (StatusCode, &'static str);
 
 impl Mirror {
+    pub(super) fn new(
+        membership: &Membership,
+        members: watch::Receiver<Arc<Members>>,
+        admits: Admission,
+        offers: mpsc::Sender<Bytes>,
+    ) -> Self {
+        let (me, signing_key) = (membership.agent, membership.signing_key);
+        Self { me, members, signing_key, admits, offers }
+    }
+
     pub(super) fn routes(self) -> Router {
         Router::new()
             .route("/peer/v1/site", get(site))

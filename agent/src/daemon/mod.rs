@@ -104,6 +104,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let (events, mailbox) = mpsc::channel(EVENTS);
     let (assign, assignment) = watch::channel(None);
     let (tell_sync, sync_status) = watch::channel(SyncStatus::default());
+    let sync_problem = sync_status.clone();
     let (tell_work, work_status) = watch::channel(WorkStatus::default());
 
     let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
@@ -112,13 +113,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let guest_status = seen.status.clone();
     let shelf = service::Shelf::new(dsf.clone(), events.clone(), guest_status.clone());
     let (offers, offered) = mpsc::channel(mirror::OFFERS);
-    let mirror = mirror::Mirror {
-        me: membership.agent,
-        members: directory.clone(),
-        signing_key: membership.signing_key,
-        admits: Arc::clone(&admits),
-        offers,
-    };
+    let mirror = mirror::Mirror::new(&membership, directory.clone(), Arc::clone(&admits), offers);
     let limits = RateLimits::new(home.rates()?);
     let app = cairn_array::peer::routes(shelf, admits, limits.upload()).merge(mirror.routes());
     tasks.spawn(tls::serve(listener, tls::server_tls(&papers)?, app, stop.clone()));
@@ -159,21 +154,36 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         limits,
     };
     tasks.spawn(sync.run(stop.clone()));
-    tasks.spawn(meet_others(membership.clone(), peer_port, names, directory, stop.clone()));
+    let (me, stopped) = (membership.clone(), stop.clone());
+    tasks.spawn(meet_others(me, peer_port, names, directory, sync_problem, stopped));
     tracing::info!(agent = %membership.agent, server = %membership.server, peer_port, "agent runs");
     supervise(tasks, stop).await
 }
 
-/// Finds the other members on the LAN.
+/// Finds the other members on the LAN while the server does not answer.
 async fn meet_others(
     membership: Membership,
     port: u16,
     names: Arc<NameTable>,
     members: watch::Receiver<Arc<Members>>,
+    mut sync: watch::Receiver<SyncStatus>,
     stop: CancellationToken,
 ) -> Result<()> {
+    let (tell, alone) = watch::channel(false);
     let is_member = |agent: &_| members.borrow().is_member(agent);
-    lan::meet(membership, port, names, is_member, stop).await
+    let follow_server = async {
+        loop {
+            let is_alone = sync.borrow_and_update().problem.is_some();
+            tell.send_if_modified(|told| std::mem::replace(told, is_alone) != is_alone);
+            if sync.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        done = lan::meet(membership, port, names, is_member, alone, stop) => done,
+        never = follow_server => never,
+    }
 }
 
 /// The peer service's socket, and its port.

@@ -19,6 +19,8 @@ use crate::{
 };
 
 const CLIENTS: u8 = 4;
+/// How long an idle agent is watched.
+const IDLE: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(600);
 const RATE: u32 = 200;
 
@@ -284,6 +286,17 @@ pub(super) fn second_version() -> Result<Vec<Figure>> {
 }
 
 /// An agent that has nothing to do, and one that opens a 20 GiB file.
+/// What a process has used of processors since it began.
+fn processor_seconds(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    // The name may have spaces; behind it are the state and, 11 fields later, user and system time, proc(5).
+    let (_, fields) = stat.rsplit_once(')').context("find the fields")?;
+    let mut ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    let mut next = || ticks.next().context("find the times")?.context("read the times");
+    Ok((next()? + next()?) / f64::from(u32::try_from(rustix::param::clock_ticks_per_second())?))
+}
+
 pub(super) fn idle_agent() -> Result<Vec<Figure>> {
     let mut site = Site::start("bench-agent")?;
     let host = site.lab.host("big", 40)?;
@@ -297,7 +310,12 @@ pub(super) fn idle_agent() -> Result<Vec<Figure>> {
     agent.process().wait_for_line("agent runs", LONG)?;
     let took = started.elapsed().as_secs_f64();
     let pid = site.agents.first_mut().context("find an agent")?.process().pid();
+    std::thread::sleep(IDLE);
+    let before = processor_seconds(pid)?;
+    std::thread::sleep(IDLE);
+    let share = (processor_seconds(pid)? - before) / IDLE.as_secs_f64() * 100.0;
     Ok(vec![
+        Figure::new("idle agent's share of a processor", share, "%", Wanted::Nothing),
         Figure::new("start with a DSF of 20 GiB", took, "s", Wanted::AtMost(2.0)),
         Figure::new(
             "idle agent's largest resident size",

@@ -159,10 +159,10 @@ impl Neighbours {
         loop {
             let ended = self.hear(install).await;
             tracing::debug!(%install, ?ended, "a neighbour is not heard any more");
-            if let Some(it) = self.known().get_mut(&install) {
-                if std::mem::take(&mut it.is_there) {
-                    it.there = Instant::now();
-                }
+            if let Some(it) = self.known().get_mut(&install)
+                && std::mem::take(&mut it.is_there)
+            {
+                it.there = Instant::now();
             }
             self.changed();
             tokio::time::sleep(RETRY).await;
