@@ -3,7 +3,8 @@
 //! A machine that boots the installer runs no agent any more, and its disk is overwritten soon: from its ticket on, what the
 //! client on it holds counts as lost, so that others take over its share. It gets the ticket when all images stay readable
 //! from the clients without it ([`cairn_core::waves`]); the server's own copies are not counted, because the server may burn
-//! in the meantime. A client with a storage partition loses nothing by an install. One that is heard of again after all is one that came back.
+//! in the meantime. A storage partition changes nothing of that: whether the agent keeps its state there is not known here. A
+//! client that is heard of again after all is one that came back.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -64,10 +65,7 @@ impl Waves {
 pub(crate) async fn take_turn(app: &App, install: &InstallRow) -> Result<Option<String>, ApiError> {
     let deciding = app.waves.deciding.lock().await;
     let mut clients = app.db.agents_on_machine(install.machine).await?;
-    let machine = app.db.machine(install.machine).await?;
-    let keeps =
-        machine.is_some_and(|machine| machine.disks.iter().any(|disk| disk.storage.is_some()));
-    clients.retain(|client| client.overwritten.is_none() && !keeps);
+    clients.retain(|client| client.overwritten.is_none());
     let reason = match install.at_once {
         true => None,
         false => obstacle(app, &clients).await?,

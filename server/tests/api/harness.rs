@@ -219,7 +219,8 @@ pub(crate) fn hello(csr_pem: &str, mac: &str, image: Option<&str>) -> TargetHell
             removable: false,
             rotational: false,
             busy: false,
-            storage: None,
+            // A storage partition lets nobody pass: what an agent keeps there is not known.
+            storage: Some(ByteCount(1 << 30)),
         }],
         firmware: Firmware::Uefi,
         secure_boot: false,

@@ -92,7 +92,7 @@ struct Done {
     seconds: f64,
     /// Bytes that left the server.
     sent: u64,
-    /// Sealed bytes of the image.
+    /// Bytes of the image: noise, so sealed it is hardly more.
     total: u64,
 }
 
