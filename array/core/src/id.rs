@@ -92,6 +92,10 @@ identifier! {
     MachineId, 16
 }
 identifier! {
+    /// A volume.
+    VolumeId, 16
+}
+identifier! {
     /// One machine's share of a deployment.
     InstallId, 16
 }

@@ -35,4 +35,5 @@ pub mod sparse;
 pub mod stripe_map;
 pub mod turns;
 pub mod units;
+pub mod volume;
 pub mod waves;
