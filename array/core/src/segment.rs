@@ -24,6 +24,8 @@ const MAGIC: [u8; 8] = *b"CAIRNSEG";
 const VERSION: u16 = 1;
 const HEAD_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 8;
+/// The longest head of a segment: what precedes its frames.
+pub const SEGMENT_HEAD_BYTES: usize = HEAD_BYTES + ENTRY_BYTES * SEGMENT_MAX_FRAMES;
 
 /// A frame before sealing: compressed, and how long it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,15 +129,23 @@ impl FrameTable {
     /// # Errors
     /// When the bytes are no segment of this version, or a length is above its limit or inconsistent.
     pub fn parse(segment: &[u8]) -> Result<Self, DecodeError> {
+        Self::parse_head(segment, segment.len())
+    }
+
+    /// Reads the head of a segment of `length` bytes, of which `head` is the beginning: [`SEGMENT_HEAD_BYTES`] are enough.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_head(head: &[u8], length: usize) -> Result<Self, DecodeError> {
         let limit = SEGMENT_MAX_BYTES;
-        if segment.len() > limit {
+        if length > limit {
             return Err(DecodeError::Limit {
                 field: "segment",
-                value: segment.len() as u64,
+                value: length as u64,
                 limit: limit as u64,
             });
         }
-        let mut reader = Reader::new(segment);
+        let mut reader = Reader::new(head);
         reader.header(MAGIC, VERSION)?;
         let count = usize::from(reader.u16()?);
         reader.reserved(4)?;
@@ -172,7 +182,7 @@ impl FrameTable {
             places.push(FramePlace { offset, sealed_bytes, plain_bytes });
             offset += sealed_bytes;
         }
-        if offset != segment.len() {
+        if offset != length {
             return Err(DecodeError::Inconsistent { field: "frame lengths" });
         }
         Ok(Self { places })

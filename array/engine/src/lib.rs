@@ -17,6 +17,7 @@ pub mod store;
 pub mod swarm;
 pub mod tidy;
 pub mod tls;
+pub mod volume;
 pub mod wire;
 pub mod wrap;
 

@@ -52,9 +52,7 @@ use crate::{
     map::PAGE_BLOCKS,
     seal::{SealKey, Sealer, TAG_BYTES},
     sign::{SigningKey, VerifyingKey},
-    units::{
-        BLOCK_BYTES, FRAME_BLOCKS, FrameIndex, Generation, SEGMENT_MAX_FRAMES, SegmentIndex,
-    },
+    units::{BLOCK_BYTES, FRAME_BLOCKS, FrameIndex, Generation, SEGMENT_MAX_FRAMES, SegmentIndex},
     volume::{
         MAX_BLOCKS, MAX_NAME_BYTES, Place,
         extent_map::Entry,
@@ -232,11 +230,9 @@ fn decode_secret(plain: &[u8], metas: usize) -> Result<Secret, DecodeError> {
     if blocks == 0 || blocks > MAX_BLOCKS {
         return Err(DecodeError::Limit { field: "size", value: blocks, limit: MAX_BLOCKS });
     }
-    let cursor =
-        Cursor { position: reader.u64()?, sequence: reader.u64()?, life: reader.u64()? };
+    let cursor = Cursor { position: reader.u64()?, sequence: reader.u64()?, life: reader.u64()? };
     let name = reader.text("name", MAX_NAME_BYTES)?.to_owned();
-    let meta_keys =
-        (0..metas).map(|_| reader.array().map(SealKey)).collect::<Result<_, _>>()?;
+    let meta_keys = (0..metas).map(|_| reader.array().map(SealKey)).collect::<Result<_, _>>()?;
     let count = reader.count("table pages", MAX_SEGMENTS / PAGE_SLOTS, 6)?;
     let table = (0..count).map(|_| place(&mut reader, metas)).collect::<Result<_, _>>()?;
     let pages = MAX_BLOCKS / PAGE_BLOCKS;
@@ -346,7 +342,8 @@ mod tests {
             meta: u32::try_from(number).unwrap() % metas,
             frame: FrameIndex(u16::try_from(number % 4000).unwrap()),
         };
-        let entry = |number: u32| SegmentEntry { id: SegmentId::of(&number.to_le_bytes()), bytes: 9 };
+        let entry =
+            |number: u32| SegmentEntry { id: SegmentId::of(&number.to_le_bytes()), bytes: 9 };
         Draft {
             volume: VolumeId([3; 16]),
             generation: Generation(4),

@@ -21,7 +21,8 @@ pub fn choose(fills: impl IntoIterator<Item = Fill>, budget: u64) -> Vec<Segment
     let mut fills: Vec<Fill> = fills.into_iter().filter(|fill| fill.live > 0).collect();
     // By the share that lives; among equals the same order every time.
     fills.sort_by(|a, b| {
-        let (left, right) = (u64::from(a.live) * u64::from(b.blocks), u64::from(b.live) * u64::from(a.blocks));
+        let (left, right) =
+            (u64::from(a.live) * u64::from(b.blocks), u64::from(b.live) * u64::from(a.blocks));
         left.cmp(&right).then(a.segment.cmp(&b.segment))
     });
     let live: u64 = fills.iter().map(|fill| u64::from(fill.live)).sum();

@@ -147,7 +147,12 @@ impl<P: Run> ExtentMap<P> {
     }
 
     /// Shows the range in order: each run that has a place, cut to the range, and each gap between them.
-    pub fn look(&self, first: BlockIndex, blocks: u64, mut show: impl FnMut(BlockIndex, u64, Option<P>)) {
+    pub fn look(
+        &self,
+        first: BlockIndex,
+        blocks: u64,
+        mut show: impl FnMut(BlockIndex, u64, Option<P>),
+    ) {
         for (page, from, end, _) in parts(first, blocks) {
             let start = page * PAGE_BLOCKS;
             let mut at = from;

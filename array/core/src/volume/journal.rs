@@ -59,8 +59,8 @@ const KIND_ZERO: u8 = 2;
 pub const MAX_ENTRIES: usize = (BLOCK_BYTES - 56) / ENTRY_BYTES;
 /// The most payload blocks of one record: 4 MiB.
 pub const MAX_PAYLOAD_BLOCKS: u32 = 1024;
-/// The fewest blocks of a ring: two of the largest records.
-pub const MIN_CAPACITY: u64 = 2 * (MAX_PAYLOAD_BLOCKS as u64 + 1);
+/// The fewest blocks of a ring.
+pub const MIN_CAPACITY: u64 = 8;
 
 /// The checksum of the journal.
 #[must_use]
@@ -72,7 +72,9 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// They become the payload of this checksum.
-    Data { crc: u32 },
+    Data {
+        crc: u32,
+    },
     Zero,
 }
 
@@ -284,7 +286,11 @@ impl Ring {
             return Err(DecodeError::Inconsistent { field: "checksum" });
         }
         if !(MIN_CAPACITY..=MAX_BLOCKS).contains(&capacity) {
-            return Err(DecodeError::Limit { field: "capacity", value: capacity, limit: MAX_BLOCKS });
+            return Err(DecodeError::Limit {
+                field: "capacity",
+                value: capacity,
+                limit: MAX_BLOCKS,
+            });
         }
         Ok(Self { volume, capacity })
     }
@@ -293,6 +299,13 @@ impl Ring {
     #[must_use]
     pub const fn offset(&self, position: u64) -> u64 {
         (1 + position % self.capacity) * BLOCK_BYTES as u64
+    }
+
+    /// The most payload blocks of a record in this ring: two records fit.
+    #[must_use]
+    pub fn max_payload(&self) -> u32 {
+        u32::try_from(self.capacity / 2 - 1)
+            .map_or(MAX_PAYLOAD_BLOCKS, |half| half.min(MAX_PAYLOAD_BLOCKS))
     }
 
     /// Blocks from a position to the ring's end.

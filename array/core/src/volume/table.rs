@@ -106,7 +106,9 @@ impl SegmentTable {
 
     /// All segments, by index.
     pub fn iter(&self) -> impl Iterator<Item = (SegmentIndex, &Slot)> {
-        (0..).zip(&self.slots).filter_map(|(index, slot)| Some((SegmentIndex(index), slot.as_ref()?)))
+        (0..)
+            .zip(&self.slots)
+            .filter_map(|(index, slot)| Some((SegmentIndex(index), slot.as_ref()?)))
     }
 
     /// Pages that changed since this was last asked.
@@ -225,7 +227,14 @@ mod tests {
 
     fn slot(number: u32) -> Slot {
         let id = SegmentId::of(&number.to_le_bytes());
-        Slot { id, bytes: number + 1, key: SealKey([3; 32]), blocks: 5, live: 0, own: number.is_multiple_of(2) }
+        Slot {
+            id,
+            bytes: number + 1,
+            key: SealKey([3; 32]),
+            blocks: 5,
+            live: 0,
+            own: number.is_multiple_of(2),
+        }
     }
 
     proptest! {

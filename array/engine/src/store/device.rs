@@ -12,7 +12,7 @@ use std::{
 };
 
 use cairn_core::units::ByteCount;
-use object_store::{ObjectStore, local::LocalFileSystem};
+use object_store::{ObjectStore, local::LocalFileSystem, path::Path as ObjectPath};
 use rustix::{fs::FlockOperation, io::Errno};
 
 use super::object::{StoreError, blocking};
@@ -117,6 +117,14 @@ impl Device {
 
     pub(super) fn backend(&self) -> &dyn ObjectStore {
         &*self.backend
+    }
+
+    /// An object's file, on a local device.
+    pub(super) fn open_file(&self, path: &ObjectPath) -> io::Result<File> {
+        match &self.local {
+            Some(local) => File::open(local.root.join(path.as_ref())),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// The lock's descriptor, as a program that is just being started has it.

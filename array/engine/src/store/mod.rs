@@ -22,7 +22,7 @@ mod blob;
 mod device;
 mod object;
 
-use std::{collections::HashSet, time::SystemTime};
+use std::{collections::HashSet, fs::File, io, time::SystemTime};
 
 use bytes::Bytes;
 use cairn_core::{
@@ -118,6 +118,23 @@ impl Store {
             }
         }
         Err(worst.unwrap_or(StoreError::NotFound { object: path.to_string() }))
+    }
+
+    /// A segment's file, to read parts of it: the first on a local device. Blocks.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when no local device has it.
+    pub fn open_segment(&self, id: SegmentId) -> io::Result<File> {
+        let path = segment_path(id);
+        let mut worst = io::Error::from(io::ErrorKind::NotFound);
+        for device in &self.devices {
+            match device.open_file(&path) {
+                Ok(file) => return Ok(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => worst = error,
+            }
+        }
+        Err(worst)
     }
 
     /// Whether any device has an object under this id. Does not read it.

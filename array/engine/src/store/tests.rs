@@ -210,7 +210,7 @@ async fn only_old_segments_that_nothing_refers_to_go() {
     let old: Vec<_> = (0..20).map(|name| bytes_of(name, 1000)).collect();
     for (id, bytes) in &old {
         store.put_segment(*id, bytes.clone()).await.unwrap();
-        let file = std::fs::File::options().write(true).open(file_of(&root, *id)).unwrap();
+        let file = File::options().write(true).open(file_of(&root, *id)).unwrap();
         file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     }
     let (young, bytes) = bytes_of(99, 1000);

@@ -1,0 +1,128 @@
+//! Frames of sealed segments, opened, and the last ones kept.
+
+use std::{cell::RefCell, sync::Arc};
+
+use bytes::Bytes;
+use cairn_core::{
+    id::SegmentId,
+    seal::SealKey,
+    segment::{FrameOpener, FrameTable, SEGMENT_HEAD_BYTES},
+    units::FrameIndex,
+};
+use quick_cache::{Weighter, sync::Cache};
+use zstd::bulk::Decompressor;
+
+use super::{Medium, ReadError, Wait};
+use crate::frame::FrameError;
+
+/// Opened segments that are kept: a table of 1024 frames takes 24 KiB.
+const SEGMENTS: usize = 1024;
+/// Bytes of opened frames that are kept.
+const FRAME_BYTES: u64 = 64 << 20;
+/// What the cache sizes itself for.
+const FRAMES: usize = 4096;
+
+/// A segment as a reader needs it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sealed<'a> {
+    pub(super) id: SegmentId,
+    pub(super) bytes: u32,
+    pub(super) key: &'a SealKey,
+}
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<(SegmentId, FrameIndex), Bytes> for ByBytes {
+    fn weight(&self, _: &(SegmentId, FrameIndex), frame: &Bytes) -> u64 {
+        frame.len() as u64
+    }
+}
+
+struct Opened {
+    table: FrameTable,
+    opener: FrameOpener,
+}
+
+/// See the module.
+pub(super) struct Frames {
+    opened: Cache<SegmentId, Arc<Opened>>,
+    frames: Cache<(SegmentId, FrameIndex), Bytes, ByBytes>,
+}
+
+impl std::fmt::Debug for Frames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Frames(..)")
+    }
+}
+
+thread_local! {
+    /// One for each thread that reads: making it costs more than a frame.
+    static ZSTD: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+impl Frames {
+    pub(super) fn new() -> Self {
+        Self {
+            opened: Cache::new(SEGMENTS),
+            frames: Cache::with_weighter(FRAMES, FRAME_BYTES, ByBytes),
+        }
+    }
+
+    /// The plain bytes of a frame; none when that would have to wait.
+    pub(super) fn get<M: Medium>(
+        &self,
+        medium: &M,
+        segment: Sealed<'_>,
+        frame: FrameIndex,
+        wait: Wait,
+    ) -> Result<Option<Bytes>, ReadError> {
+        if let Some(bytes) = self.frames.get(&(segment.id, frame)) {
+            return Ok(Some(bytes));
+        }
+        let Some(opened) = self.opened(medium, segment, wait)? else { return Ok(None) };
+        let place = opened.table.place(frame).ok_or(FrameError::Missing(frame))?;
+        let mut sealed = vec![0; place.sealed_bytes];
+        if !medium.read_segment(segment.id, place.offset as u64, &mut sealed, wait)? {
+            return Ok(None);
+        }
+        let zstd = opened
+            .opener
+            .open(frame, place.plain_bytes, &mut sealed)
+            .map_err(FrameError::Segment)?;
+        let bytes = Bytes::from(decompressed(frame, zstd, place.plain_bytes as usize)?);
+        self.frames.insert((segment.id, frame), bytes.clone());
+        Ok(Some(bytes))
+    }
+
+    fn opened<M: Medium>(
+        &self,
+        medium: &M,
+        segment: Sealed<'_>,
+        wait: Wait,
+    ) -> Result<Option<Arc<Opened>>, ReadError> {
+        if let Some(opened) = self.opened.get(&segment.id) {
+            return Ok(Some(opened));
+        }
+        let length = segment.bytes as usize;
+        let mut head = vec![0; length.min(SEGMENT_HEAD_BYTES)];
+        if !medium.read_segment(segment.id, 0, &mut head, wait)? {
+            return Ok(None);
+        }
+        let table = FrameTable::parse_head(&head, length).map_err(FrameError::Segment)?;
+        let opened = Arc::new(Opened { table, opener: FrameOpener::new(segment.key) });
+        self.opened.insert(segment.id, Arc::clone(&opened));
+        Ok(Some(opened))
+    }
+}
+
+fn decompressed(frame: FrameIndex, zstd: &[u8], length: usize) -> Result<Vec<u8>, FrameError> {
+    ZSTD.with_borrow_mut(|kept| {
+        if kept.is_none() {
+            *kept = Decompressor::new().ok();
+        }
+        let plain =
+            kept.as_mut().and_then(|zstd_context| zstd_context.decompress(zstd, length).ok());
+        plain.filter(|plain| plain.len() == length).ok_or(FrameError::Compression(frame))
+    })
+}

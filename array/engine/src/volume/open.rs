@@ -1,0 +1,221 @@
+//! Making a volume, and opening one: the last root, then what the journal has beyond it.
+
+use std::{
+    io::IoSlice,
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU64},
+    },
+};
+
+use bytes::Bytes;
+use cairn_core::{
+    bytes::DecodeError,
+    units::BLOCK_BYTES,
+    volume::{
+        checkpoint::{Draft, PagePlace, Root, Secret, decode_page},
+        extent_map::ExtentMap,
+        journal::{Cursor, Record, Ring},
+        table::SegmentTable,
+    },
+};
+
+use super::{
+    Maps, Medium, OpenError, Pages, ReadError, Sealer, Volume, VolumeKeys, VolumeName, Wait,
+    Writer,
+    checkpoint::Meta,
+    frames::{Frames, Sealed},
+};
+use crate::random;
+
+impl<M: Medium> Volume<M> {
+    /// Makes a volume of `blocks` blocks, all zeros, on a medium that has none, with a ring of `capacity` blocks.
+    ///
+    /// # Errors
+    /// [`OpenError`]; what is left then is no volume.
+    pub fn create(
+        medium: M,
+        name: VolumeName,
+        keys: VolumeKeys,
+        blocks: u64,
+        capacity: u64,
+    ) -> Result<Self, OpenError> {
+        let ring = Ring { volume: name.id, capacity };
+        medium.write_journal(0, &[IoSlice::new(&ring.encode())])?;
+        medium.sync_journal()?;
+        let draft = Draft {
+            volume: name.id,
+            generation: name.generation,
+            number: 1,
+            salt: random::array().map_err(|_| OpenError::Random)?,
+            metas: Vec::new(),
+            wrapped_key: keys.wrapped_key.clone(),
+            secret: Secret {
+                name: name.name.clone(),
+                blocks,
+                cursor: Cursor::START,
+                meta_keys: Vec::new(),
+                table: Vec::new(),
+                map: Vec::new(),
+            },
+        };
+        let root = draft.seal(&keys.content_key, &keys.signer);
+        medium.put_root(Bytes::from(root))?;
+        medium.sync_store()?;
+        Self::open(medium, name, keys)
+    }
+
+    /// Opens a volume as it was after the last change that its journal has whole, which is none before one that was
+    /// flushed.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(medium: M, name: VolumeName, keys: VolumeKeys) -> Result<Self, OpenError> {
+        // A process that was killed may have left a root that the disk does not have yet: journal space that it frees must
+        // not be used before.
+        medium.sync_store()?;
+        let signed = medium.root()?.ok_or(OpenError::NoRoot)?;
+        let verifier = keys.signer.verifying_key();
+        let root = Root::open(&verifier, &signed).map_err(OpenError::Root)?;
+        if root.volume != name.id {
+            return Err(OpenError::Root(DecodeError::Inconsistent { field: "volume" }));
+        }
+        if root.generation > name.generation {
+            return Err(OpenError::Fenced(root.generation));
+        }
+        let secret = root.open_secret(&keys.content_key).map_err(OpenError::Root)?;
+        let mut head = vec![0; BLOCK_BYTES];
+        medium.replay_journal(0, &mut head)?;
+        let ring = Ring::decode(&head).map_err(OpenError::Journal)?;
+        if ring.volume != name.id {
+            return Err(OpenError::ForeignJournal);
+        }
+        let frames = Frames::new();
+        let (maps, pages) = load(&medium, &frames, &root, &secret)?;
+        let life = u64::from_le_bytes(random::array().map_err(|_| OpenError::Random)?);
+        let volume = Self {
+            id: name.id,
+            name: secret.name,
+            generation: name.generation,
+            keys,
+            medium,
+            ring,
+            sealer: Mutex::new(Sealer::new(pages, root.number)),
+            writer: Mutex::new(Writer {
+                cursor: secret.cursor,
+                life,
+                store_full: false,
+                closing: false,
+            }),
+            room: Condvar::new(),
+            maps: Mutex::new(maps),
+            frames,
+            tail: AtomicU64::new(secret.cursor.position),
+            faulty: AtomicBool::new(false),
+            attended: AtomicBool::new(false),
+        };
+        volume.replay(secret.cursor)?;
+        Ok(volume)
+    }
+
+    /// Applies the records behind a checkpoint, up to the first that is not whole.
+    fn replay(&self, from: Cursor) -> Result<(), OpenError> {
+        let mut cursor = from;
+        let mut head = vec![0; BLOCK_BYTES];
+        let mut payload = Vec::new();
+        'records: loop {
+            for candidate in self.ring.candidates(cursor) {
+                if candidate.position - from.position >= self.ring.capacity {
+                    continue;
+                }
+                self.medium.replay_journal(self.ring.offset(candidate.position), &mut head)?;
+                let Ok(record) = Record::decode(&head) else { continue };
+                let blocks = record.payload();
+                let fits = blocks < self.ring.until_end(candidate.position);
+                if !record.follows(candidate) || !fits {
+                    continue;
+                }
+                payload.resize(usize::try_from(blocks).unwrap_or(0) * BLOCK_BYTES, 0);
+                let offset = self.ring.offset(candidate.position + 1);
+                if !payload.is_empty() {
+                    self.medium.replay_journal(offset, &mut payload)?;
+                }
+                if record.is_whole(&payload) {
+                    self.apply(&record);
+                    cursor = record.end();
+                    continue 'records;
+                }
+            }
+            break;
+        }
+        self.clear_torn(cursor, from.position)?;
+        super::lock(&self.writer).cursor = cursor;
+        Ok(())
+    }
+
+    /// Clears where the next record goes: what is left there of one that was torn could, together with a part of the next
+    /// that is torn, become whole, long after it was seen to be lost.
+    fn clear_torn(&self, cursor: Cursor, tail: u64) -> Result<(), OpenError> {
+        for candidate in self.ring.candidates(cursor) {
+            if candidate.position + 1 - tail <= self.ring.capacity {
+                let offset = self.ring.offset(candidate.position);
+                self.medium.write_journal(offset, &[IoSlice::new(&[0; BLOCK_BYTES])])?;
+            }
+        }
+        Ok(self.medium.sync_journal()?)
+    }
+}
+
+/// Map and table, as a root tells them.
+fn load<M: Medium>(
+    medium: &M,
+    frames: &Frames,
+    root: &Root,
+    secret: &Secret,
+) -> Result<(Maps, Pages), OpenError> {
+    let page = |place: &PagePlace| -> Result<Bytes, OpenError> {
+        let index = place.meta as usize;
+        let (entry, key) =
+            root.metas.get(index).zip(secret.meta_keys.get(index)).ok_or(OpenError::Map)?;
+        let segment = Sealed { id: entry.id, bytes: entry.bytes, key };
+        let bytes = frames.get(medium, segment, place.frame, Wait::AsLongAsItTakes)?;
+        bytes.ok_or(OpenError::Frame(ReadError::Map))
+    };
+    let mut table = SegmentTable::default();
+    for place in &secret.table {
+        table.decode_page(&page(place)?).map_err(OpenError::Page)?;
+    }
+    let mut sealed = ExtentMap::default();
+    for (number, place) in &secret.map {
+        let runs = decode_page(&page(place)?, *number).map_err(OpenError::Page)?;
+        for run in &runs {
+            if table.get(run.place.segment).is_none() {
+                return Err(OpenError::Map);
+            }
+            table.gain(run.place.segment, run.blocks.into());
+        }
+        sealed.put_page(*number, runs);
+    }
+    // Frames that are dead already are not counted: it is cleaned a little later for that.
+    let mut frames = vec![0; root.metas.len()];
+    for place in secret.table.iter().chain(secret.map.iter().map(|(_, place)| place)) {
+        if let Some(count) = frames.get_mut(place.meta as usize) {
+            *count += 1;
+        }
+    }
+    let metas = root
+        .metas
+        .iter()
+        .zip(&secret.meta_keys)
+        .zip(frames)
+        .map(|((entry, key), frames)| Meta { entry: *entry, key: key.clone(), frames, live: 0 });
+    let pages = Pages::read(metas.collect(), secret);
+    let maps = Maps {
+        blocks: secret.blocks,
+        fresh: ExtentMap::default(),
+        sealing: ExtentMap::default(),
+        sealed,
+        table,
+    };
+    Ok((maps, pages))
+}
