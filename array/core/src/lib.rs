@@ -25,6 +25,7 @@ pub mod id;
 pub mod layout;
 pub mod manifest;
 pub mod map;
+pub mod nbd;
 pub mod partition;
 pub mod placement;
 pub mod planner;

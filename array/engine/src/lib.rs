@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod dsf;
 pub mod frame;
 pub mod map_reader;
+pub mod nbd;
 pub mod pace;
 pub mod peer;
 mod pool;

@@ -20,6 +20,7 @@ pub use client::{Trust, client, client_of_strangers, url};
 pub use key::{Fingerprint, KeyAndCsr, Papers, new_key_and_csr, public_key_of_csr};
 pub use member::Member;
 pub use names::NameTable;
+pub(crate) use service::member_of;
 pub use service::{Peer, serve, server_tls};
 pub use token::{BadToken, Token, TokenKind};
 

@@ -150,7 +150,7 @@ async fn connection(
 }
 
 /// The member that a verified certificate speaks for: its only DNS name, in this site's form.
-fn member_of(certificate: &CertificateDer<'_>) -> Option<Member> {
+pub(crate) fn member_of(certificate: &CertificateDer<'_>) -> Option<Member> {
     let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
     let names = certificate.subject_alternative_name().ok()??;
     names.value.general_names.iter().find_map(|name| match name {

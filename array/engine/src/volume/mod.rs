@@ -18,6 +18,7 @@
 
 mod checkpoint;
 mod disk;
+mod export;
 mod frames;
 mod medium;
 mod open;
@@ -248,6 +249,6 @@ fn covering(offset: u64, length: u64) -> (BlockIndex, u64) {
 #[cfg(test)]
 mod model;
 #[cfg(test)]
-mod sim;
+pub(crate) mod sim;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,96 @@
+//! The NBD server: volumes as disks of whoever speaks NBD. The protocol is `cairn_core::nbd`.
+//!
+//! ```text
+//!   socket ─► reader thread: all requests that came ─► one change for all writes ─► replies, in one write
+//!                  │ what would wait for a disk, flushes
+//!                  ▼
+//!              readers' pool, syncs ─► late thread ─► replies, as they come
+//! ```
+//!
+//! Threads and blocking sockets, two of each connection: a request costs no task switch, and a batch one system call each
+//! way. Invariants:
+//! - What a client reads was written before that read was sent, or at the same time.
+//! - A client that does not take its replies holds up its own connection only.
+//! - A connection has at most [`LATE`] requests under way beyond the batch at hand, and buffers of at most two payloads.
+
+mod connection;
+mod late;
+mod pool;
+mod serve;
+mod wire;
+
+use std::sync::Arc;
+
+use cairn_core::nbd::reply::StatusRun;
+
+pub use serve::serve;
+
+use crate::{tls::Member, volume::Change};
+
+/// Requests of one connection that wait for a disk.
+const LATE: usize = 256;
+
+/// Why a request was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExportError {
+    #[error("the disk failed")]
+    Io,
+    #[error("there is no room")]
+    Full,
+    #[error("the export is being taken away")]
+    Ending,
+}
+
+/// Told that what was changed before is durable, or that this is in doubt.
+pub type Flushed = Box<dyn FnOnce(Result<(), ExportError>) + Send>;
+
+/// What is served as a disk. Ranges are within [`Export::size`].
+pub trait Export: Send + Sync + 'static {
+    fn read_only(&self) -> bool;
+
+    /// In bytes.
+    fn size(&self) -> u64;
+
+    /// Reads what needs no waiting; false when it would.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    fn read_now(&self, offset: u64, into: &mut [u8]) -> Result<bool, ExportError>;
+
+    /// # Errors
+    /// [`ExportError`].
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ExportError>;
+
+    /// Takes changes, in this order; may wait for room.
+    ///
+    /// # Errors
+    /// [`ExportError`]; some may have been taken.
+    fn change(&self, changes: &[Change<'_>]) -> Result<(), ExportError>;
+
+    /// Calls `done` once everything that was changed before is durable. Does not wait.
+    fn flush(&self, done: Flushed);
+
+    /// What of a range is stored, in order: all of it, or its beginning in `limit` runs.
+    fn status(&self, offset: u64, length: u32, limit: usize) -> Vec<StatusRun>;
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visitor {
+    /// Somebody on this machine.
+    Local,
+    /// By TLS; none without a certificate.
+    Remote(Option<Member>),
+}
+
+/// What there is to be served.
+pub trait Exports: Send + Sync + 'static {
+    /// The names that a visitor may see.
+    fn names(&self, visitor: Visitor) -> Vec<String>;
+
+    /// An export that a visitor may use. It is in use as long as this is kept.
+    fn find(&self, name: &str, visitor: Visitor) -> Option<Arc<dyn Export>>;
+}
+
+#[cfg(test)]
+mod tests;

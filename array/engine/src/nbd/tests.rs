@@ -1,0 +1,414 @@
+//! A volume on a real disk, served to real clients and to none that keeps to the protocol.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::Command,
+    sync::Arc,
+};
+
+use cairn_core::{
+    id::VolumeId,
+    seal::SealKey,
+    sign::SigningKey,
+    units::{ByteCount, Generation},
+    volume::blocks_of,
+};
+use rustls::ServerConfig;
+use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::{Export, Exports, Visitor, serve};
+use crate::{
+    store::{Device, Store},
+    tls::{Authority, Member, new_authority, new_key_and_csr, public_key_of_csr, server_tls},
+    volume::{DiskMedium, RunningVolume, Volume, VolumeKeys, VolumeName},
+};
+
+const MIB: u64 = 1 << 20;
+
+/// The one volume `disk`, for everybody on this machine, and for agents.
+struct One(Arc<RunningVolume<DiskMedium>>);
+
+impl Exports for One {
+    fn names(&self, visitor: Visitor) -> Vec<String> {
+        let may = matches!(visitor, Visitor::Local | Visitor::Remote(Some(Member::Agent(_))));
+        if may { vec!["disk".into()] } else { Vec::new() }
+    }
+
+    fn find(&self, name: &str, visitor: Visitor) -> Option<Arc<dyn Export>> {
+        let export: Arc<dyn Export> = Arc::clone(&self.0) as _;
+        self.names(visitor).iter().any(|known| known == name).then_some(export)
+    }
+}
+
+struct Lab {
+    folder: tempfile::TempDir,
+    runtime: Runtime,
+    store: Arc<Store>,
+    served: Option<(SocketAddr, CancellationToken, JoinHandle<anyhow::Result<()>>)>,
+    generation: u64,
+}
+
+fn keys() -> VolumeKeys {
+    VolumeKeys {
+        content_key: SealKey([4; 32]),
+        wrapped_key: Vec::new(),
+        signer: Arc::new(SigningKey::from_seed(&[6; 32]).unwrap()),
+    }
+}
+
+impl Lab {
+    fn new(size: u64, journal: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = Runtime::new().unwrap();
+        let device = Device::create(&folder.path().join("store")).unwrap();
+        let store = Arc::new(Store::new(vec![device]).unwrap());
+        let mut lab = Self { folder, runtime, store, served: None, generation: 1 };
+        let capacity = journal / 4096;
+        let (handle, store) = (lab.runtime.handle().clone(), Arc::clone(&lab.store));
+        let medium = DiskMedium::create(&lab.journal(), capacity, lab.name().id, store, handle);
+        let blocks = blocks_of(ByteCount(size)).unwrap();
+        let volume = Volume::create(medium.unwrap(), lab.name(), keys(), blocks, capacity).unwrap();
+        lab.serve(volume, None);
+        lab
+    }
+
+    fn journal(&self) -> std::path::PathBuf {
+        self.folder.path().join("volumes/journal")
+    }
+
+    fn name(&self) -> VolumeName {
+        VolumeName {
+            id: VolumeId([5; 16]),
+            name: "disk".into(),
+            generation: Generation(self.generation),
+        }
+    }
+
+    fn serve(&mut self, volume: Volume<DiskMedium>, tls: Option<Arc<ServerConfig>>) {
+        let volume = Arc::new(RunningVolume::start(volume).unwrap());
+        let stop = CancellationToken::new();
+        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = serve(listener, Arc::new(One(volume)), tls, stop.clone());
+        self.served = Some((address, stop, self.runtime.spawn(task)));
+    }
+
+    fn stop(&mut self) {
+        let (_, stop, task) = self.served.take().unwrap();
+        stop.cancel();
+        self.runtime.block_on(task).unwrap().unwrap();
+    }
+
+    fn restart(&mut self, tls: Option<Arc<ServerConfig>>) {
+        self.stop();
+        self.generation += 1;
+        let (handle, store) = (self.runtime.handle().clone(), Arc::clone(&self.store));
+        let medium = DiskMedium::open(&self.journal(), self.name().id, store, handle).unwrap();
+        let volume = Volume::open(medium, self.name(), keys()).unwrap();
+        self.serve(volume, tls);
+    }
+
+    fn port(&self) -> u16 {
+        self.served.as_ref().unwrap().0.port()
+    }
+
+    fn uri(&self) -> String {
+        format!("nbd://127.0.0.1:{}/disk", self.port())
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// A file of bytes that do not repeat.
+    fn noise(&self, name: &str, bytes: u64) -> String {
+        let file = self.file(name);
+        let mut dice = crate::volume::sim::Dice::new(bytes);
+        let words = (0..bytes / 8).flat_map(|_| (dice.next() | dice.next() << 50).to_le_bytes());
+        std::fs::write(&file, words.collect::<Vec<u8>>()).unwrap();
+        file
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.served.is_some() {
+            self.stop();
+        }
+    }
+}
+
+/// Runs a client and returns what it said; it must do well.
+fn run(program: &str, arguments: &[&str]) -> String {
+    let done = Command::new(program).args(arguments).output().unwrap();
+    let out = String::from_utf8_lossy(&done.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{program} {arguments:?}\n{out}{errors}");
+    out
+}
+
+#[test]
+fn real_clients_copy_and_compare() {
+    let mut lab = Lab::new(64 * MIB, 8 * MIB);
+    let noise = lab.noise("noise", 20 * MIB);
+    let told = run("nbdinfo", &[&lab.uri()]);
+    for expected in [
+        "export-size: 67108864",
+        "can_multi_conn: true",
+        "can_fast_zero: true",
+        "base:allocation",
+        "can_fua: true",
+    ] {
+        assert!(told.contains(expected), "{expected} in\n{told}");
+    }
+    assert!(
+        run("nbdinfo", &["--list", &format!("nbd://127.0.0.1:{}", lab.port())]).contains("disk")
+    );
+    run("nbdcopy", &["--flush", &noise, &lab.uri()]);
+    let compare = |lab: &Lab| {
+        let told = Command::new("qemu-img")
+            .args(["compare", "-f", "raw", "-F", "raw", &noise, &lab.uri()])
+            .output()
+            .unwrap();
+        // 20 MiB are as long as nothing else: the rest is zeros.
+        let text = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(
+            text.contains("Images are identical"),
+            "{text}{}",
+            String::from_utf8_lossy(&told.stderr)
+        );
+    };
+    compare(&lab);
+    lab.restart(None);
+    compare(&lab);
+    let back = lab.file("back.qcow2");
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &lab.uri(), &back]);
+    run("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", &back, &lab.uri()]);
+    let map = run("nbdinfo", &["--map", "--totals", &lab.uri()]);
+    assert!(map.contains("46137344") && map.contains("hole,zero"), "{map}");
+}
+
+#[test]
+fn real_clients_verify_what_they_wrote() {
+    let mut lab = Lab::new(64 * MIB, 8 * MIB);
+    let fio = |lab: &Lab, more: &[&str]| {
+        let uri = format!("--uri={}", lab.uri());
+        let common = [
+            "--name=v",
+            "--ioengine=nbd",
+            &uri,
+            "--size=48m",
+            "--iodepth=16",
+            "--randseed=7",
+            "--verify=crc32c",
+            "--output-format=terse",
+        ];
+        run("fio", &[&common, more].concat());
+    };
+    fio(&lab, &["--rw=randwrite", "--bsrange=4k-64k", "--fsync=64"]);
+    lab.restart(None);
+    fio(&lab, &["--rw=randwrite", "--bsrange=4k-64k", "--verify_only"]);
+    // Not on the borders of blocks.
+    fio(&lab, &["--rw=randwrite", "--bs=5632", "--blockalign=512"]);
+    run(
+        "qemu-io",
+        &[
+            "-f",
+            "raw",
+            "-c",
+            "write -P 7 1000 5000",
+            "-c",
+            "read -P 7 1000 5000",
+            "-c",
+            "write -z 0 64k",
+            "-c",
+            "read -P 0 0 64k",
+            "-c",
+            "flush",
+            "-c",
+            "discard 0 1M",
+            &lab.uri(),
+        ],
+    );
+    run(
+        "qemu-img",
+        &["bench", "-f", "raw", "-w", "-c", "2000", "-d", "32", "--flush-interval=50", &lab.uri()],
+    );
+}
+
+#[test]
+fn libnbd_gets_what_it_asks_for() {
+    let lab = Lab::new(64 * MIB, 8 * MIB);
+    let script = "
+import nbd
+h = nbd.NBD()
+h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+h.connect_uri('URI')
+assert h.get_size() == 64 << 20
+h.pwrite(b'stone' * 1000, 4000, nbd.CMD_FLAG_FUA)
+assert h.pread(5000, 4000) == b'stone' * 1000
+h.zero(4096, 4096, nbd.CMD_FLAG_FAST_ZERO)
+assert h.pread(10, 4090)[6:] == bytes(4)
+h.trim(64 << 20, 0)
+assert h.pread(8192, 0) == bytes(8192)
+h.flush()
+h.cache(4096, 0)
+for wrong in [lambda: h.pread(10, 64 << 20), lambda: h.pwrite(b'x', 64 << 20), lambda: h.zero(1 << 20, (64 << 20) - 1)]:
+    h.set_strict_mode(0)
+    try:
+        wrong()
+        assert False
+    except nbd.Error as error:
+        assert error.errnum in (22, 28), error
+";
+    // The distribution's: another one has not its library.
+    run("/usr/bin/python3", &["-c", &script.replace("URI", &lab.uri())]);
+}
+
+/// The papers of an agent, as `nbds` clients look for them in a folder.
+fn write_papers(folder: &Path, authority: &Authority, member: Member) {
+    std::fs::create_dir(folder).unwrap();
+    let made = new_key_and_csr().unwrap();
+    let key = public_key_of_csr(&made.csr_pem).unwrap();
+    let certified = authority.certify(&member, &key).unwrap();
+    std::fs::write(folder.join("ca-cert.pem"), authority.ca_pem()).unwrap();
+    std::fs::write(folder.join("client-cert.pem"), certified.certificate_pem).unwrap();
+    std::fs::write(folder.join("client-key.pem"), made.key_pem).unwrap();
+}
+
+#[test]
+fn by_tls_only_who_has_papers_of_the_site_is_served() {
+    let mut lab = Lab::new(64 * MIB, 8 * MIB);
+    let site = || {
+        let (ca, key) = new_authority().unwrap();
+        Authority::new(ca, &key).unwrap()
+    };
+    let (authority, foreign) = (site(), site());
+    let papers = authority.certify_server(None, &BTreeSet::new()).unwrap();
+    lab.restart(Some(server_tls(&papers).unwrap()));
+    let agent = Member::Agent(cairn_core::id::AgentId([1; 16]));
+    let target = Member::Target(cairn_core::id::InstallId([1; 16]));
+    let ask = |name: &str, authority: &Authority, member: Member| {
+        let folder = lab.folder.path().join(name);
+        write_papers(&folder, authority, member);
+        let uri =
+            format!("nbds://localhost:{}/disk?tls-certificates={}", lab.port(), folder.display());
+        Command::new("nbdinfo").arg(uri).output().unwrap()
+    };
+    let told = ask("agent", &authority, agent);
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    assert!(String::from_utf8_lossy(&told.stdout).contains("with TLS"));
+    assert!(!ask("target", &authority, target).status.success());
+    assert!(!ask("foreign", &foreign, agent).status.success());
+    let noise = lab.noise("noise", 4 * MIB);
+    let uri = format!(
+        "nbds://localhost:{}/disk?tls-certificates={}",
+        lab.port(),
+        lab.folder.path().join("agent").display()
+    );
+    run("nbdcopy", &["--flush", &noise, &uri]);
+    let back = lab.file("back");
+    run("nbdcopy", &[&uri, &back]);
+    assert_eq!(std::fs::read(noise).unwrap()[..], std::fs::read(back).unwrap()[..4 << 20]);
+}
+
+/// A client that does not keep to the protocol, past the handshake.
+fn rude(lab: &Lab) -> TcpStream {
+    let mut socket = TcpStream::connect(("127.0.0.1", lab.port())).unwrap();
+    let mut greeting = [0; 18];
+    socket.read_exact(&mut greeting).unwrap();
+    socket.write_all(&[0, 0, 0, 3]).unwrap();
+    socket.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\x04disk").unwrap();
+    let mut export = [0; 10];
+    socket.read_exact(&mut export).unwrap();
+    assert_eq!(u64::from_be_bytes(export[..8].try_into().unwrap()), 64 * MIB);
+    socket
+}
+
+fn request(command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&0_u16.to_be_bytes());
+    bytes.extend_from_slice(&command.to_be_bytes());
+    bytes.extend_from_slice(&cookie.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes
+}
+
+fn simple_reply(socket: &mut TcpStream) -> (u64, u32) {
+    let mut reply = [0; 16];
+    socket.read_exact(&mut reply).unwrap();
+    let error = u32::from_be_bytes(reply[4..8].try_into().unwrap());
+    (u64::from_be_bytes(reply[8..].try_into().unwrap()), error)
+}
+
+#[test]
+fn absurd_requests_get_errors_and_the_connection_goes_on() {
+    let lab = Lab::new(64 * MIB, 8 * MIB);
+    let mut socket = rude(&lab);
+    for (command, offset, length, error) in [
+        (99, 0, 0, 22),
+        (0, 0, u32::MAX, 22),
+        (0, u64::MAX, 4096, 22),
+        (4, 64 * MIB, 4096, 28),
+        (7, 0, 4096, 22),
+    ] {
+        socket.write_all(&request(command, 5, offset, length)).unwrap();
+        assert_eq!(simple_reply(&mut socket), (5, error), "command {command}");
+    }
+    // A payload that is too long is passed over, to the byte.
+    let long = 33 << 20;
+    socket.write_all(&request(1, 6, 0, long)).unwrap();
+    let mut rest = socket.try_clone().unwrap();
+    let sender = std::thread::spawn(move || rest.write_all(&vec![0x25; long as usize]).unwrap());
+    assert_eq!(simple_reply(&mut socket), (6, 22));
+    sender.join().unwrap();
+    // Requests that come a byte at a time, and in one piece with others.
+    let write = [request(1, 7, 0, 4096), vec![9; 4096]].concat();
+    for byte in &write {
+        socket.write_all(&[*byte]).unwrap();
+    }
+    assert_eq!(simple_reply(&mut socket), (7, 0));
+    let many =
+        [write, request(0, 8, 4095, 2), request(3, 9, 0, 0), request(0, 10, 4096, 1)].concat();
+    socket.write_all(&many).unwrap();
+    assert_eq!(simple_reply(&mut socket), (7, 0));
+    assert_eq!(simple_reply(&mut socket), (8, 0));
+    let mut two = [1; 2];
+    socket.read_exact(&mut two).unwrap();
+    assert_eq!(two, [9, 0]);
+    let mut cookies = BTreeSet::new();
+    for _ in 0..2 {
+        let (cookie, error) = simple_reply(&mut socket);
+        assert_eq!(error, 0);
+        if cookie == 10 {
+            socket.read_exact(&mut two[..1]).unwrap();
+        }
+        cookies.insert(cookie);
+    }
+    assert_eq!(cookies, [9, 10].into());
+    socket.write_all(&[0; 28]).unwrap();
+    assert_eq!(socket.read(&mut two).unwrap(), 0, "garbage ends a connection");
+}
+
+#[test]
+fn a_client_that_takes_no_replies_holds_up_nobody_else() {
+    let mut lab = Lab::new(64 * MIB, 8 * MIB);
+    let mut stuck = rude(&lab);
+    stuck.set_nonblocking(true).unwrap();
+    let reads: Vec<u8> = (0..200).flat_map(|cookie| request(0, cookie, 0, 1 << 20)).collect();
+    // As much as goes in.
+    assert!(stuck.write(&reads).unwrap() > 0);
+    let mut other = rude(&lab);
+    other
+        .write_all(&[request(1, 1, 0, 4096), vec![9; 4096], request(3, 2, 0, 0)].concat())
+        .unwrap();
+    assert_eq!(simple_reply(&mut other), (1, 0));
+    assert_eq!(simple_reply(&mut other), (2, 0));
+    // Nor the end of the server.
+    lab.stop();
+}

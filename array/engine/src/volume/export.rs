@@ -1,0 +1,67 @@
+//! A volume as an NBD export.
+
+use cairn_core::{nbd::reply::StatusRun, units::BLOCK_BYTES};
+
+use super::{Change, ChangeError, Medium, ReadError, RunningVolume, Wait, covering};
+use crate::nbd::{Export, ExportError, Flushed};
+
+fn of_read(error: &ReadError) -> ExportError {
+    tracing::error!(error = error as &dyn std::error::Error, "read a volume");
+    ExportError::Io
+}
+
+fn of_change(error: &ChangeError) -> ExportError {
+    match error {
+        ChangeError::StoreFull | ChangeError::NoRoom => ExportError::Full,
+        ChangeError::Closing => ExportError::Ending,
+        error => {
+            tracing::error!(error = error as &dyn std::error::Error, "change a volume");
+            ExportError::Io
+        }
+    }
+}
+
+impl<M: Medium> Export for RunningVolume<M> {
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn size(&self) -> u64 {
+        (**self).size().0
+    }
+
+    fn read_now(&self, offset: u64, into: &mut [u8]) -> Result<bool, ExportError> {
+        (**self).read(offset, into, Wait::Never).map_err(|error| of_read(&error))
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ExportError> {
+        let read = (**self).read(offset, into, Wait::AsLongAsItTakes);
+        read.map(|_| ()).map_err(|error| of_read(&error))
+    }
+
+    fn change(&self, changes: &[Change<'_>]) -> Result<(), ExportError> {
+        Self::change(self, changes).map_err(|error| of_change(&error))
+    }
+
+    fn flush(&self, done: Flushed) {
+        self.sync_then(Box::new(move |durable| done(durable.then_some(()).ok_or(ExportError::Io))));
+    }
+
+    fn status(&self, offset: u64, length: u32, limit: usize) -> Vec<StatusRun> {
+        let (first, blocks) = covering(offset, length.into());
+        let block = BLOCK_BYTES as u64;
+        let mut at = first.byte_offset();
+        let end = offset + u64::from(length);
+        let mut runs = Vec::new();
+        for stretch in self.stretches(first, blocks, limit) {
+            let next = at + stretch.blocks * block;
+            let told = next.min(end).saturating_sub(at.max(offset));
+            runs.push(StatusRun {
+                length: u32::try_from(told).unwrap_or(u32::MAX),
+                stored: stretch.stored,
+            });
+            at = next;
+        }
+        runs
+    }
+}
