@@ -18,6 +18,7 @@ use crate::{
     limits::SiteLimits,
     register::Registrations,
     site::Site,
+    volumes::Volumes,
     waves::Waves,
 };
 
@@ -61,6 +62,8 @@ pub struct Inner {
     pub(crate) swarms: Swarms,
     /// Who waits until others hold what goes with its disk.
     pub(crate) waves: Waves,
+    /// The volumes, open.
+    pub volumes: Volumes,
     /// Something about an agent changed: whoever holds a sync looks again.
     pub(crate) agents_changed: Changes,
     /// An agent reported what it holds: whoever waits for segments to be in place looks again.

@@ -22,6 +22,9 @@ pub struct ServeOptions {
     /// HTTP: boot files only
     #[arg(long, default_value = "0.0.0.0:8441", value_name = "ADDR:PORT")]
     pub boot_listen: SocketAddr,
+    /// NBD: volumes, to clients on this machine, and by TLS to others
+    #[arg(long, default_value = "0.0.0.0:10809", value_name = "ADDR:PORT")]
+    pub nbd: SocketAddr,
     /// Turns DHCP and TFTP on, on this interface
     #[arg(long, value_name = "IF")]
     pub boot_interface: Option<String>,

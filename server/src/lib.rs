@@ -39,5 +39,6 @@ mod secret;
 pub mod serve;
 pub mod site;
 mod targets;
+pub mod volumes;
 mod wake;
 mod waves;

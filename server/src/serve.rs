@@ -10,10 +10,12 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use anyhow::Context as _;
 use cairn_array::{
+    nbd,
     store::{Device, Store},
     swarm::Swarms,
     tls::{self, Member, NameTable, Papers, Token, local_addresses},
@@ -44,6 +46,7 @@ use crate::{
     register::{self, Registrations},
     secret,
     site::{Opened, Site, secrets},
+    volumes::{self, Served, Volumes},
 };
 
 /// What the command line on this machine finds the server by: `DATA/run/server.json`.
@@ -77,6 +80,8 @@ pub struct Running {
     pub bound: SocketAddr,
     /// Where boot files are served.
     pub boot: SocketAddr,
+    /// Where volumes are served.
+    pub nbd: SocketAddr,
     pub first_start: Option<FirstStart>,
     services: JoinSet<anyhow::Result<()>>,
     _lock: File,
@@ -111,6 +116,11 @@ impl Running {
         }
         self.app.tasks.close();
         self.app.tasks.wait().await;
+        let app = self.app.clone();
+        // What the journals have is sealed before the end.
+        if let Err(error) = tokio::task::spawn_blocking(move || app.volumes.close()).await {
+            tracing::error!(%error, "close volumes");
+        }
         self.app.db.close().await;
         result
     }
@@ -176,10 +186,15 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         .await
         .with_context(|| format!("listen on {}: choose another with --listen", options.listen))?;
     let bound = listener.local_addr().context("read the address that was bound")?;
+    let nbd_listener = TcpListener::bind(options.nbd)
+        .await
+        .with_context(|| format!("listen on {}: choose another with --nbd", options.nbd))?;
+    let nbd_bound = nbd_listener.local_addr().context("read the address that was bound for NBD")?;
     let boot_ip = boot_address(&options)?;
     let address = reachable(bound, boot_ip, &local_addresses()?);
     let directory = DirectoryKeeper::open(&db, &site).await?;
     let limits = SiteLimits::open(&db).await?;
+    let generation = db.next_generation().await?;
     let app = App::new(Inner {
         events: Events::new(db.clone()),
         db,
@@ -204,6 +219,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         limits,
         swarms: Swarms::default(),
         waves: crate::waves::Waves::default(),
+        volumes: Volumes::new(generation),
         agents_changed: Changes::default(),
         holdings_changed: Changes::default(),
         targets_changed: Changes::default(),
@@ -218,6 +234,12 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         cairn_pxe::bind(pxe_config(&options, address)?, decider, Arc::clone(&app.boot)).await?;
     let boot = pxe.http_addr().context("read the address of boot files")?;
     let mut services = JoinSet::new();
+    services.spawn(nbd::serve(
+        nbd_listener,
+        Arc::new(Served(app.clone())),
+        Some(Arc::clone(&server)),
+        stop.clone(),
+    ));
     services.spawn(tls::serve(listener, server, api::router(&app), stop.clone()));
     services.spawn(pxe.run(stop.clone()));
     app.tasks.spawn(bundle::watch_payload(app.clone()));
@@ -231,7 +253,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     keep_cli_token(&app).await?;
     write_server_file(&app)?;
     let first_start = greet(&app, first_start).await?;
-    Ok(Running { app, bound, boot, first_start, services, _lock: lock })
+    Ok(Running { app, bound, boot, nbd: nbd_bound, first_start, services, _lock: lock })
 }
 
 fn warn_without_payload(options: &ServeOptions, app: &App) -> anyhow::Result<()> {
@@ -281,7 +303,13 @@ pub(crate) fn lock(data_dir: &Path) -> anyhow::Result<File> {
 
 /// Takes up what a stop or a kill cut short, before anybody is served.
 async fn take_up(app: &App) -> anyhow::Result<()> {
-    register::clear_away(app).await.context("clear away registrations that were cut short")?;
+    let begun = SystemTime::now();
+    volumes::open_all(app).await.context("open volumes")?;
+    let cut_short = register::clear_away(app).await;
+    let cut_short = cut_short.context("clear away registrations that were cut short")?;
+    if cut_short || !app.volumes.is_empty() {
+        register::delete_leftovers(app, begun).await?;
+    }
     let resumed = app.db.resume_jobs(Moment::now()).await?;
     if resumed > 0 {
         tracing::info!(resumed, "jobs that were cut short are begun again");

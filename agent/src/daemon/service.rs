@@ -61,5 +61,7 @@ pub(super) fn admission(members: watch::Receiver<Arc<Members>>) -> Admission {
         Member::Agent(agent) => members.borrow().is_member(agent),
         // TLS has checked the site's CA and the dates; a target's certificate ends within a day.
         Member::Target(_) | Member::Server => true,
+        // A volume's papers open that volume, and nothing here.
+        Member::Volume(_) => false,
     })
 }

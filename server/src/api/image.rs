@@ -220,6 +220,14 @@ pub(crate) async fn remove_version(
 }
 
 async fn begin_removal(app: &App, version: &VersionRow) -> Result<(), ApiError> {
+    let clones = app.db.clones_of_version(version.id).await?;
+    if !clones.is_empty() {
+        let (name, number, clones) = (&version.name, version.number, clones.join(", "));
+        return Err(ApiError::conflict(
+            "image_has_clones",
+            format!("{name}@{number} is what these volumes began as: {clones}. Delete them first"),
+        ));
+    }
     if !app.db.begin_removal(version.id).await? {
         return Err(ApiError::conflict(
             "image_in_use",

@@ -30,6 +30,7 @@ pub mod machine;
 pub mod session;
 pub mod status;
 pub mod token;
+pub mod volume;
 
 use crate::{agents, app::App, dashboard, peers, targets};
 
@@ -81,6 +82,9 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(deployment::cancel))
         .routes(routes!(deployment::list_installs))
         .routes(routes!(deployment::show_install))
+        .routes(routes!(volume::list, volume::create))
+        .routes(routes!(volume::show, volume::resize, volume::remove))
+        .routes(routes!(volume::papers))
         .routes(routes!(limits::show, limits::set))
         .routes(routes!(status::show))
         .routes(routes!(job::list))

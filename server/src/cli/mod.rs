@@ -23,6 +23,7 @@ mod recover;
 mod sparse;
 mod status;
 mod token;
+mod volume;
 
 use crate::config::ServeOptions;
 
@@ -50,6 +51,8 @@ enum Command {
     Deploy(deploy::Args),
     /// Deployments: list, show, cancel
     Deployment(deployment::Args),
+    /// Volumes: create, list, show, resize, delete, papers
+    Volume(volume::Args),
     /// Limit how fast each machine of the site moves segments, or show the limits
     Limit(limit::Args),
     /// Show the fleet
@@ -104,6 +107,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Machine(args) => args.run().await,
             Command::Deploy(args) => args.run().await,
             Command::Deployment(args) => args.run().await,
+            Command::Volume(args) => args.run().await,
             Command::Limit(args) => args.run().await,
             Command::Status(args) => args.run().await,
             Command::Boot(args) => args.run(),
@@ -135,7 +139,8 @@ mod tests {
         let serve = ["cairn-server", "serve", "--data-dir", "d", "--listen", "127.0.0.1:1"];
         let more = ["--boot-listen", "127.0.0.1:2", "--boot-interface", "eth0", "--dhcp", "proxy"];
         let most = ["--store", "a", "--store", "b", "--database", "sqlite:x", "--ipxe-dir", "i"];
-        let all = serve.iter().chain(&more).chain(&most);
+        let nbd = ["--nbd", "127.0.0.1:3"];
+        let all = serve.iter().chain(&more).chain(&most).chain(&nbd);
         let Command::Serve(options) = Cli::try_parse_from(all).unwrap().command else {
             panic!("serve is serve");
         };
@@ -155,6 +160,8 @@ mod tests {
             "machine list --json",
             "machine approve Q9W1-DFWF",
             "deploy n --machine m --disk serial:x --wait --preapprove",
+            "volume create v --size 10GiB",
+            "volume list --json",
             "status --json --data-dir d",
         ] {
             let words = ["cairn-server"].into_iter().chain(line.split(' '));

@@ -33,6 +33,7 @@ pub mod segment;
 pub mod setting;
 pub mod target;
 pub mod token;
+pub mod volume;
 
 /// The database did not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -258,30 +258,36 @@ async fn clear(app: &App, version: VersionId, stored: &[SegmentId]) -> anyhow::R
     app.db.abandon_version(version).await.context("forget the registration")
 }
 
-/// Clears away what a kill left of registrations. Called at the start, before any begins.
+/// Clears away the rows that a kill left of registrations; false when there are none. Called at the start, before any
+/// begins.
 ///
 /// # Errors
 /// When the store or the database fails.
-pub async fn clear_away(app: &App) -> anyhow::Result<()> {
+pub async fn clear_away(app: &App) -> anyhow::Result<bool> {
     let cut_short = app.db.registrations_cut_short().await?;
-    if cut_short.is_empty() {
-        return Ok(());
-    }
+    let any = !cut_short.is_empty();
     for version in cut_short {
         clear(app, version, &[]).await?;
         tracing::info!(%version, "a registration that was cut short is cleared away: add the image again");
     }
+    Ok(any)
+}
+
+/// Deletes what a kill left in the store of registrations and of volumes, as it was before `begun`.
+///
+/// # Errors
+/// When the store or the database fails.
+pub(crate) async fn delete_leftovers(app: &App, begun: SystemTime) -> anyhow::Result<()> {
+    // What nobody refers to is only known when every volume says what it refers to.
+    let Some(of_volumes) = crate::volumes::segments(app) else { return Ok(()) };
     let mut known = app.db.all_segments().await?;
+    known.extend(of_volumes);
     known.extend(segments_of(&app.db.bundles().await?).into_iter().map(|segment| segment.id));
-    let deleted = app
-        .store
-        .delete_unreferenced(known, SystemTime::now())
-        .await
-        .context("delete leftovers")?;
+    let deleted = app.store.delete_unreferenced(known, begun).await.context("delete leftovers")?;
     tracing::info!(
         segments = deleted.segments,
         bytes = deleted.bytes.0,
-        "leftovers of registrations are deleted"
+        "leftovers are deleted from the store"
     );
     Ok(())
 }
@@ -305,6 +311,15 @@ pub async fn manifest(app: &App, version: VersionId) -> anyhow::Result<Option<By
 pub(crate) async fn forget_manifest(app: &App, version: VersionId) -> anyhow::Result<()> {
     app.store.delete_blob(&manifest_name(version)?).await.context("delete the manifest")?;
     Ok(())
+}
+
+/// A version's manifest, opened.
+pub(crate) async fn opened_parts(
+    app: &App,
+    version: &VersionRow,
+) -> anyhow::Result<(Public, Secret)> {
+    let Opened { public, secret } = opened(app, version).await?;
+    Ok((public, secret))
 }
 
 /// A version with its secrets, as only the server may have it.

@@ -14,7 +14,7 @@
 //! Invariants: the private half of the recovery key is written once and never read; no secret leaves this module in a log
 //! or a `Debug` text; the names in a certificate are chosen here, what a request says is not looked at.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use cairn_array::{
@@ -37,7 +37,7 @@ pub struct Site {
     id: SiteId,
     fingerprint: Fingerprint,
     authority: Authority,
-    signer: SigningKey,
+    signer: Arc<SigningKey>,
     server_key: Identity,
     recovery: Recipient,
     /// For the directory.
@@ -74,7 +74,7 @@ impl Site {
             id: SiteId(id),
             fingerprint,
             authority,
-            signer,
+            signer: Arc::new(signer),
             server_key: secrets.server_agekey.parse().context("read secrets/server.agekey")?,
             recovery,
         };
@@ -104,8 +104,14 @@ impl Site {
     }
 
     #[must_use]
-    pub const fn signer(&self) -> &SigningKey {
+    pub fn signer(&self) -> &SigningKey {
         &self.signer
+    }
+
+    /// For threads that outlive a request.
+    #[must_use]
+    pub fn shared_signer(&self) -> Arc<SigningKey> {
+        Arc::clone(&self.signer)
     }
 
     #[must_use]

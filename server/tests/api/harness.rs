@@ -40,8 +40,17 @@ struct Line {
 /// The options of a server on loopback, on ports that the system chooses.
 pub(crate) fn options(data_dir: &Path) -> ServeOptions {
     let folder = data_dir.to_str().unwrap();
-    let words =
-        ["serve", "--data-dir", folder, "--listen", "127.0.0.1:0", "--boot-listen", "127.0.0.1:0"];
+    let words = [
+        "serve",
+        "--data-dir",
+        folder,
+        "--listen",
+        "127.0.0.1:0",
+        "--boot-listen",
+        "127.0.0.1:0",
+        "--nbd",
+        "127.0.0.1:0",
+    ];
     Line::parse_from(words).options
 }
 
@@ -49,6 +58,7 @@ pub(crate) fn options(data_dir: &Path) -> ServeOptions {
 pub(crate) struct Server {
     pub(crate) folder: TempDir,
     pub(crate) bound: SocketAddr,
+    pub(crate) nbd: SocketAddr,
     pub(crate) first_start: Option<FirstStart>,
     pub(crate) ca_pem: String,
     api: Client,
@@ -75,7 +85,7 @@ impl Server {
                 .build()?;
             let result = runtime.block_on(async {
                 let running = Box::pin(serve::start(options, stopper)).await?;
-                tell.send((running.bound, running.first_start.clone())).unwrap();
+                tell.send((running.bound, running.nbd, running.first_start.clone())).unwrap();
                 tokio::select! {
                     result = running.run() => result,
                     () = killer.cancelled() => Ok(()),
@@ -85,14 +95,14 @@ impl Server {
             runtime.shutdown_timeout(Duration::ZERO);
             result
         });
-        let Ok((bound, first_start)) = told.await else {
+        let Ok((bound, nbd, first_start)) = told.await else {
             panic!("{:#}", thread.join().unwrap().unwrap_err());
         };
         let token: Token = read(folder.path(), "secrets/cli-token").parse().unwrap();
         let api = Client::new(&format!("https://{bound}"), &token).unwrap();
         let ca_pem = read(folder.path(), "secrets/ca.pem");
         let thread = Some(thread);
-        Self { folder, bound, first_start, ca_pem, api, stop, kill: kill.drop_guard(), thread }
+        Self { folder, bound, nbd, first_start, ca_pem, api, stop, kill: kill.drop_guard(), thread }
     }
 
     /// Stops it as SIGTERM does.

@@ -13,4 +13,5 @@ mod session;
 mod site;
 mod surface;
 mod targets;
+mod volumes;
 mod waves;

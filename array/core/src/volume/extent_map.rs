@@ -173,6 +173,16 @@ impl<P: Run> ExtentMap<P> {
         }
     }
 
+    /// The block after the last run.
+    #[must_use]
+    pub fn end(&self) -> BlockIndex {
+        let last = self.pages.last_key_value();
+        let end = last.and_then(|(page, entries)| {
+            entries.last().map(|entry| page * PAGE_BLOCKS + u64::from(entry.end()))
+        });
+        BlockIndex(end.unwrap_or(0))
+    }
+
     /// All runs, ascending.
     pub fn iter(&self) -> impl Iterator<Item = Mapped<P>> {
         self.pages.iter().flat_map(|(page, entries)| {

@@ -111,7 +111,7 @@ async fn segment<S: SegmentSource>(
     let slot = match (member, turn.and_then(|turn| service.turns.take(turn, member))) {
         (_, Some(slot)) => Some(slot),
         (Member::Target(_), None) => Some(service.turns.wait(member).await?),
-        (Member::Agent(_) | Member::Server, None) => None,
+        (Member::Agent(_) | Member::Server | Member::Volume(_), None) => None,
     };
     match service.source.segment(id, member).await {
         Ok(Found::Here(bytes)) => {

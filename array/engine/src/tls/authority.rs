@@ -79,7 +79,7 @@ impl Authority {
     pub fn certify(&self, member: &Member, public_key_der: &[u8]) -> anyhow::Result<Certified> {
         let life = match member {
             Member::Server => SERVER_LIFE,
-            Member::Agent(_) => AGENT_LIFE,
+            Member::Agent(_) | Member::Volume(_) => AGENT_LIFE,
             Member::Target(_) => TARGET_LIFE,
         };
         let key = SubjectPublicKeyInfo::from_der(public_key_der).context("read the public key")?;

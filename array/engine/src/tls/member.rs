@@ -1,6 +1,6 @@
 //! Who a certificate speaks for.
 
-use cairn_core::id::{AgentId, InstallId};
+use cairn_core::id::{AgentId, InstallId, VolumeId};
 
 const DOMAIN: &str = "cairn.internal";
 
@@ -11,16 +11,19 @@ pub enum Member {
     Agent(AgentId),
     /// A machine during one install.
     Target(InstallId),
+    /// Whoever may use a volume from another machine.
+    Volume(VolumeId),
 }
 
 impl Member {
-    /// `server.cairn.internal`, `<hex>.agent.cairn.internal` or `<hex>.target.cairn.internal`.
+    /// `server.cairn.internal`, `<hex>.agent.cairn.internal` and so on.
     #[must_use]
     pub fn dns_name(&self) -> String {
         match self {
             Self::Server => format!("server.{DOMAIN}"),
             Self::Agent(id) => format!("{id}.agent.{DOMAIN}"),
             Self::Target(id) => format!("{id}.target.{DOMAIN}"),
+            Self::Volume(id) => format!("{id}.volume.{DOMAIN}"),
         }
     }
 
@@ -32,6 +35,7 @@ impl Member {
             None => (local == "server").then_some(Self::Server),
             Some((id, "agent")) => id.parse().ok().map(Self::Agent),
             Some((id, "target")) => id.parse().ok().map(Self::Target),
+            Some((id, "volume")) => id.parse().ok().map(Self::Volume),
             Some(_) => None,
         }
     }

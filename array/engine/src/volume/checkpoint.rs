@@ -62,6 +62,11 @@ impl Pages {
         pages
     }
 
+    /// The segments that pages are in.
+    pub(super) fn segments(&self) -> Vec<SegmentId> {
+        self.metas.values().map(|meta| meta.entry.id).collect()
+    }
+
     /// Notes that a page is not what is stored of it.
     pub(super) fn touch(&mut self, page: Page) {
         self.changed.insert(page);

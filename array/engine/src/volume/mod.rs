@@ -20,6 +20,7 @@ mod checkpoint;
 mod disk;
 mod export;
 mod frames;
+mod life;
 mod medium;
 mod open;
 mod pack;
@@ -48,6 +49,7 @@ use cairn_core::{
 };
 
 pub use disk::{DiskMedium, journal_blocks};
+pub use life::Usage;
 pub use medium::{Medium, MediumError, Wait};
 pub use reader::Stretch;
 pub use running::{RunningVolume, VolumeState};

@@ -126,6 +126,12 @@ impl<M: Medium> RunningVolume<M> {
         }
     }
 
+    /// Takes no changes any more and ends the threads. What the journal has stays there.
+    pub fn abandon(&self) {
+        self.shared.volume.give_up();
+        self.close();
+    }
+
     /// Takes no changes any more, seals what the journal has, and ends the threads.
     pub fn close(&self) {
         lock(&self.shared.volume.writer).closing = true;
@@ -189,7 +195,7 @@ impl<M: Medium> Shared<M> {
         let mut failed = false;
         loop {
             let ending = self.wait_to_seal(failed);
-            if self.volume.pending() > 0 {
+            if self.volume.pending() > 0 && !self.volume.faulty.load(Ordering::Acquire) {
                 failed = self.seal_once();
             }
             if ending {

@@ -1,0 +1,305 @@
+//! Volumes: list, create, show, resize, delete, and papers for who uses one from elsewhere.
+
+use axum::{Json, extract::State, http::StatusCode};
+use cairn_array::{
+    tls::{Member, public_key_of_csr},
+    volume::VolumeState,
+    wire::split_name,
+};
+use cairn_core::{
+    units::ByteCount,
+    volume::{SizeError, blocks_of},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    error::{ApiError, Problem},
+    extract::{Body, Place},
+    image,
+};
+use crate::{
+    app::App,
+    db::volume::{VolumeRow, VolumeStage},
+    volumes::{self, CreateError, NewVolume, UseError},
+};
+
+/// A volume.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Volume {
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// `NAME@N` of the image that it began as.
+    pub origin: Option<String>,
+    pub created: String,
+    pub state: Condition,
+    /// Why it is not well, in words.
+    pub reason: Option<String>,
+    /// NBD connections to it.
+    pub connections: u64,
+    /// Bytes of its blocks that are not zeros and that no other has, before compression; without those of the journal.
+    pub live: u64,
+    /// Sealed bytes that it has in the store.
+    pub stored: u64,
+    /// Bytes of the journal that wait to be sealed.
+    pub journal: u64,
+}
+
+/// How a volume does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    Well,
+    /// The store has no room: what is in the journal stays there, writes fail once that is full.
+    StoreFull,
+    /// A disk failed: it takes no changes until the server is started again.
+    Faulty,
+    /// It cannot be opened.
+    Unavailable,
+    /// It is being made or removed.
+    Changing,
+}
+
+/// What a volume is to be.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRequest {
+    pub name: String,
+    /// Bytes, a multiple of 4096, at most 64 TiB. Without it: as large as the image.
+    pub size: Option<u64>,
+    /// `NAME` or `NAME@N`: it begins as this image, of which it copies nothing.
+    pub image: Option<String>,
+}
+
+/// A new size.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeRequest {
+    /// Bytes, a multiple of 4096.
+    pub size: u64,
+    /// Cut off what is behind a smaller size.
+    #[serde(default)]
+    pub shrink: bool,
+}
+
+/// A certificate request, PEM.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PapersRequest {
+    pub csr: String,
+}
+
+/// What opens a volume from elsewhere, with the key of the request.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VolumePapers {
+    /// PEM.
+    pub certificate: String,
+    /// The site's CA, PEM.
+    pub ca: String,
+}
+
+fn unknown(name: &str) -> ApiError {
+    let name: String = name.chars().take(80).collect();
+    ApiError::not_found(
+        "volume_unknown",
+        format!("there is no volume {name:?}: `cairn-server volume list` shows them"),
+    )
+}
+
+fn refuse_use(name: &str, error: UseError) -> ApiError {
+    match error {
+        UseError::Unknown => unknown(name),
+        UseError::InUse => ApiError::conflict(
+            "volume_in_use",
+            format!("{name} is in use by NBD: disconnect its clients first"),
+        ),
+        UseError::Unavailable(why) => {
+            ApiError::conflict("volume_unavailable", format!("{name} cannot be opened: {why}"))
+        }
+        UseError::Failed(error) => error.into(),
+    }
+}
+
+fn refuse_create(error: CreateError) -> ApiError {
+    let code = match &error {
+        CreateError::NameTaken => return ApiError::conflict("volume_exists", error.to_string()),
+        CreateError::Failed(_) => {
+            let CreateError::Failed(error) = error else { return unknown("") };
+            return error.into();
+        }
+        CreateError::NoSize => "no_size",
+        CreateError::Size(_) => "bad_size",
+        CreateError::SmallerThanImage(_) => "smaller_than_image",
+    };
+    ApiError::bad_request(code, error.to_string())
+}
+
+fn bad_size(error: SizeError) -> ApiError {
+    ApiError::bad_request("bad_size", error.to_string())
+}
+
+async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> {
+    let origin = match row.origin {
+        Some(version) => app.db.version(version).await?,
+        None => None,
+    };
+    let mut volume = Volume {
+        name: row.name,
+        size: row.size.0,
+        origin: origin.map(|version| format!("{}@{}", version.name, version.number)),
+        created: row.created.to_text(),
+        state: Condition::Changing,
+        reason: None,
+        connections: 0,
+        live: 0,
+        stored: 0,
+        journal: 0,
+    };
+    if row.stage != VolumeStage::Ready {
+        return Ok(volume);
+    }
+    match app.volumes.get(&volume.name) {
+        Err(UseError::Unavailable(why)) => {
+            volume.state = Condition::Unavailable;
+            volume.reason = Some(why);
+        }
+        Err(_) => {}
+        Ok(open) => {
+            volume.state = match open.state() {
+                VolumeState::Well => Condition::Well,
+                VolumeState::StoreFull => Condition::StoreFull,
+                VolumeState::Faulty => Condition::Faulty,
+            };
+            let usage = open.usage();
+            volume.size = open.size().0;
+            volume.live = usage.live.0;
+            volume.stored = usage.stored.0;
+            volume.journal = usage.journal.0;
+            // Beside the table of volumes and this look.
+            volume.connections = (std::sync::Arc::strong_count(&open) as u64).saturating_sub(2);
+        }
+    }
+    Ok(volume)
+}
+
+async fn row(app: &App, name: &str) -> Result<VolumeRow, ApiError> {
+    let rows = app.db.volumes().await?;
+    rows.into_iter().find(|row| row.name == name).ok_or_else(|| unknown(name))
+}
+
+/// List volumes
+#[utoipa::path(get, path = "/api/v1/volumes", tag = "volumes", responses((status = 200, body = Vec<Volume>)))]
+pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Volume>>, ApiError> {
+    let mut volumes = Vec::new();
+    for row in app.db.volumes().await? {
+        volumes.push(view(&app, row).await?);
+    }
+    Ok(Json(volumes))
+}
+
+/// Show a volume
+#[utoipa::path(get, path = "/api/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path)),
+    responses((status = 200, body = Volume), (status = 404, body = Problem)))]
+pub(crate) async fn show(
+    State(app): State<App>,
+    Place(name): Place<String>,
+) -> Result<Json<Volume>, ApiError> {
+    let row = row(&app, &name).await?;
+    Ok(Json(view(&app, row).await?))
+}
+
+/// Create a volume: empty, or as a clone of an image
+#[utoipa::path(post, path = "/api/v1/volumes", tag = "volumes", request_body = VolumeRequest,
+    responses((status = 201, body = Volume), (status = 400, body = Problem), (status = 404, body = Problem),
+    (status = 409, body = Problem)))]
+pub(crate) async fn create(
+    State(app): State<App>,
+    Body(request): Body<VolumeRequest>,
+) -> Result<(StatusCode, Json<Volume>), ApiError> {
+    let name = request.name;
+    if !image::is_name(&name) {
+        return Err(ApiError::bad_request(
+            "bad_name",
+            "a volume's name has 1 to 63 letters, digits, dots, dashes and underscores, and begins with a letter or digit",
+        ));
+    }
+    let origin = match &request.image {
+        None => None,
+        Some(text) => {
+            let (image, number) = split_name(text).ok_or_else(|| image::unknown(text))?;
+            let version = app.db.version_named(image, number).await?;
+            Some(version.ok_or_else(|| image::unknown(text))?)
+        }
+    };
+    let new = NewVolume { name: name.clone(), size: request.size.map(ByteCount), origin };
+    // In a task of its own: whoever asked may go away, and what was begun is still ended in order.
+    let worker = app.clone();
+    let made = app.tasks.spawn(async move { volumes::create(&worker, new).await });
+    let made = made.await.map_err(|error| ApiError::from(anyhow::Error::from(error)))?;
+    made.map_err(refuse_create)?;
+    let row = row(&app, &name).await?;
+    Ok((StatusCode::CREATED, Json(view(&app, row).await?)))
+}
+
+/// Give a volume another size; clients see it when they connect anew
+#[utoipa::path(patch, path = "/api/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path)),
+    request_body = ResizeRequest,
+    responses((status = 200, body = Volume), (status = 400, body = Problem), (status = 404, body = Problem),
+    (status = 409, body = Problem)))]
+pub(crate) async fn resize(
+    State(app): State<App>,
+    Place(name): Place<String>,
+    Body(request): Body<ResizeRequest>,
+) -> Result<Json<Volume>, ApiError> {
+    let size = ByteCount(request.size);
+    let blocks = blocks_of(size).map_err(bad_size)?;
+    let open = app.volumes.get(&name).map_err(|error| refuse_use(&name, error))?;
+    if size < open.size() && !request.shrink {
+        return Err(ApiError::conflict(
+            "volume_would_shrink",
+            format!(
+                "{name} has {} bytes: say that it may shrink, and what is behind is lost",
+                open.size().0
+            ),
+        ));
+    }
+    drop(open);
+    volumes::resize(&app, &name, size, blocks).await.map_err(|error| refuse_use(&name, error))?;
+    let row = row(&app, &name).await?;
+    Ok(Json(view(&app, row).await?))
+}
+
+/// Delete a volume with all that it holds
+#[utoipa::path(delete, path = "/api/v1/volumes/{name}", tag = "volumes", params(("name" = String, Path)),
+    responses((status = 204, description = "It is gone"), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn remove(
+    State(app): State<App>,
+    Place(name): Place<String>,
+) -> Result<StatusCode, ApiError> {
+    let (worker, which) = (app.clone(), name.clone());
+    let removed = app.tasks.spawn(async move { volumes::remove(&worker, &which).await });
+    let removed = removed.await.map_err(|error| ApiError::from(anyhow::Error::from(error)))?;
+    removed.map_err(|error| refuse_use(&name, error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Make papers with which a volume can be used from another machine
+#[utoipa::path(post, path = "/api/v1/volumes/{name}/papers", tag = "volumes", params(("name" = String, Path)),
+    request_body = PapersRequest,
+    responses((status = 200, body = VolumePapers), (status = 400, body = Problem), (status = 404, body = Problem)))]
+pub(crate) async fn papers(
+    State(app): State<App>,
+    Place(name): Place<String>,
+    Body(request): Body<PapersRequest>,
+) -> Result<Json<VolumePapers>, ApiError> {
+    let row = row(&app, &name).await?;
+    let key = public_key_of_csr(&request.csr)
+        .map_err(|error| ApiError::bad_request("bad_csr", format!("{error:#}")))?;
+    let authority = app.site.authority();
+    let certified = authority.certify(&Member::Volume(row.id), &key)?;
+    Ok(Json(VolumePapers {
+        certificate: certified.certificate_pem,
+        ca: authority.ca_pem().to_owned(),
+    }))
+}

@@ -1,0 +1,160 @@
+//! Volumes, as far as the database knows them.
+
+use cairn_core::{
+    id::{VersionId, VolumeId},
+    units::{ByteCount, Generation},
+};
+use sqlx::{Row as _, sqlite::SqliteRow};
+
+use super::{Columns as _, Db, DbError, Result, integer, violates, words};
+use crate::moment::Moment;
+
+const GENERATION: &str = "controller_generation";
+
+words! {
+    /// What becomes of a volume.
+    VolumeStage {
+        /// It was not whole yet when it was last heard of.
+        Creating = "creating",
+        Ready = "ready",
+        Removing = "removing",
+    }
+}
+
+/// A volume.
+#[derive(Clone, Debug)]
+pub struct VolumeRow {
+    pub id: VolumeId,
+    pub name: String,
+    pub size: ByteCount,
+    pub stage: VolumeStage,
+    /// age, for the server and the recovery key.
+    pub content_key: Vec<u8>,
+    pub origin: Option<VersionId>,
+    pub created: Moment,
+}
+
+/// Why no volume is made.
+#[derive(Debug, thiserror::Error)]
+pub enum AddVolumeError {
+    #[error("there is a volume of this name")]
+    NameTaken,
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+fn volume(row: &SqliteRow) -> Result<VolumeRow> {
+    Ok(VolumeRow {
+        id: VolumeId(row.id("id")?),
+        name: row.text("name")?,
+        size: row.size("size")?,
+        stage: row.word("state")?,
+        content_key: row.try_get("content_key")?,
+        origin: row.maybe_id("origin")?.map(VersionId),
+        created: row.moment("created")?,
+    })
+}
+
+impl Db {
+    /// Begins a volume.
+    ///
+    /// # Errors
+    /// [`AddVolumeError::NameTaken`].
+    pub async fn add_volume(&self, row: &VolumeRow) -> Result<(), AddVolumeError> {
+        sqlx::query(
+            "INSERT INTO volume (id, name, size, state, content_key, origin, created)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        )
+        .bind(row.id.as_bytes().as_slice())
+        .bind(&row.name)
+        .bind(integer(row.size.0))
+        .bind(row.stage.word())
+        .bind(row.content_key.as_slice())
+        .bind(row.origin.as_ref().map(|origin| origin.as_bytes().as_slice()))
+        .bind(row.created.0)
+        .execute(&self.pool)
+        .await
+        .map_err(|error| {
+            if violates(&error, "volume.name") {
+                AddVolumeError::NameTaken
+            } else {
+                DbError::Sql(error).into()
+            }
+        })?;
+        Ok(())
+    }
+
+    /// All volumes, by name.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn volumes(&self) -> Result<Vec<VolumeRow>> {
+        sqlx::query("SELECT * FROM volume ORDER BY name")
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(volume)
+            .collect()
+    }
+
+    /// Notes what becomes of a volume.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn set_volume_stage(&self, id: VolumeId, stage: VolumeStage) -> Result<()> {
+        sqlx::query("UPDATE volume SET state = $2 WHERE id = $1")
+            .bind(id.as_bytes().as_slice())
+            .bind(stage.word())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Notes a volume's size.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn set_volume_size(&self, id: VolumeId, size: ByteCount) -> Result<()> {
+        sqlx::query("UPDATE volume SET size = $2 WHERE id = $1")
+            .bind(id.as_bytes().as_slice())
+            .bind(integer(size.0))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets a volume. Nothing of it is left by then.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn forget_volume(&self, id: VolumeId) -> Result<()> {
+        sqlx::query("DELETE FROM volume WHERE id = $1")
+            .bind(id.as_bytes().as_slice())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The names of the volumes that began as this version.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn clones_of_version(&self, version: VersionId) -> Result<Vec<String>> {
+        Ok(sqlx::query_scalar("SELECT name FROM volume WHERE origin = $1 ORDER BY name")
+            .bind(version.as_bytes().as_slice())
+            .fetch_all(&self.pool)
+            .await?)
+    }
+
+    /// The generation of the controller that starts now: one more than the last.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn next_generation(&self) -> Result<Generation> {
+        let before = self.setting(GENERATION).await?;
+        let before = before.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+        let next = before.unwrap_or(0) + 1;
+        self.keep_setting(GENERATION, &next.to_le_bytes()).await?;
+        Ok(Generation(next))
+    }
+}

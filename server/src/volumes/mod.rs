@@ -1,0 +1,244 @@
+//! The volumes of this server: all of them open, each served by NBD under its name.
+//!
+//! ```text
+//!   row "creating" ─► journal, root ─► row "ready" ─► open, served
+//!   row "removing" ─► closed ─► root, segments, journal gone ─► no row
+//! ```
+//!
+//! Invariants: a volume that is used by somebody is not removed; what a kill leaves of one that was being made or removed
+//! is removed at the next start; one that cannot be opened hinders nobody else.
+
+mod clone;
+mod create;
+mod served;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::Context as _;
+use cairn_array::{
+    store::BlobName,
+    volume::{DiskMedium, RunningVolume, Volume, VolumeKeys, VolumeName},
+};
+use cairn_core::{
+    id::{SegmentId, VolumeId},
+    units::{ByteCount, Generation},
+};
+
+pub(crate) use create::create;
+pub use create::{CreateError, NewVolume};
+pub use served::Served;
+
+use crate::{
+    app::App,
+    db::volume::{VolumeRow, VolumeStage},
+};
+
+type Open = Arc<RunningVolume<DiskMedium>>;
+
+/// A volume as the server has it.
+#[derive(Debug)]
+struct Entry {
+    id: VolumeId,
+    /// Or why it cannot be opened.
+    open: Result<Open, String>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Volumes {
+    generation: Generation,
+    entries: Mutex<BTreeMap<String, Entry>>,
+}
+
+/// Why a volume is not removed, or not resized.
+#[derive(Debug, thiserror::Error)]
+pub enum UseError {
+    #[error("there is no such volume")]
+    Unknown,
+    #[error("somebody uses it")]
+    InUse,
+    #[error("it cannot be opened: {0}")]
+    Unavailable(String),
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+impl Volumes {
+    /// None yet.
+    #[must_use]
+    pub fn new(generation: Generation) -> Self {
+        Self { generation, entries: Mutex::default() }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries().is_empty()
+    }
+
+    /// A volume, or why it cannot be used.
+    pub(crate) fn get(&self, name: &str) -> Result<Open, UseError> {
+        let entries = self.entries();
+        let entry = entries.get(name).ok_or(UseError::Unknown)?;
+        entry.open.clone().map_err(UseError::Unavailable)
+    }
+
+    /// Closes all: what the journals have is sealed. Blocks.
+    pub(crate) fn close(&self) {
+        let entries = std::mem::take(&mut *self.entries());
+        for open in entries.into_values().filter_map(|entry| entry.open.ok()) {
+            open.close();
+        }
+    }
+}
+
+/// Whether nobody but the table of volumes has it.
+fn is_idle(open: &Open) -> bool {
+    Arc::strong_count(open) == 1
+}
+
+pub(super) fn journal_file(app: &App, id: VolumeId) -> PathBuf {
+    app.data_dir.join("volumes").join(format!("{id}.journal"))
+}
+
+pub(super) fn keys(app: &App, row: &VolumeRow) -> anyhow::Result<VolumeKeys> {
+    Ok(VolumeKeys {
+        content_key: app.site.open_content_key(&row.content_key)?,
+        wrapped_key: row.content_key.clone(),
+        signer: app.site.shared_signer(),
+    })
+}
+
+pub(super) fn name(app: &App, row: &VolumeRow) -> VolumeName {
+    VolumeName { id: row.id, name: row.name.clone(), generation: app.volumes.generation }
+}
+
+/// Does what may block on a thread that may.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("wait for a thread")?
+}
+
+/// Opens all volumes, and removes what a kill left of some.
+pub(crate) async fn open_all(app: &App) -> anyhow::Result<()> {
+    for row in app.db.volumes().await.context("list volumes")? {
+        if row.stage != VolumeStage::Ready {
+            tracing::info!(
+                volume = row.name,
+                stage = row.stage.word(),
+                "a volume that was cut short is removed"
+            );
+            let open = open(app, &row).await.ok();
+            remove_parts(app, row.id, open).await?;
+            continue;
+        }
+        let open = open(app, &row).await.map_err(|error| {
+            let why = format!("{error:#}");
+            tracing::error!(volume = row.name, error = why, "a volume cannot be opened");
+            why
+        });
+        app.volumes.entries().insert(row.name, Entry { id: row.id, open });
+    }
+    Ok(())
+}
+
+async fn open(app: &App, row: &VolumeRow) -> anyhow::Result<Open> {
+    let (keys, name) = (keys(app, row)?, name(app, row));
+    let (file, id, store) = (journal_file(app, row.id), row.id, Arc::clone(&app.store));
+    let runtime = tokio::runtime::Handle::current();
+    blocking(move || {
+        let medium = DiskMedium::open(&file, id, store, runtime)?;
+        let volume = Volume::open(medium, name, keys)?;
+        Ok(Arc::new(RunningVolume::start(volume).context("start threads for a volume")?))
+    })
+    .await
+}
+
+/// Every segment that a volume refers to. None when one of them cannot say.
+pub(crate) fn segments(app: &App) -> Option<Vec<SegmentId>> {
+    let mut all = Vec::new();
+    for entry in app.volumes.entries().values() {
+        all.extend(entry.open.as_ref().ok()?.segments());
+    }
+    Some(all)
+}
+
+/// Removes a volume with all it holds.
+///
+/// # Errors
+/// [`UseError`]: in use, or unknown.
+pub(crate) async fn remove(app: &App, name: &str) -> Result<(), UseError> {
+    let (id, open) = {
+        let mut entries = app.volumes.entries();
+        let entry = entries.get(name).ok_or(UseError::Unknown)?;
+        if entry.open.as_ref().is_ok_and(|open| !is_idle(open)) {
+            return Err(UseError::InUse);
+        }
+        let entry = entries.remove(name).ok_or(UseError::Unknown)?;
+        (entry.id, entry.open.ok())
+    };
+    let staged = app.db.set_volume_stage(id, VolumeStage::Removing).await;
+    staged.context("mark the volume as being removed")?;
+    Ok(remove_parts(app, id, open).await?)
+}
+
+/// Gives a volume another size. One that shrinks is used by nobody meanwhile.
+///
+/// # Errors
+/// [`UseError`].
+pub(crate) async fn resize(
+    app: &App,
+    name: &str,
+    size: ByteCount,
+    blocks: u64,
+) -> Result<(), UseError> {
+    let (id, open) = {
+        let entries = app.volumes.entries();
+        let entry = entries.get(name).ok_or(UseError::Unknown)?;
+        let open = entry.open.as_ref().map_err(|why| UseError::Unavailable(why.clone()))?;
+        if size < open.size() && !is_idle(open) {
+            return Err(UseError::InUse);
+        }
+        (entry.id, Arc::clone(open))
+    };
+    blocking(move || Ok(open.resize(blocks)?)).await?;
+    let noted = app.db.set_volume_size(id, size).await;
+    Ok(noted.context("note a volume's size")?)
+}
+
+async fn remove_parts(app: &App, id: VolumeId, open: Option<Open>) -> anyhow::Result<()> {
+    let root: BlobName = format!("volume/{id}").parse().context("name a volume's root")?;
+    let segments = match open {
+        Some(open) => {
+            // Sealing what is thrown away would be in vain.
+            blocking(move || {
+                open.abandon();
+                Ok(open.own_segments())
+            })
+            .await?
+        }
+        // What it had is cleared away with what nobody refers to.
+        None => Vec::new(),
+    };
+    app.store.delete_blob(&root).await.context("delete a volume's root")?;
+    app.store.flush().await.context("make that durable")?;
+    for segment in segments {
+        app.store.delete_segment(segment).await.context("delete a volume's segment")?;
+    }
+    let file = journal_file(app, id);
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("delete {}", file.display()));
+        }
+        _ => {}
+    }
+    app.db.forget_volume(id).await.context("forget a volume")
+}
