@@ -15,3 +15,4 @@ mod recover;
 mod stand_in;
 mod storage;
 mod swarm;
+mod volumes;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::paths;
 
+mod array;
 mod holders;
 mod images;
 mod link;
@@ -23,7 +24,7 @@ mod simulation;
 mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 11] = [
+pub const BENCHES: [Bench; 12] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -63,6 +64,11 @@ pub const BENCHES: [Bench; 11] = [
         name: "agent",
         about: "an idle agent's memory, and its start with 20 GiB",
         run: images::idle_agent,
+    },
+    Bench {
+        name: "array",
+        about: "a volume by NBD beside qemu-nbd and nbdkit on the same disk, and what it writes per byte",
+        run: array::measure,
     },
     Bench {
         name: "overhead",

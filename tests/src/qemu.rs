@@ -80,6 +80,8 @@ pub struct Hardware {
     /// Distinguishes the machines of a lab: last byte of MAC address and UUID.
     pub number: u8,
     pub tap: Option<Tap>,
+    /// Whether the firmware tries the disk first.
+    pub bootable: bool,
     /// Further arguments for QEMU.
     pub extra: Vec<String>,
 }
@@ -97,6 +99,7 @@ impl Hardware {
             disk: disk.to_owned(),
             number,
             tap: None,
+            bootable: true,
             extra: Vec::new(),
         }
     }
@@ -155,7 +158,8 @@ impl Hardware {
             DiskBus::Virtio => "virtio-blk-pci",
             DiskBus::Ahci => "ide-hd,bus=ide.0",
         };
-        let device = format!("{device},drive=disk0,serial={},bootindex=0", self.disk_serial());
+        let index = if self.bootable { ",bootindex=0" } else { "" };
+        let device = format!("{device},drive=disk0,serial={}{index}", self.disk_serial());
         vec!["-drive".into(), drive, "-device".into(), device]
     }
 

@@ -1,0 +1,210 @@
+//! Volumes: as a card of a virtual machine, from another machine, and through kills of the server.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use cairn_tests::{
+    cairn::eventually,
+    image::{LOGIN_PROMPT, Variant},
+    netns::Host,
+    process::Program,
+    qemu::{Hardware, OnReboot, blank_disk},
+    site::{NetworkBoot, Site},
+    tool,
+};
+
+const LOGIN: Duration = Duration::from_secs(240);
+const SOON: Duration = Duration::from_secs(60);
+const NBD: &str = "nbd://127.0.0.1:10809";
+
+fn on(host: &Host, words: &[&str]) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", host.namespace()]).args(words);
+    command
+}
+
+/// Writes blocks at random, each with the number of the write, flushes now and then and says when that was done; ends when
+/// the server does. With a number of writes: finds out which of them are there, and checks that none is missing before.
+const COUNTER: &str = r"
+import nbd, random, struct, sys
+uri, seed, begun = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+BLOCKS, BLOCK = 2048, 4096
+h = nbd.NBD()
+h.connect_uri(uri)
+dice = random.Random(seed)
+def block(number):
+    return struct.pack('<Q', number) * (BLOCK // 8)
+if begun == 0:
+    number = 0
+    try:
+        while True:
+            number += 1
+            at = dice.randrange(BLOCKS)
+            h.pwrite(block(number), at * BLOCK)
+            print('wrote', number, flush=number % 64 == 0)
+            if number % 50 == 0:
+                h.flush()
+                print('flushed', number, flush=True)
+    except nbd.Error:
+        sys.exit(0)
+data = b''.join(h.pread(1 << 20, part << 20) for part in range(BLOCKS * BLOCK >> 20))
+found = [struct.unpack_from('<Q', data, at * BLOCK)[0] for at in range(BLOCKS)]
+newest = max(found)
+assert newest >= begun, f'{begun} was answered, {newest} is the newest there'
+expected = [0] * BLOCKS
+for number in range(1, newest + 1):
+    expected[dice.randrange(BLOCKS)] = number
+for at in range(BLOCKS):
+    assert found[at] == expected[at], f'block {at} has {found[at]}, not {expected[at]}'
+    assert data[at * BLOCK:(at + 1) * BLOCK] == block(found[at]), f'block {at} is torn'
+print('whole up to', newest)
+";
+
+/// Kills the server in the middle of writes, `cycles` times; each time the volume is what it was after some write, and
+/// none that was answered before is missing.
+fn kill_in_the_middle(name: &str, cycles: u32) {
+    let mut site = Site::start(name, NetworkBoot::Off).unwrap();
+    let host = site.server.host().clone();
+    for cycle in 1..=cycles {
+        let volume = format!("v{cycle}");
+        site.server.run(&["volume", "create", &volume, "--size", "8MiB"]).unwrap();
+        let uri = format!("{NBD}/{volume}");
+        let seed = cycle.to_string();
+        let mut writer = Program::new("writer", "/usr/bin/python3")
+            .args(["-c", COUNTER, &uri, &seed, "0"])
+            .on(&host)
+            .start()
+            .unwrap();
+        // Each time at another moment: some writes later, some more journal sealed.
+        writer.wait_for_line(&format!("flushed {}$", 250 + cycle % 7 * 350), SOON).unwrap();
+        site.server.process().kill().unwrap();
+        writer.wait_success(SOON).unwrap();
+        let said = writer.transcript().text(0);
+        let answered = said.lines().filter_map(|line| line.strip_prefix("wrote ")).next_back();
+        let answered = answered.unwrap().to_owned();
+        site.server.restart(&site.lab, &[]).unwrap();
+        let words = ["/usr/bin/python3", "-c", COUNTER, &uri, &seed, &answered];
+        let verdict = tool::finish(&mut on(&host, &words)).unwrap();
+        assert!(verdict.contains("whole up to"), "cycle {cycle}: {verdict}");
+        site.server.run(&["volume", "delete", &volume]).unwrap();
+    }
+}
+
+#[test]
+fn no_kill_loses_a_write_that_was_answered() {
+    kill_in_the_middle("volumes-kill", 4);
+}
+
+/// What takes long: `cargo xtask test --long`.
+mod long {
+    #[test]
+    fn no_kill_of_two_hundred_loses_a_write_that_was_answered() {
+        super::kill_in_the_middle("volumes-kills", 200);
+    }
+}
+
+#[test]
+fn a_machine_boots_a_clone_of_an_image_from_a_card() {
+    let site = Site::start("volumes-card", NetworkBoot::Off).unwrap();
+    let host = site.server.host().clone();
+    let image = Variant::Tiny.image().unwrap();
+    site.add_image(&image.path, "tiny").unwrap();
+    site.server.run(&["volume", "create", "system", "--image", "tiny"]).unwrap();
+    let socket = site.lab.dir().join("card.sock");
+    let daemon = Program::new("card", "qemu-storage-daemon")
+        .args(["--blockdev", "driver=nbd,node-name=disk,server.type=inet,server.host=127.0.0.1,server.port=10809,export=system,discard=unmap"])
+        .args(["--export", &format!("type=vhost-user-blk,id=card,node-name=disk,writable=on,addr.type=unix,addr.path={}", socket.display())])
+        .on(&host)
+        .start()
+        .unwrap();
+    eventually("the card's socket", SOON, || Ok(socket.exists().then_some(()))).unwrap();
+    // The machine has a disk of its own, too: blank, so that it cannot be what it comes up from.
+    let blank = site.lab.dir().join("blank.raw");
+    blank_disk(&blank, 16 << 20).unwrap();
+    let mut hardware = Hardware::new("guest", 1, &blank);
+    hardware.extra = [
+        "-object",
+        "memory-backend-memfd,id=shared,size=1024M,share=on",
+        "-numa",
+        "node,memdev=shared",
+        "-chardev",
+        &format!("socket,id=card,path={}", socket.display()),
+        "-device",
+        "vhost-user-blk-pci,chardev=card,bootindex=0",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    hardware.bootable = false;
+    let mut machine = hardware.start(&site.lab, OnReboot::Exit).unwrap();
+    machine.wait_for(&[LOGIN_PROMPT], &[], LOGIN).unwrap();
+    machine.cut_power().unwrap();
+    drop(daemon);
+    // What it wrote is in its clone; the image is what it was.
+    let back = site.lab.dir().join("back.raw");
+    site.server.run(&["image", "export", "tiny", back.to_str().unwrap()]).unwrap();
+    assert!(same(&back, &image.path), "the image changed");
+    let compared = on(
+        &host,
+        &[
+            "qemu-img",
+            "compare",
+            "-f",
+            "raw",
+            "-F",
+            "raw",
+            back.to_str().unwrap(),
+            &format!("{NBD}/system"),
+        ],
+    )
+    .output()
+    .unwrap();
+    assert_eq!(compared.status.code(), Some(1), "the machine wrote nothing to its disk");
+}
+
+fn same(one: &Path, other: &Path) -> bool {
+    Command::new("cmp").arg("--silent").args([one, other]).status().unwrap().success()
+}
+
+#[test]
+fn another_machine_uses_a_volume_with_its_papers_only() {
+    let mut site = Site::start("volumes-tls", NetworkBoot::Off).unwrap();
+    let server = site.server.host().clone();
+    let other = site.lab.host("other", 40).unwrap();
+    for name in ["mine", "theirs"] {
+        site.server.run(&["volume", "create", name, "--size", "16MiB"]).unwrap();
+        let folder = papers(&site, name);
+        site.server.run(&["volume", "papers", name, folder.to_str().unwrap()]).unwrap();
+    }
+    let address = server.address();
+    let plain = on(&other, &["nbdinfo", &format!("nbd://{address}/mine")]).output().unwrap();
+    let said = String::from_utf8_lossy(&plain.stderr);
+    assert!(!plain.status.success() && said.to_lowercase().contains("tls"), "{said}");
+    let uri = |volume: &str, with: &str| {
+        format!("nbds://{address}/{volume}?tls-certificates={}", papers(&site, with).display())
+    };
+    let foreign = on(&other, &["nbdinfo", &uri("theirs", "mine")]).output().unwrap();
+    assert!(!foreign.status.success());
+    let listed = tool::finish(&mut on(&other, &["nbdinfo", "--list", &uri("", "mine")])).unwrap();
+    assert!(listed.contains("mine") && !listed.contains("theirs"), "{listed}");
+    let file = site.lab.dir().join("noise");
+    tool::run(
+        "dd",
+        ["if=/dev/urandom", &format!("of={}", file.display()), "bs=1M", "count=16", "status=none"],
+    )
+    .unwrap();
+    let file = file.to_str().unwrap();
+    tool::finish(&mut on(&other, &["nbdcopy", "--flush", file, &uri("mine", "mine")])).unwrap();
+    let local = format!("{NBD}/mine");
+    tool::finish(&mut on(
+        &server,
+        &["qemu-img", "compare", "-f", "raw", "-F", "raw", file, &local],
+    ))
+    .unwrap();
+}
+
+fn papers(site: &Site, name: &str) -> PathBuf {
+    site.lab.dir().join(format!("papers-{name}"))
+}
