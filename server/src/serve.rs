@@ -15,7 +15,6 @@ use std::{
 
 use anyhow::Context as _;
 use cairn_array::{
-    nbd,
     store::{Device, Store},
     swarm::Swarms,
     tls::{self, Member, NameTable, Papers, Token, local_addresses},
@@ -182,14 +181,8 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let db = Db::open(&options.database_file())
         .await
         .with_context(|| format!("open database {}", options.database_file().display()))?;
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .with_context(|| format!("listen on {}: choose another with --listen", options.listen))?;
-    let bound = listener.local_addr().context("read the address that was bound")?;
-    let nbd_listener = TcpListener::bind(options.nbd)
-        .await
-        .with_context(|| format!("listen on {}: choose another with --nbd", options.nbd))?;
-    let nbd_bound = nbd_listener.local_addr().context("read the address that was bound for NBD")?;
+    let (listener, bound) = bind(options.listen, "--listen").await?;
+    let (nbd_listener, nbd) = bind(options.nbd, "--nbd").await?;
     let boot_ip = boot_address(&options)?;
     let address = reachable(bound, boot_ip, &local_addresses()?);
     let directory = DirectoryKeeper::open(&db, &site).await?;
@@ -234,14 +227,20 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         cairn_pxe::bind(pxe_config(&options, address)?, decider, Arc::clone(&app.boot)).await?;
     let boot = pxe.http_addr().context("read the address of boot files")?;
     let mut services = JoinSet::new();
-    services.spawn(nbd::serve(
-        nbd_listener,
-        Arc::new(Served(app.clone())),
-        Some(Arc::clone(&server)),
-        stop.clone(),
-    ));
+    let (served, stopped) = (Arc::new(Served(app.clone())), stop.clone());
+    let secure = Some(Arc::clone(&server));
+    services.spawn(cairn_array::nbd::serve(nbd_listener, served, secure, stopped));
     services.spawn(tls::serve(listener, server, api::router(&app), stop.clone()));
     services.spawn(pxe.run(stop.clone()));
+    run_beside(&app, papers, &mut services);
+    keep_cli_token(&app).await?;
+    write_server_file(&app)?;
+    let first_start = greet(&app, first_start).await?;
+    Ok(Running { app, bound, boot, nbd, first_start, services, _lock: lock })
+}
+
+/// What runs beside the requests.
+fn run_beside(app: &App, papers: Papers, services: &mut JoinSet<anyhow::Result<()>>) {
     app.tasks.spawn(bundle::watch_payload(app.clone()));
     app.tasks.spawn(presence::watch(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers));
@@ -250,10 +249,15 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         jobs::work(worker).await;
         Ok(())
     });
-    keep_cli_token(&app).await?;
-    write_server_file(&app)?;
-    let first_start = greet(&app, first_start).await?;
-    Ok(Running { app, bound, boot, nbd: nbd_bound, first_start, services, _lock: lock })
+}
+
+/// Listens; `option` is where another address can be said.
+async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address}: choose another with {option}"))?;
+    let bound = listener.local_addr().context("read the address that was bound")?;
+    Ok((listener, bound))
 }
 
 fn warn_without_payload(options: &ServeOptions, app: &App) -> anyhow::Result<()> {

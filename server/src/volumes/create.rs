@@ -113,7 +113,7 @@ async fn make(
             volume.begin_as(table, map);
             volume.seal()?;
         }
-        Ok(RunningVolume::start(volume).context("start threads for a volume")?)
+        RunningVolume::start(volume).context("start threads for a volume")
     })
     .await?;
     app.db.set_volume_stage(row.id, VolumeStage::Ready).await.context("note a volume")?;

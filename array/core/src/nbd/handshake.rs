@@ -321,7 +321,7 @@ impl Handshake {
         };
         let all = !set && queries.is_empty();
         let matches = |query: &&str| **query == *BASE_ALLOCATION || (!set && **query == *"base:");
-        if all || queries.iter().any(|query| matches(&query)) {
+        if all || queries.iter().any(matches) {
             let id = if set { super::reply::BASE_ALLOCATION_ID } else { 0 };
             let mut bytes = id.to_be_bytes().to_vec();
             bytes.extend_from_slice(BASE_ALLOCATION.as_bytes());

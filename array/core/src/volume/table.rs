@@ -32,7 +32,8 @@ pub const MAX_SEGMENTS: usize = 32 << 20;
 
 const VERSION: u16 = 1;
 const SLOT_BYTES: usize = 76;
-const MAX_SEGMENT_BLOCKS: u32 = (SEGMENT_MAX_FRAMES * FRAME_BLOCKS) as u32;
+const MAX_SEGMENT_BLOCKS: u32 = 4096 * 64;
+const _: () = assert!(MAX_SEGMENT_BLOCKS as usize == SEGMENT_MAX_FRAMES * FRAME_BLOCKS);
 
 /// A segment of a volume.
 #[derive(Clone, Debug)]

@@ -71,11 +71,11 @@ impl Catalog for Seen<'_> {
     }
 }
 
-/// Negotiates. None when the client left, else what it chose; the wire may be another by then.
-pub(super) fn negotiate(
-    mut wire: Wire,
-    terms: &Terms,
-) -> Result<Option<(Wire, Chosen, Arc<dyn Export>)>, EndError> {
+/// What came of a negotiation: the wire, which may be another by then, and what was chosen.
+type Agreed = (Wire, Chosen, Arc<dyn Export>);
+
+/// Negotiates. None when the client left, or what it chose is gone.
+pub(super) fn negotiate(mut wire: Wire, terms: &Terms) -> Result<Option<Agreed>, EndError> {
     wire.set_patience(Some(HANDSHAKE_PATIENCE))?;
     wire.write_all(&greeting())?;
     let mut flags = [0; 4];

@@ -31,7 +31,7 @@ const MAX_CONNECTIONS: usize = 256;
 /// Everybody who is being served: the socket, to end it, and the thread, to wait for it.
 #[derive(Default)]
 struct Connections {
-    open: Mutex<BTreeMap<u64, (TcpStream, Option<JoinHandle<()>>)>>,
+    open: Mutex<Open>,
     next: AtomicU64,
 }
 
