@@ -181,7 +181,8 @@ fn another_machine_uses_a_volume_with_its_papers_only() {
     let address = server.address();
     let plain = on(&other, &["nbdinfo", &format!("nbd://{address}/mine")]).output().unwrap();
     let said = String::from_utf8_lossy(&plain.stderr);
-    assert!(!plain.status.success() && said.to_lowercase().contains("tls"), "{said}");
+    // That is how libnbd says that an option needs TLS.
+    assert!(!plain.status.success() && said.contains("not supported"), "{said}");
     let uri = |volume: &str, with: &str| {
         format!("nbds://{address}/{volume}?tls-certificates={}", papers(&site, with).display())
     };
