@@ -11,7 +11,7 @@
 //! way. Invariants:
 //! - What a client reads was written before that read was sent, or at the same time.
 //! - A client that does not take its replies holds up its own connection only.
-//! - A connection has at most [`LATE`] requests under way beyond the batch at hand, and buffers of at most two payloads.
+//! - A connection has at most 256 requests under way beyond the batch at hand, and buffers of at most two payloads.
 
 mod connection;
 mod late;
