@@ -40,6 +40,8 @@ impl Server {
                 "127.0.0.1:0",
                 "--boot-listen",
                 "127.0.0.1:0",
+                "--nbd",
+                "127.0.0.1:0",
                 "--data-dir",
             ])
             .args([dir.join("data")])
