@@ -109,7 +109,7 @@ async fn tokens_agents_machines_and_status_are_shown() {
 async fn serve_says_when_it_is_ready_and_ends_at_sigterm() {
     let data = tempfile::tempdir().unwrap();
     let folder = data.path().to_str().unwrap();
-    let ports = ["--listen", "127.0.0.1:0", "--boot-listen", "127.0.0.1:0"];
+    let ports = ["--listen", "127.0.0.1:0", "--boot-listen", "127.0.0.1:0", "--nbd", "127.0.0.1:0"];
     for start in ["first", "second"] {
         let mut serving = Command::new(PROGRAM)
             .args(["serve", "--data-dir", folder])

@@ -88,7 +88,8 @@ fn killed_while_a_machine_installs_it_hears_of_the_end_when_it_is_back() {
 fn a_second_one_on_the_same_data_is_refused() {
     let site = Site::start("second-server", NetworkBoot::Off).unwrap();
     let mut second = Program::new("second", binary("cairn-server").unwrap())
-        .args(["serve", "--listen", "0.0.0.0:9440", "--boot-listen", "0.0.0.0:9441", "--data-dir"])
+        .args(["serve", "--listen", "0.0.0.0:9440", "--boot-listen", "0.0.0.0:9441"])
+        .args(["--nbd", "0.0.0.0:9442", "--data-dir"])
         .args([site.server.data_dir()])
         .on(site.server.host())
         .start()
