@@ -55,7 +55,7 @@ const CAN_MULTI_CONN: u16 = 1 << 8;
 const SEND_CACHE: u16 = 1 << 10;
 const SEND_FAST_ZERO: u16 = 1 << 11;
 
-/// Any block of 512 bytes can be read; blocks of 4096 are read and written without reading more.
+/// Any bytes can be read and written; whole blocks of 4096 without reading more.
 const MIN_BLOCK: u32 = 1;
 const PREFERRED_BLOCK: u32 = 4096;
 

@@ -20,6 +20,8 @@ use crate::volume::Change;
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(30);
 /// What a reader thread has for requests, until one is larger.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Replies of one batch that are sent before the rest is looked at.
+const OUT_BYTES: usize = 4 << 20;
 /// Runs of block status in one reply.
 const STATUS_RUNS: usize = 4096;
 
@@ -249,6 +251,10 @@ impl<'a> Transmission<'a> {
                     // What follows may look at what was changed.
                     self.apply(&mut changes, out);
                     self.look(command, request, out);
+                    if out.len() >= OUT_BYTES {
+                        self.wire.write_all(out)?;
+                        out.clear();
+                    }
                 }
             }
         }
@@ -290,7 +296,7 @@ impl<'a> Transmission<'a> {
     }
 
     fn flush(&self, cookie: u64) {
-        let promise = self.late.promise();
+        let promise = self.late.promise(0);
         let structured = self.structured;
         self.export.flush(Box::new(move |flushed| {
             let mut reply = Vec::new();
@@ -314,7 +320,7 @@ impl<'a> Transmission<'a> {
             }
             Ok(false) => {
                 out.truncate(before);
-                let promise = self.late.promise();
+                let promise = self.late.promise(length as usize);
                 let (export, structured) = (Arc::clone(&self.export), self.structured);
                 self.pool.run(Box::new(move || {
                     let mut reply = Vec::new();

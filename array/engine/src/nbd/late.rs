@@ -9,18 +9,25 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::{LATE, wire::Wire};
+use super::{LATE, LATE_BYTES, wire::Wire};
 
-/// How many requests are under way.
+/// What is under way.
 #[derive(Default)]
 struct UnderWay {
-    count: Mutex<usize>,
-    fewer: Condvar,
+    load: Mutex<Load>,
+    less: Condvar,
+}
+
+/// Requests, and bytes of their replies.
+#[derive(Default)]
+struct Load {
+    requests: usize,
+    bytes: usize,
 }
 
 /// The thread, and how many requests it will have to answer.
 pub(super) struct Late {
-    sender: Sender<Vec<u8>>,
+    sender: Sender<Reply>,
     under_way: Arc<UnderWay>,
     thread: JoinHandle<()>,
 }
@@ -28,8 +35,15 @@ pub(super) struct Late {
 /// The right to one late reply. One that is dropped without it leaves its client without an answer: only a connection that
 /// ends may do that.
 pub(super) struct Promise {
-    sender: Sender<Vec<u8>>,
+    sender: Sender<Reply>,
     under_way: Arc<UnderWay>,
+    bytes: usize,
+}
+
+/// A reply on its way: it is under way until it is written.
+struct Reply {
+    bytes: Vec<u8>,
+    _promise: Promise,
 }
 
 impl Late {
@@ -40,14 +54,18 @@ impl Late {
         Ok(Self { sender, under_way: Arc::default(), thread })
     }
 
-    /// Begins a request that is answered late; waits while too many are under way.
-    pub(super) fn promise(&self) -> Promise {
-        let mut count = self.under_way.count.lock().unwrap_or_else(PoisonError::into_inner);
-        while *count >= LATE {
-            count = self.under_way.fewer.wait(count).unwrap_or_else(PoisonError::into_inner);
-        }
-        *count += 1;
-        Promise { sender: self.sender.clone(), under_way: Arc::clone(&self.under_way) }
+    /// Begins a request that is answered late, with about so many bytes; waits while too much is under way.
+    pub(super) fn promise(&self, bytes: usize) -> Promise {
+        let load = self.under_way.load.lock().unwrap_or_else(PoisonError::into_inner);
+        // One alone may be as large as it is.
+        let full = |load: &mut Load| {
+            load.requests >= LATE || (load.bytes > 0 && load.bytes + bytes > LATE_BYTES)
+        };
+        let mut load =
+            self.under_way.less.wait_while(load, full).unwrap_or_else(PoisonError::into_inner);
+        load.requests += 1;
+        load.bytes += bytes;
+        Promise { sender: self.sender.clone(), under_way: Arc::clone(&self.under_way), bytes }
     }
 
     /// Waits for what is under way, and ends the thread.
@@ -62,26 +80,34 @@ impl Late {
 
 impl Promise {
     /// Sends the reply. Does not wait.
-    pub(super) fn keep(self, reply: Vec<u8>) {
+    pub(super) fn keep(self, bytes: Vec<u8>) {
+        let sender = self.sender.clone();
         // Nobody takes it when the connection has ended.
-        self.sender.send(reply).ok();
+        sender.send(Reply { bytes, _promise: self }).ok();
     }
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        *self.under_way.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.under_way.fewer.notify_one();
+        let mut load = self.under_way.load.lock().unwrap_or_else(PoisonError::into_inner);
+        load.requests -= 1;
+        load.bytes -= self.bytes;
+        self.under_way.less.notify_one();
     }
 }
 
-fn write(wire: &Wire, replies: &Receiver<Vec<u8>>) {
+/// Small replies that wait are written together.
+const TOGETHER_BYTES: usize = 64 << 10;
+
+fn write(wire: &Wire, replies: &Receiver<Reply>) {
     let mut broken = false;
-    while let Ok(mut reply) = replies.recv() {
-        while let Ok(next) = replies.try_recv() {
-            reply.extend_from_slice(&next);
+    while let Ok(Reply { mut bytes, _promise }) = replies.recv() {
+        while bytes.len() < TOGETHER_BYTES
+            && let Ok(next) = replies.try_recv()
+        {
+            bytes.extend_from_slice(&next.bytes);
         }
-        if !broken && wire.write_all(&reply).is_err() {
+        if !broken && wire.write_all(&bytes).is_err() {
             // The reader of this connection sees it, too.
             wire.shut();
             broken = true;

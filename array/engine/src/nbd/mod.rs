@@ -11,7 +11,8 @@
 //! way. Invariants:
 //! - What a client reads was written before that read was sent, or at the same time.
 //! - A client that does not take its replies holds up its own connection only.
-//! - A connection has at most 256 requests under way beyond the batch at hand, and buffers of at most two payloads.
+//! - A connection has at most 256 requests and 64 MiB of replies under way beyond the batch at hand; what is answered at once
+//!   is sent whenever it comes to 4 MiB, and one request is as large as 32 MiB at most.
 
 mod connection;
 mod late;
@@ -27,8 +28,10 @@ pub use serve::serve;
 
 use crate::{tls::Member, volume::Change};
 
-/// Requests of one connection that wait for a disk.
+/// Requests of one connection that are answered late.
 const LATE: usize = 256;
+/// Bytes of their replies.
+const LATE_BYTES: usize = 64 << 20;
 
 /// Why a request was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

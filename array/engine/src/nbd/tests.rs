@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use cairn_core::{
@@ -20,11 +20,11 @@ use rustls::ServerConfig;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{Export, Exports, Visitor, serve};
+use super::{Export, ExportError, Exports, Flushed, StatusRun, Visitor, serve};
 use crate::{
     store::{Device, Store},
     tls::{Authority, Member, new_authority, new_key_and_csr, public_key_of_csr, server_tls},
-    volume::{DiskMedium, RunningVolume, Volume, VolumeKeys, VolumeName},
+    volume::{Change, DiskMedium, RunningVolume, Volume, VolumeKeys, VolumeName},
 };
 
 const MIB: u64 = 1 << 20;
@@ -318,7 +318,11 @@ fn by_tls_only_who_has_papers_of_the_site_is_served() {
 
 /// A client that does not keep to the protocol, past the handshake.
 fn rude(lab: &Lab) -> TcpStream {
-    let mut socket = TcpStream::connect(("127.0.0.1", lab.port())).unwrap();
+    past_handshake(lab.port())
+}
+
+fn past_handshake(port: u16) -> TcpStream {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let mut greeting = [0; 18];
     socket.read_exact(&mut greeting).unwrap();
     socket.write_all(&[0, 0, 0, 3]).unwrap();
@@ -395,12 +399,86 @@ fn absurd_requests_get_errors_and_the_connection_goes_on() {
     assert_eq!(socket.read(&mut two).unwrap(), 0, "garbage ends a connection");
 }
 
+/// A disk that is durable when the test says so.
+#[derive(Default)]
+struct Held {
+    flushes: Mutex<Vec<Flushed>>,
+}
+
+impl Export for Held {
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn size(&self) -> u64 {
+        64 * MIB
+    }
+
+    fn read_now(&self, _: u64, _: &mut [u8]) -> Result<bool, ExportError> {
+        Ok(true)
+    }
+
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    fn change(&self, _: &[Change<'_>]) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    fn flush(&self, done: Flushed) {
+        self.flushes.lock().unwrap().push(done);
+    }
+
+    fn status(&self, _: u64, _: u32, _: usize) -> Vec<StatusRun> {
+        Vec::new()
+    }
+}
+
+struct OnlyHeld(Arc<Held>);
+
+impl Exports for OnlyHeld {
+    fn names(&self, _: Visitor) -> Vec<String> {
+        vec!["disk".into()]
+    }
+
+    fn find(&self, _: &str, _: Visitor) -> Option<Arc<dyn Export>> {
+        Some(Arc::clone(&self.0) as _)
+    }
+}
+
+#[test]
+fn flushes_and_forced_writes_are_answered_once_they_are_durable_and_not_before() {
+    let runtime = Runtime::new().unwrap();
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (held, stop) = (Arc::new(Held::default()), CancellationToken::new());
+    let task =
+        runtime.spawn(serve(listener, Arc::new(OnlyHeld(Arc::clone(&held))), None, stop.clone()));
+    let mut socket = past_handshake(address.port());
+    let mut forced = request(1, 1, 0, 4096);
+    // FUA.
+    forced[5] = 1;
+    let all = [forced, vec![9; 4096], request(3, 2, 0, 0), request(0, 3, 0, 4096)].concat();
+    socket.write_all(&all).unwrap();
+    assert_eq!(simple_reply(&mut socket), (3, 0));
+    socket.read_exact(&mut [0; 4096]).unwrap();
+    let mut flushes = std::mem::take(&mut *held.flushes.lock().unwrap());
+    assert_eq!(flushes.len(), 2);
+    flushes.remove(1)(Ok(()));
+    assert_eq!(simple_reply(&mut socket), (2, 0));
+    flushes.remove(0)(Err(ExportError::Io));
+    assert_eq!(simple_reply(&mut socket), (1, 5));
+    stop.cancel();
+    runtime.block_on(task).unwrap().unwrap();
+}
+
 #[test]
 fn a_client_that_takes_no_replies_holds_up_nobody_else() {
     let mut lab = Lab::new(64 * MIB, 8 * MIB);
     let mut stuck = rude(&lab);
     stuck.set_nonblocking(true).unwrap();
-    let reads: Vec<u8> = (0..200).flat_map(|cookie| request(0, cookie, 0, 1 << 20)).collect();
+    let reads: Vec<u8> = (0..2000).flat_map(|cookie| request(0, cookie, 0, 32 << 20)).collect();
     // As much as goes in.
     assert!(stuck.write(&reads).unwrap() > 0);
     let mut other = rude(&lab);
@@ -409,6 +487,10 @@ fn a_client_that_takes_no_replies_holds_up_nobody_else() {
         .unwrap();
     assert_eq!(simple_reply(&mut other), (1, 0));
     assert_eq!(simple_reply(&mut other), (2, 0));
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 512 << 10, "60 GiB of replies took {kib} KiB");
     // Nor the end of the server.
     lab.stop();
 }
