@@ -125,11 +125,7 @@ impl Draft {
         writer.put(self.version.as_bytes());
         writer.u64(self.size.0);
         for entries in [&self.data, &self.map] {
-            writer.count(entries.len());
-            for entry in entries {
-                writer.put(entry.id.as_bytes());
-                writer.u32(entry.bytes);
-            }
+            put_entries(&mut writer, entries);
         }
         writer.bytes(&self.wrapped_key);
         writer.bytes(&sealed);
@@ -185,6 +181,15 @@ impl Public {
 }
 
 /// A count, then ids with their bytes.
+pub(crate) fn put_entries(writer: &mut Writer, entries: &[SegmentEntry]) {
+    writer.count(entries.len());
+    for entry in entries {
+        writer.put(entry.id.as_bytes());
+        writer.u32(entry.bytes);
+    }
+}
+
+/// What [`put_entries`] wrote.
 pub(crate) fn entries(
     reader: &mut Reader<'_>,
     field: &'static str,

@@ -48,7 +48,7 @@
 use crate::{
     bytes::{DecodeError, Reader, Writer},
     id::{Hasher, VolumeId},
-    manifest::{SegmentEntry, entries},
+    manifest::{SegmentEntry, entries, put_entries},
     map::PAGE_BLOCKS,
     seal::{SealKey, Sealer, TAG_BYTES},
     sign::{SigningKey, VerifyingKey},
@@ -140,11 +140,7 @@ impl Draft {
         writer.u64(self.generation.0);
         writer.u64(self.number);
         writer.put(&self.salt);
-        writer.count(self.metas.len());
-        for entry in &self.metas {
-            writer.put(entry.id.as_bytes());
-            writer.u32(entry.bytes);
-        }
+        put_entries(&mut writer, &self.metas);
         writer.bytes(&self.wrapped_key);
         writer.bytes(&sealed);
         signer.sign(CONTEXT, writer.finish())

@@ -52,26 +52,25 @@ pub struct Mapped<P> {
 #[derive(Clone, Debug)]
 pub struct ExtentMap<P> {
     pages: BTreeMap<u64, Vec<Entry<P>>>,
-    extents: usize,
 }
 
 impl<P> Default for ExtentMap<P> {
     fn default() -> Self {
-        Self { pages: BTreeMap::new(), extents: 0 }
+        Self { pages: BTreeMap::new() }
     }
 }
 
 const PAGE: u16 = 4096;
 const _: () = assert!(PAGE as u64 == PAGE_BLOCKS);
 
-/// The parts of a range by page: page number, first and end in the page, blocks before it in the range.
-fn parts(first: BlockIndex, blocks: u64) -> impl Iterator<Item = (u64, u16, u16, u64)> {
+/// The parts of a range by page: page number, first and end in the page.
+fn parts(first: BlockIndex, blocks: u64) -> impl Iterator<Item = (u64, u16, u16)> {
     let end = first.0 + blocks;
     let pages = if blocks == 0 { 0..0 } else { first.0 / PAGE_BLOCKS..end.div_ceil(PAGE_BLOCKS) };
     pages.map(move |page| {
         let start = page * PAGE_BLOCKS;
         let from = first.0.max(start);
-        (page, within(from - start), within(end - start), from - first.0)
+        (page, within(from - start), within(end - start))
     })
 }
 
@@ -81,17 +80,6 @@ fn within(blocks: u64) -> u16 {
 }
 
 impl<P: Run> ExtentMap<P> {
-    /// Runs in it.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.extents
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.pages.is_empty()
-    }
-
     /// Numbers of the pages that have a run, ascending.
     pub fn pages(&self) -> impl Iterator<Item = u64> {
         self.pages.keys().copied()
@@ -106,15 +94,11 @@ impl<P: Run> ExtentMap<P> {
     /// Puts a page that has none before; its entries ascend without overlap.
     pub fn put_page(&mut self, page: u64, entries: Vec<Entry<P>>) {
         if !entries.is_empty() {
-            self.extents += entries.len();
             self.pages.insert(page, entries);
         }
     }
 
     /// Gives a range the place `place`, and its blocks in a row those that follow. `replaced` is told what they had.
-    ///
-    /// # Panics
-    /// Never for places that follow each other over the whole range.
     pub fn insert(
         &mut self,
         first: BlockIndex,
@@ -123,23 +107,19 @@ impl<P: Run> ExtentMap<P> {
         mut replaced: impl FnMut(P, u16),
     ) {
         let mut place = place;
-        for (page, from, end, _) in parts(first, blocks) {
+        for (page, from, end) in parts(first, blocks) {
             let entry = Entry { first: from, blocks: end - from, place };
             place = place.after(end - from);
             let entries = self.pages.entry(page).or_default();
-            let before = entries.len();
             splice(entries, from, end, Some(entry), &mut replaced);
-            self.extents = self.extents + entries.len() - before;
         }
     }
 
     /// Takes a range out. `replaced` is told what its blocks had.
     pub fn remove(&mut self, first: BlockIndex, blocks: u64, mut replaced: impl FnMut(P, u16)) {
-        for (page, from, end, _) in parts(first, blocks) {
+        for (page, from, end) in parts(first, blocks) {
             let Some(entries) = self.pages.get_mut(&page) else { continue };
-            let before = entries.len();
             splice(entries, from, end, None, &mut replaced);
-            self.extents = self.extents + entries.len() - before;
             if entries.is_empty() {
                 self.pages.remove(&page);
             }
@@ -153,7 +133,7 @@ impl<P: Run> ExtentMap<P> {
         blocks: u64,
         mut show: impl FnMut(BlockIndex, u64, Option<P>),
     ) {
-        for (page, from, end, _) in parts(first, blocks) {
+        for (page, from, end) in parts(first, blocks) {
             let start = page * PAGE_BLOCKS;
             let mut at = from;
             let entries = self.page(page);
@@ -290,7 +270,6 @@ mod tests {
                 prop_assert_eq!(dropped, had, "of {}", before);
             }
             prop_assert_eq!(plain(&map), model);
-            prop_assert_eq!(map.len(), map.iter().count());
             let runs: Vec<_> = map.iter().collect();
             for pair in runs.windows(2) {
                 prop_assert!(pair[0].first.0 + pair[0].blocks <= pair[1].first.0);
@@ -304,13 +283,13 @@ mod tests {
         for block in [1, 0, 2] {
             map.insert(BlockIndex(block), 1, Fresh::Journal(50 + block), |_, _| {});
         }
-        assert_eq!(map.len(), 1);
+        assert_eq!(map.iter().count(), 1);
         let mut sealed = ExtentMap::default();
         for frame in 0..2 {
             let place = Place { segment: SegmentIndex(0), frame: FrameIndex(frame), block: 0 };
             sealed.insert(BlockIndex(u64::from(frame) * 4), 4, place, |_, _| {});
         }
-        assert_eq!(sealed.len(), 2);
+        assert_eq!(sealed.iter().count(), 2);
         assert!(size_of::<Entry<Place>>() <= 12);
     }
 }

@@ -117,11 +117,6 @@ impl SegmentTable {
         std::mem::take(&mut self.changed)
     }
 
-    /// Pages that were not written after all.
-    pub fn put_back_changed(&mut self, pages: impl IntoIterator<Item = u64>) {
-        self.changed.extend(pages);
-    }
-
     /// All pages.
     #[must_use]
     pub const fn pages(&self) -> u64 {
