@@ -53,6 +53,8 @@ pub enum Condition {
     Well,
     /// The store has no room: what is in the journal stays there, writes fail once that is full.
     StoreFull,
+    /// The store does not do what it shall: what is in the journal stays there, writes fail once that is full.
+    StoreFails,
     /// A disk failed: it takes no changes until the server is started again.
     Faulty,
     /// It cannot be opened.
@@ -122,12 +124,9 @@ fn refuse_use(name: &str, error: UseError) -> ApiError {
 }
 
 fn refuse_create(error: CreateError) -> ApiError {
-    let code = match &error {
+    let code = match error {
+        CreateError::Failed(error) => return error.into(),
         CreateError::NameTaken => return ApiError::conflict("volume_exists", error.to_string()),
-        CreateError::Failed(_) => {
-            let CreateError::Failed(error) = error else { return unknown("") };
-            return error.into();
-        }
         CreateError::NoSize => "no_size",
         CreateError::Size(_) => "bad_size",
         CreateError::SmallerThanImage(_) => "smaller_than_image",
@@ -159,25 +158,25 @@ async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> {
     if row.stage != VolumeStage::Ready {
         return Ok(volume);
     }
-    match app.volumes.get(&volume.name) {
+    match app.volumes.condition(&volume.name) {
         Err(UseError::Unavailable(why)) => {
             volume.state = Condition::Unavailable;
             volume.reason = Some(why);
         }
+        // It is being made or removed just now.
         Err(_) => {}
-        Ok(open) => {
-            volume.state = match open.state() {
+        Ok(found) => {
+            volume.state = match found.state {
                 VolumeState::Well => Condition::Well,
                 VolumeState::StoreFull => Condition::StoreFull,
+                VolumeState::StoreFails => Condition::StoreFails,
                 VolumeState::Faulty => Condition::Faulty,
             };
-            let usage = open.usage();
-            volume.size = open.size().0;
-            volume.live = usage.live.0;
-            volume.stored = usage.stored.0;
-            volume.journal = usage.journal.0;
-            // Beside the table of volumes and this look.
-            volume.connections = (std::sync::Arc::strong_count(&open) as u64).saturating_sub(2);
+            volume.size = found.size.0;
+            volume.live = found.usage.live.0;
+            volume.stored = found.usage.stored.0;
+            volume.journal = found.usage.journal.0;
+            volume.connections = found.users as u64;
         }
     }
     Ok(volume)
@@ -254,17 +253,16 @@ pub(crate) async fn resize(
 ) -> Result<Json<Volume>, ApiError> {
     let size = ByteCount(request.size);
     let blocks = blocks_of(size).map_err(bad_size)?;
-    let open = app.volumes.get(&name).map_err(|error| refuse_use(&name, error))?;
-    if size < open.size() && !request.shrink {
+    let found = app.volumes.condition(&name).map_err(|error| refuse_use(&name, error))?;
+    if size < found.size && !request.shrink {
         return Err(ApiError::conflict(
             "volume_would_shrink",
             format!(
                 "{name} has {} bytes: say that it may shrink, and what is behind is lost",
-                open.size().0
+                found.size.0
             ),
         ));
     }
-    drop(open);
     volumes::resize(&app, &name, size, blocks).await.map_err(|error| refuse_use(&name, error))?;
     let row = row(&app, &name).await?;
     Ok(Json(view(&app, row).await?))

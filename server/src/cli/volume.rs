@@ -109,6 +109,7 @@ fn condition(volume: &Volume) -> String {
     let state = match volume.state {
         Condition::Well => "well",
         Condition::StoreFull => "store full",
+        Condition::StoreFails => "store fails",
         Condition::Faulty => "faulty",
         Condition::Unavailable => "unavailable",
         Condition::Changing => "changing",

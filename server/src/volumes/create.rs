@@ -24,8 +24,10 @@ use crate::{
     moment::Moment,
 };
 
-/// A journal has room for the writes of a second or two at a disk's pace.
-const JOURNAL: ByteCount = ByteCount(512 << 20);
+/// A journal takes this part of its volume, within [`JOURNAL_BYTES`]: its space is the server's from the first day.
+const JOURNAL_ONE_OF: u64 = 8;
+/// The most has room for the writes of a second or two at a disk's pace.
+const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=512 << 20;
 
 /// What is to be made.
 #[derive(Clone, Debug)]
@@ -105,7 +107,8 @@ async fn make(
     let (keys, name) = (keys(app, row)?, name(app, row));
     let (file, id, store) = (journal_file(app, row.id), row.id, Arc::clone(&app.store));
     let runtime = tokio::runtime::Handle::current();
-    let capacity = journal_blocks(JOURNAL);
+    let journal = (row.size.0 / JOURNAL_ONE_OF).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end());
+    let capacity = journal_blocks(ByteCount(journal));
     let volume = blocking(move || {
         let medium = DiskMedium::create(&file, capacity, id, store, runtime)?;
         let volume = Volume::create(medium, name, keys, blocks, capacity)?;

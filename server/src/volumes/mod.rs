@@ -19,9 +19,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cairn_array::{
-    store::BlobName,
-    volume::{DiskMedium, RunningVolume, Volume, VolumeKeys, VolumeName},
+use cairn_array::volume::{
+    DiskMedium, RunningVolume, Usage, Volume, VolumeKeys, VolumeName, VolumeState, root_name,
 };
 use cairn_core::{
     id::{SegmentId, VolumeId},
@@ -54,6 +53,16 @@ pub struct Volumes {
     entries: Mutex<BTreeMap<String, Entry>>,
 }
 
+/// How a volume does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Condition {
+    pub(crate) size: ByteCount,
+    pub(crate) state: VolumeState,
+    pub(crate) usage: Usage,
+    /// Connections to it.
+    pub(crate) users: usize,
+}
+
 /// Why a volume is not removed, or not resized.
 #[derive(Debug, thiserror::Error)]
 pub enum UseError {
@@ -81,6 +90,24 @@ impl Volumes {
     /// Whether there is none.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries().is_empty()
+    }
+
+    /// Looks at a volume without using it.
+    fn look<T>(&self, name: &str, look: impl FnOnce(&Entry) -> T) -> Result<T, UseError> {
+        self.entries().get(name).map(look).ok_or(UseError::Unknown)
+    }
+
+    /// How a volume does, or why it cannot be used.
+    pub(crate) fn condition(&self, name: &str) -> Result<Condition, UseError> {
+        let of = |open: &Open| Condition {
+            size: open.size(),
+            state: open.state(),
+            usage: open.usage(),
+            // Beside the table.
+            users: Arc::strong_count(open) - 1,
+        };
+        self.look(name, |entry| entry.open.as_ref().map(of).map_err(Clone::clone))?
+            .map_err(UseError::Unavailable)
     }
 
     /// A volume, or why it cannot be used.
@@ -176,17 +203,15 @@ pub(crate) fn segments(app: &App) -> Option<Vec<SegmentId>> {
 /// # Errors
 /// [`UseError`]: in use, or unknown.
 pub(crate) async fn remove(app: &App, name: &str) -> Result<(), UseError> {
-    let (id, open) = {
+    let id = app.volumes.look(name, |entry| entry.id)?;
+    let open = {
         let mut entries = app.volumes.entries();
         let entry = entries.get(name).ok_or(UseError::Unknown)?;
         if entry.open.as_ref().is_ok_and(|open| !is_idle(open)) {
             return Err(UseError::InUse);
         }
-        let entry = entries.remove(name).ok_or(UseError::Unknown)?;
-        (entry.id, entry.open.ok())
+        entries.remove(name).and_then(|entry| entry.open.ok())
     };
-    let staged = app.db.set_volume_stage(id, VolumeStage::Removing).await;
-    staged.context("mark the volume as being removed")?;
     Ok(remove_parts(app, id, open).await?)
 }
 
@@ -215,7 +240,10 @@ pub(crate) async fn resize(
 }
 
 async fn remove_parts(app: &App, id: VolumeId, open: Option<Open>) -> anyhow::Result<()> {
-    let root: BlobName = format!("volume/{id}").parse().context("name a volume's root")?;
+    let root = root_name(id)?;
+    // From here on it goes, if need be at the next start.
+    let staged = app.db.set_volume_stage(id, VolumeStage::Removing).await;
+    staged.context("mark a volume as being removed")?;
     let segments = match open {
         Some(open) => {
             // Sealing what is thrown away would be in vain.

@@ -138,7 +138,10 @@ impl DiskMedium {
 }
 
 /// The name of a volume's root in the store.
-pub(super) fn root_name(volume: VolumeId) -> Result<BlobName, MediumError> {
+///
+/// # Errors
+/// Never: an id is a blob's name.
+pub fn root_name(volume: VolumeId) -> Result<BlobName, MediumError> {
     let name = format!("volume/{volume}");
     name.parse().map_err(|_| StoreError::NotFound { object: name }.into())
 }

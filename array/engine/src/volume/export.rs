@@ -14,6 +14,8 @@ fn of_change(error: &ChangeError) -> ExportError {
     match error {
         ChangeError::StoreFull | ChangeError::NoRoom => ExportError::Full,
         ChangeError::Closing => ExportError::Ending,
+        // It is said once when it begins.
+        ChangeError::StoreFails | ChangeError::Faulty => ExportError::Io,
         error => {
             tracing::error!(error = error as &dyn std::error::Error, "change a volume");
             ExportError::Io
@@ -40,7 +42,7 @@ impl<M: Medium> Export for RunningVolume<M> {
     }
 
     fn change(&self, changes: &[Change<'_>]) -> Result<(), ExportError> {
-        Self::change(self, changes).map_err(|error| of_change(&error))
+        (**self).change(changes).map_err(|error| of_change(&error))
     }
 
     fn flush(&self, done: Flushed) {

@@ -8,7 +8,7 @@ use cairn_core::{
     volume::{Place, extent_map::ExtentMap, table::SegmentTable},
 };
 
-use super::{Change, Medium, SealError, Volume, checkpoint::Page, lock};
+use super::{Medium, SealError, Volume, checkpoint::Page, lock};
 
 /// What a volume takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +38,7 @@ impl<M: Medium> Volume<M> {
     /// # Errors
     /// [`SealError`]: then it has its old size when it is opened again.
     pub fn resize(&self, blocks: u64) -> Result<(), SealError> {
-        let end = self.mapped_end();
-        if end > blocks {
-            let block = BLOCK_BYTES as u64;
-            let length = (end - blocks) * block;
-            self.change(&[Change::Zero { offset: blocks * block, length }])?;
-        }
-        lock(&self.maps).blocks = blocks;
+        self.cut(blocks, self.mapped_end())?;
         self.seal()
     }
 
@@ -68,7 +62,7 @@ impl<M: Medium> Volume<M> {
         Usage { live: ByteCount(live), stored: ByteCount(stored), journal }
     }
 
-    /// Every segment that it refers to, those of pages among them.
+    /// Every segment that it refers to: by its maps, by its pages, or by its last durable root only.
     #[must_use]
     pub fn segments(&self) -> Vec<SegmentId> {
         self.segments_that(|_| true)
@@ -81,7 +75,7 @@ impl<M: Medium> Volume<M> {
     }
 
     fn segments_that(&self, counts: impl Fn(bool) -> bool) -> Vec<SegmentId> {
-        let mut ids = lock(&self.sealer).pages.segments();
+        let mut ids = lock(&self.sealer).segments();
         let maps = lock(&self.maps);
         ids.extend(maps.table.iter().filter(|(_, slot)| counts(slot.own)).map(|(_, slot)| slot.id));
         ids

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Three locks, taken in this order: `sealer` (what a checkpoint is made of), `writer` (where the next record goes), `maps`
-//! (where each block is). None but the first is held over the store, none but the first two over the journal.
+//! (where each block is). `maps` is never held over a disk; `writer` is held over the journal, and over the store only when
+//! a change leaves a part of a block, which is read then.
 //!
 //! Invariants:
 //! - A change is in the journal before a read can see it.
@@ -48,7 +49,7 @@ use cairn_core::{
     },
 };
 
-pub use disk::{DiskMedium, journal_blocks};
+pub use disk::{DiskMedium, journal_blocks, root_name};
 pub use life::Usage;
 pub use medium::{Medium, MediumError, Wait};
 pub use reader::Stretch;
@@ -132,6 +133,8 @@ pub enum ChangeError {
     NoRoom,
     #[error("the store is full")]
     StoreFull,
+    #[error("the store fails")]
+    StoreFails,
     #[error(
         "an earlier write or sync failed: the volume takes no changes until it is opened again"
     )]
@@ -165,9 +168,23 @@ impl Change<'_> {
 struct Writer {
     cursor: Cursor,
     life: u64,
-    /// Sealing found no room in the store.
-    store_full: bool,
+    store: StoreHealth,
     closing: bool,
+}
+
+/// What sealing came upon last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StoreHealth {
+    Well,
+    Full,
+    Fails,
+}
+
+/// What the thread that seals is asked.
+#[derive(Debug, Default)]
+struct Asked {
+    seal: bool,
+    ending: bool,
 }
 
 /// Where each block is.
@@ -201,6 +218,9 @@ pub struct Volume<M> {
     faulty: AtomicBool,
     /// Somebody seals when asked, so that it is worth to wait for room.
     attended: AtomicBool,
+    asked: Mutex<Asked>,
+    /// With `asked`.
+    to_seal: Condvar,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -228,6 +248,12 @@ impl<M: Medium> Volume<M> {
     pub fn sync(&self) -> Result<(), ChangeError> {
         self.check_health()?;
         self.medium.sync_journal().map_err(|error| self.fail(error))
+    }
+
+    /// Asks for the journal to be sealed, if somebody does that.
+    fn ask_to_seal(&self) {
+        lock(&self.asked).seal = true;
+        self.to_seal.notify_one();
     }
 
     fn check_health(&self) -> Result<(), ChangeError> {

@@ -21,8 +21,8 @@ use cairn_core::{
 };
 
 use super::{
-    Maps, Medium, OpenError, Pages, ReadError, Sealer, Volume, VolumeKeys, VolumeName, Wait,
-    Writer,
+    Maps, Medium, OpenError, Pages, ReadError, Sealer, StoreHealth, Volume, VolumeKeys, VolumeName,
+    Wait, Writer,
     checkpoint::Meta,
     frames::{Frames, Sealed},
 };
@@ -104,7 +104,7 @@ impl<M: Medium> Volume<M> {
             writer: Mutex::new(Writer {
                 cursor: secret.cursor,
                 life,
-                store_full: false,
+                store: StoreHealth::Well,
                 closing: false,
             }),
             room: Condvar::new(),
@@ -113,6 +113,8 @@ impl<M: Medium> Volume<M> {
             tail: AtomicU64::new(secret.cursor.position),
             faulty: AtomicBool::new(false),
             attended: AtomicBool::new(false),
+            asked: Mutex::default(),
+            to_seal: Condvar::new(),
         };
         volume.replay(secret.cursor)?;
         Ok(volume)

@@ -2,18 +2,15 @@
 
 use std::{
     fmt, io,
-    sync::{
-        Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Condvar, Mutex, PoisonError, atomic::Ordering},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use super::{ChangeError, Medium, SealError, Volume, lock};
+use super::{Asked, Medium, StoreHealth, Volume, lock};
 
-/// An idle volume's journal is sealed after this, so that it is soon as safe as its layout says.
-const SEAL_AFTER: Duration = Duration::from_secs(5);
+/// What a journal has is sealed this often, asked or not.
+const SEAL_EVERY: Duration = Duration::from_secs(5);
 /// How long until a store that was full, or failed, is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -26,15 +23,16 @@ pub enum VolumeState {
     Well,
     /// The store has no room: what is in the journal stays there.
     StoreFull,
+    /// The store does not do what it shall: what is in the journal stays there.
+    StoreFails,
     /// A write or a sync failed: it takes no changes until it is opened again.
     Faulty,
 }
 
-/// Who waits for what.
+/// Who waits for a sync.
 #[derive(Default)]
-struct Asked {
-    syncs: Vec<Synced>,
-    seal: bool,
+struct Syncs {
+    waiting: Vec<Synced>,
     ending: bool,
 }
 
@@ -46,10 +44,8 @@ pub struct RunningVolume<M: Medium> {
 
 struct Shared<M> {
     volume: Volume<M>,
-    asked: Mutex<Asked>,
+    syncs: Mutex<Syncs>,
     to_sync: Condvar,
-    to_seal: Condvar,
-    seal_asked: AtomicBool,
 }
 
 impl<M: Medium> fmt::Debug for RunningVolume<M> {
@@ -73,13 +69,7 @@ impl<M: Medium> RunningVolume<M> {
     /// When the system has no thread to give.
     pub fn start(volume: Volume<M>) -> io::Result<Self> {
         volume.attended.store(true, Ordering::Release);
-        let shared = Arc::new(Shared {
-            volume,
-            asked: Mutex::default(),
-            to_sync: Condvar::new(),
-            to_seal: Condvar::new(),
-            seal_asked: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared { volume, syncs: Mutex::default(), to_sync: Condvar::new() });
         let syncs = Arc::clone(&shared);
         let seals = Arc::clone(&shared);
         let sync = thread::Builder::new().name("volume-sync".into()).spawn(move || syncs.sync())?;
@@ -89,56 +79,46 @@ impl<M: Medium> RunningVolume<M> {
         Ok(running)
     }
 
-    /// Takes changes; see [`Volume::change`]. Waits while the journal is full.
-    ///
-    /// # Errors
-    /// As [`Volume::change`].
-    pub fn change(&self, changes: &[super::Change<'_>]) -> Result<(), ChangeError> {
-        // Before it, too: a batch may be larger than what is left.
-        self.shared.ask_to_seal();
-        let done = self.shared.volume.change(changes);
-        self.shared.ask_to_seal();
-        done
-    }
-
     /// Calls `done` once everything that was changed before is durable.
     pub(crate) fn sync_then(&self, done: Synced) {
-        let mut asked = lock(&self.shared.asked);
-        if asked.ending {
-            drop(asked);
+        let mut syncs = lock(&self.shared.syncs);
+        if syncs.ending {
+            drop(syncs);
             done(false);
             return;
         }
-        asked.syncs.push(done);
-        drop(asked);
+        syncs.waiting.push(done);
+        drop(syncs);
         self.shared.to_sync.notify_one();
     }
 
     /// How it does.
     #[must_use]
     pub fn state(&self) -> VolumeState {
-        if self.shared.volume.faulty.load(Ordering::Acquire) {
-            VolumeState::Faulty
-        } else if lock(&self.shared.volume.writer).store_full {
-            VolumeState::StoreFull
-        } else {
-            VolumeState::Well
+        if self.faulty.load(Ordering::Acquire) {
+            return VolumeState::Faulty;
+        }
+        match lock(&self.writer).store {
+            StoreHealth::Well => VolumeState::Well,
+            StoreHealth::Full => VolumeState::StoreFull,
+            StoreHealth::Fails => VolumeState::StoreFails,
         }
     }
 
     /// Takes no changes any more and ends the threads. What the journal has stays there.
     pub fn abandon(&self) {
-        self.shared.volume.give_up();
+        self.give_up();
         self.close();
     }
 
     /// Takes no changes any more, seals what the journal has, and ends the threads.
     pub fn close(&self) {
-        lock(&self.shared.volume.writer).closing = true;
-        self.shared.volume.room.notify_all();
-        lock(&self.shared.asked).ending = true;
+        lock(&self.writer).closing = true;
+        self.room.notify_all();
+        lock(&self.shared.syncs).ending = true;
         self.shared.to_sync.notify_all();
-        self.shared.to_seal.notify_all();
+        lock(&self.asked).ending = true;
+        self.to_seal.notify_all();
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             if thread.join().is_err() {
                 tracing::error!("a thread of a volume panicked");
@@ -154,28 +134,18 @@ impl<M: Medium> Drop for RunningVolume<M> {
 }
 
 impl<M: Medium> Shared<M> {
-    fn ask_to_seal(&self) {
-        let full_enough = self.volume.pending() * 3 >= self.volume.ring.capacity;
-        if full_enough && !self.seal_asked.swap(true, Ordering::AcqRel) {
-            lock(&self.asked).seal = true;
-            self.to_seal.notify_one();
-        }
-    }
-
     /// Syncs once for all who wait.
     fn sync(&self) {
         loop {
             let waiting = {
-                let mut asked = lock(&self.asked);
-                loop {
-                    if !asked.syncs.is_empty() {
-                        break std::mem::take(&mut asked.syncs);
-                    }
-                    if asked.ending {
-                        return;
-                    }
-                    asked = self.to_sync.wait(asked).unwrap_or_else(PoisonError::into_inner);
+                let syncs = lock(&self.syncs);
+                let idle = |syncs: &mut Syncs| syncs.waiting.is_empty() && !syncs.ending;
+                let mut syncs =
+                    self.to_sync.wait_while(syncs, idle).unwrap_or_else(PoisonError::into_inner);
+                if syncs.waiting.is_empty() {
+                    return;
                 }
+                std::mem::take(&mut syncs.waiting)
             };
             let result = self.volume.sync();
             if let Err(error) = &result {
@@ -204,41 +174,32 @@ impl<M: Medium> Shared<M> {
         }
     }
 
-    /// Waits until somebody asks, or the volume was left alone for a while. True when the volume is being closed.
+    /// Waits until somebody asks, or until it is time. True when the volume is being closed.
     fn wait_to_seal(&self, failed: bool) -> bool {
-        let mut asked = lock(&self.asked);
+        let asked = lock(&self.volume.asked);
         // After a failure asking is no reason to try again at once.
-        if failed && !asked.ending {
-            asked = self
-                .to_seal
-                .wait_timeout(asked, AGAIN_AFTER)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        } else if !asked.seal && !asked.ending {
-            asked = self
-                .to_seal
-                .wait_timeout(asked, SEAL_AFTER)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
+        let patience = if failed { AGAIN_AFTER } else { SEAL_EVERY };
+        let idle = |asked: &mut Asked| !asked.ending && (failed || !asked.seal);
+        let waited = self.volume.to_seal.wait_timeout_while(asked, patience, idle);
+        let (mut asked, _) = waited.unwrap_or_else(PoisonError::into_inner);
         asked.seal = false;
-        self.seal_asked.store(false, Ordering::Release);
         asked.ending
     }
 
     /// True when it failed.
     fn seal_once(&self) -> bool {
-        let result = self.volume.seal();
-        if let Err(error) = &result {
+        let Err(error) = self.volume.seal() else { return false };
+        let health = if error.is_full() { StoreHealth::Full } else { StoreHealth::Fails };
+        let before = std::mem::replace(&mut lock(&self.volume.writer).store, health);
+        // Who waits for room gets to know.
+        self.volume.room.notify_all();
+        if before != health {
             tracing::error!(
                 volume = %self.volume.id,
-                error = error as &dyn std::error::Error,
-                "cannot seal what the journal has, it stays there"
+                error = &error as &dyn std::error::Error,
+                "cannot seal what the journal has: it stays there, and this is tried again every second"
             );
-            lock(&self.volume.writer).store_full |= result.as_ref().is_err_and(SealError::is_full);
-            // Who waits for room gets to know.
-            self.volume.room.notify_all();
         }
-        result.is_err()
+        true
     }
 }

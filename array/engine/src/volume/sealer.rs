@@ -22,7 +22,7 @@ use cairn_core::{
 };
 
 use super::{
-    ChangeError, Medium, MediumError, Pages, ReadError, Volume, Wait,
+    ChangeError, Medium, MediumError, Pages, ReadError, StoreHealth, Volume, Wait,
     checkpoint::Page,
     frames::Sealed,
     lock,
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::dsf::CheckError;
 
-/// The most live blocks that are moved while one journal is sealed: as much again as half of it in the default size.
+/// The most live blocks that are moved while one journal is sealed: 128 MiB.
 const CLEANING_BUDGET: u64 = 32 << 10;
 /// Blocks read at once from the journal.
 const READ_BLOCKS: u64 = 256;
@@ -101,6 +101,13 @@ impl Sealer {
     pub(super) const fn new(pages: Pages, number: u64) -> Self {
         Self { pages, number, work: None, dead: Vec::new() }
     }
+
+    /// Segments of pages, and those that only the durable root may still name.
+    pub(super) fn segments(&self) -> Vec<SegmentId> {
+        let mut ids = self.pages.segments();
+        ids.extend_from_slice(&self.dead);
+        ids
+    }
 }
 
 impl<M: Medium> Volume<M> {
@@ -134,7 +141,7 @@ impl<M: Medium> Volume<M> {
         {
             // With the lock, so that nobody who saw the old tail begins to wait after this.
             let mut writer = lock(&self.writer);
-            writer.store_full = false;
+            writer.store = StoreHealth::Well;
             self.tail.store(covers.position, Ordering::Release);
         }
         self.room.notify_all();

@@ -72,6 +72,7 @@ struct State {
     calls_left: Option<u64>,
     /// Segments that the store takes before it is full.
     room: Option<u64>,
+    broken_store: bool,
     dice: Dice,
 }
 
@@ -110,6 +111,7 @@ impl SimMedium {
             durable_root: None,
             calls_left: None,
             room: None,
+            broken_store: false,
             dice: Dice::new(seed),
         })))
     }
@@ -127,6 +129,11 @@ impl SimMedium {
     /// Lets the store take so many more segments; none: as many as come.
     pub(super) fn limit_store(&self, segments: Option<u64>) {
         lock(&self.0).room = segments;
+    }
+
+    /// Lets the store take nothing, and not for lack of room.
+    pub(super) fn break_store(&self, broken: bool) {
+        lock(&self.0).broken_store = broken;
     }
 
     /// Segments in the store.
@@ -217,6 +224,9 @@ impl Medium for SimMedium {
     fn put_segment(&self, segment: &CheckedSegment) -> Result<(), MediumError> {
         let mut state = lock(&self.0);
         state.call("put")?;
+        if state.broken_store {
+            return Err(StoreError::NoDevice.into());
+        }
         match &mut state.room {
             Some(0) => return Err(StoreError::Full { device: "sim".into() }.into()),
             Some(room) => *room -= 1,

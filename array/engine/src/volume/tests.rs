@@ -1,7 +1,9 @@
+use std::time::{Duration, Instant};
+
 use cairn_core::units::{BLOCK_BYTES, BlockIndex};
 
 use super::{
-    Change, ChangeError, OpenError, Volume, Wait,
+    Change, ChangeError, OpenError, RunningVolume, Volume, VolumeState, Wait,
     model::{keys, named},
     sim::{Dice, End, SimMedium},
 };
@@ -109,6 +111,66 @@ fn a_failed_sync_ends_all_changes_until_the_volume_is_opened_again() {
     let again = Volume::open(medium, named(2), keys()).unwrap();
     write(&again).unwrap();
     again.sync().unwrap();
+}
+
+/// Writes until that fails; the blocks that were taken, and why no more.
+fn fill(volume: &RunningVolume<SimMedium>) -> (u64, ChangeError) {
+    let mut taken = 0;
+    loop {
+        let bytes = vec![7; BLOCK_BYTES];
+        match volume.change(&[Change::Write { offset: taken * BLOCK, bytes: &bytes }]) {
+            Ok(()) => taken += 1,
+            Err(error) => return (taken, error),
+        }
+    }
+}
+
+#[test]
+fn a_full_store_fails_writers_keeps_what_is_there_and_goes_on_once_there_is_room() {
+    let (medium, volume) = volume(1000, 40);
+    let volume = RunningVolume::start(volume).unwrap();
+    medium.limit_store(Some(0));
+    let (taken, why) = fill(&volume);
+    assert!(matches!(why, ChangeError::StoreFull) && taken > 10, "{taken}: {why}");
+    assert_eq!(volume.state(), VolumeState::StoreFull);
+    assert_eq!(read(&volume, 0, taken), vec![7; usize::try_from(taken * BLOCK).unwrap()]);
+    volume.sync().unwrap();
+    medium.limit_store(None);
+    while volume.state() != VolumeState::Well {
+        std::thread::yield_now();
+    }
+    volume.change(&[Change::Write { offset: 0, bytes: &vec![8; BLOCK_BYTES] }]).unwrap();
+    volume.close();
+    drop(volume);
+    let again = Volume::open(medium, named(2), keys()).unwrap();
+    assert_eq!(read(&again, 0, 2), [vec![8; BLOCK_BYTES], vec![7; BLOCK_BYTES]].concat());
+}
+
+#[test]
+fn a_store_that_fails_holds_nobody_up_for_ever() {
+    let (medium, volume) = volume(1000, 40);
+    let volume = RunningVolume::start(volume).unwrap();
+    medium.break_store(true);
+    let (taken, why) = fill(&volume);
+    assert!(matches!(why, ChangeError::StoreFails) && taken > 10, "{taken}: {why}");
+    assert_eq!(volume.state(), VolumeState::StoreFails);
+    medium.break_store(false);
+    while volume.state() != VolumeState::Well {
+        std::thread::yield_now();
+    }
+    assert_eq!(read(&volume, 0, taken), vec![7; usize::try_from(taken * BLOCK).unwrap()]);
+}
+
+#[test]
+fn a_change_larger_than_the_journal_does_not_wait_for_the_clock() {
+    let (_, volume) = volume(1000, 40);
+    let volume = RunningVolume::start(volume).unwrap();
+    let bytes = noise(900, &mut Dice::new(8));
+    let begun = Instant::now();
+    volume.change(&[Change::Write { offset: 0, bytes: &bytes }]).unwrap();
+    // Sealing by the clock comes every five seconds, and more than twenty journals are sealed here.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(read(&volume, 0, 900), bytes);
 }
 
 #[test]

@@ -13,9 +13,11 @@ use cairn_core::{
     },
 };
 
-use super::{Change, ChangeError, Medium, Volume, Wait, Writer, covering, lock};
+use super::{Change, ChangeError, Medium, StoreHealth, Volume, Wait, Writer, covering, lock};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// The journal is sealed once a third of it is used: the rest takes what comes meanwhile.
+const SEAL_AT_ONE_OF: u64 = 3;
 
 /// A record that is being gathered: entries, and the bytes of each that has some.
 #[derive(Default)]
@@ -32,6 +34,7 @@ impl<M: Medium> Volume<M> {
     /// # Errors
     /// [`ChangeError`]; those before the one that failed may have been taken.
     pub fn change(&self, changes: &[Change<'_>]) -> Result<(), ChangeError> {
+        let mut writer = lock(&self.writer);
         let size = self.size().0;
         let outside = |change: &Change<'_>| {
             let (offset, length) = change.range();
@@ -40,7 +43,6 @@ impl<M: Medium> Volume<M> {
         if changes.iter().any(outside) {
             return Err(ChangeError::Range);
         }
-        let mut writer = lock(&self.writer);
         let mut gathered = Gathered::default();
         for change in changes {
             let (offset, length) = change.range();
@@ -56,6 +58,20 @@ impl<M: Medium> Volume<M> {
             }
         }
         drop(self.append(writer, &mut gathered)?);
+        Ok(())
+    }
+
+    /// Gives the volume `blocks` blocks. What was behind them up to `end` becomes zeros, at the same time for all others.
+    pub(super) fn cut(&self, blocks: u64, end: u64) -> Result<(), ChangeError> {
+        let mut writer = lock(&self.writer);
+        lock(&self.maps).blocks = blocks;
+        if end > blocks {
+            let mut gathered = Gathered::default();
+            let zero = Change::Zero { offset: blocks * BLOCK, length: (end - blocks) * BLOCK };
+            writer = self.gather(writer, &mut gathered, &zero)?;
+            writer = self.append(writer, &mut gathered)?;
+        }
+        drop(writer);
         Ok(())
     }
 
@@ -179,6 +195,10 @@ impl<M: Medium> Volume<M> {
             .map_err(|error| self.fail(error))?;
         writer.cursor = record.end();
         self.apply(&record);
+        let used = writer.cursor.position - self.tail.load(Ordering::Acquire);
+        if used * SEAL_AT_ONE_OF >= self.ring.capacity {
+            self.ask_to_seal();
+        }
         Ok(writer)
     }
 
@@ -198,12 +218,15 @@ impl<M: Medium> Volume<M> {
             if writer.closing {
                 return Err(ChangeError::Closing);
             }
-            if writer.store_full {
-                return Err(ChangeError::StoreFull);
+            match writer.store {
+                StoreHealth::Well => {}
+                StoreHealth::Full => return Err(ChangeError::StoreFull),
+                StoreHealth::Fails => return Err(ChangeError::StoreFails),
             }
             if !self.attended.load(Ordering::Acquire) {
                 return Err(ChangeError::NoRoom);
             }
+            self.ask_to_seal();
             writer = self.room.wait(writer).unwrap_or_else(PoisonError::into_inner);
         }
     }
