@@ -226,7 +226,7 @@ impl<M: Medium> Volume<M> {
             if !self.attended.load(Ordering::Acquire) {
                 return Err(ChangeError::NoRoom);
             }
-            self.ask_to_seal();
+            // It was asked to seal before it came to this.
             writer = self.room.wait(writer).unwrap_or_else(PoisonError::into_inner);
         }
     }
