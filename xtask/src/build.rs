@@ -11,8 +11,6 @@ use anyhow::{Context as _, Result};
 
 use crate::step;
 
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-
 pub(crate) fn workspace() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
@@ -33,17 +31,11 @@ pub(crate) enum Programs {
 }
 
 impl Programs {
-    /// The profile of the static agent that goes with them.
-    const fn static_profile(self) -> &'static str {
+    const fn profile(self) -> &'static str {
         match self {
-            Self::Release => "initramfs",
-            Self::Debug => "initramfs-test",
+            Self::Release => "release",
+            Self::Debug => "dev",
         }
-    }
-
-    /// Kernel and initramfs for blank machines.
-    fn payload(self) -> PathBuf {
-        target().join("cairn-cache/boot").join(self.static_profile())
     }
 
     fn folder(self) -> PathBuf {
@@ -51,6 +43,11 @@ impl Programs {
             Self::Release => "release",
             Self::Debug => "debug",
         })
+    }
+
+    /// Kernel and initramfs for blank machines.
+    fn payload(self) -> PathBuf {
+        target().join("cairn-cache/boot").join(self.profile())
     }
 }
 
@@ -66,16 +63,8 @@ pub(crate) fn all(programs: Programs) -> Result<()> {
         // The selection of the test run, so that no dependency is built again with other features.
         Programs::Debug => &["build", "--workspace", "--bins", "--tests"],
     };
+    let agent = static_agent(programs)?;
     step::cargo("build", build)?;
-    let mut agent = step::command("cargo");
-    agent
-        .args(["build", "--profile", programs.static_profile()])
-        .args(["-p", "cairn-agent", "--target", TRIPLE])
-        // It runs as init of a system without a loader. `--target` keeps the flag away from build
-        // scripts and gives it a folder of its own.
-        .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    step::run("build the static agent", &mut agent)?;
-    let agent = target().join(TRIPLE).join(programs.static_profile()).join("cairn-agent");
     if is_current(&programs.payload().join("boot.json"), &[&agent]) {
         return Ok(());
     }
@@ -88,6 +77,26 @@ pub(crate) fn all(programs: Programs) -> Result<()> {
         .arg("--agent")
         .arg(&agent);
     step::run("build the boot payload", &mut build)
+}
+
+/// The agent as init of a system without a loader. Only its own crate is compiled and linked for that: the crates below are
+/// those of the other programs, as far as these use them with the same features.
+fn static_agent(programs: Programs) -> Result<PathBuf> {
+    let kept = target().join("cairn-cache/static-agent").join(programs.profile());
+    let mut build = step::command("cargo");
+    build
+        .args(["rustc", "--profile", programs.profile(), "-p", "cairn-agent"])
+        .args(["--bin", "cairn-agent", "--"])
+        .args(["-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
+    step::run("build the static agent", &mut build)?;
+    // Cargo has one place for both agents, and the other one comes there with the next build.
+    let made = programs.folder().join("cairn-agent");
+    let is_new = !fs::read(&kept).is_ok_and(|old| fs::read(&made).is_ok_and(|new| old == new));
+    if is_new {
+        fs::create_dir_all(kept.parent().unwrap_or(&kept)).context("make a folder")?;
+        fs::copy(&made, &kept).context("keep the static agent")?;
+    }
+    Ok(kept)
 }
 
 /// Whether `made` is newer than everything that it is made of.

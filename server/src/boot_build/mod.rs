@@ -98,7 +98,7 @@ pub(crate) fn run(options: BootBuildOptions) -> Result<BootPayload> {
     if sum > MAX_PAYLOAD_BYTES {
         bail!(
             "the payload would be {sum} bytes (kernel {}, initramfs {}), more than {MAX_PAYLOAD_BYTES}; \
-             use a smaller kernel, or an agent built with `--profile initramfs`",
+             use a smaller kernel, or an agent built with `--release` and stripped",
             payload.vmlinuz.bytes,
             payload.initrd.bytes
         );
@@ -132,8 +132,8 @@ impl PayloadFile {
     }
 }
 
-const AGENT_ADVICE: &str = "build it with `RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build \
-    --profile initramfs -p cairn-agent --target x86_64-unknown-linux-gnu` and name it with --agent";
+const AGENT_ADVICE: &str = "build it with `cargo rustc --release -p cairn-agent \
+    --bin cairn-agent -- -C target-feature=+crt-static -C strip=symbols` and name it with --agent";
 
 /// The agent that was named, else the first one in the places where a build or a package puts it.
 fn agent_path(named: Option<PathBuf>) -> Result<PathBuf> {
@@ -142,11 +142,9 @@ fn agent_path(named: Option<PathBuf>) -> Result<PathBuf> {
     }
     let this = std::env::current_exe().context("find this program's folder")?;
     let folder = this.parent().unwrap_or(Path::new("/"));
-    let built = "x86_64-unknown-linux-gnu/initramfs/cairn-agent";
     let places = [
         PathBuf::from("/usr/lib/cairn/cairn-agent"),
         folder.join("../lib/cairn/cairn-agent"),
-        folder.join("..").join(built),
         folder.join("cairn-agent"),
     ];
     let found = places.iter().find(|place| place.is_file()).cloned();
