@@ -96,6 +96,10 @@ identifier! {
     VolumeId, 16
 }
 identifier! {
+    /// A snapshot of a volume, named at random when it is taken.
+    SnapshotId, 16
+}
+identifier! {
     /// One machine's share of a deployment.
     InstallId, 16
 }

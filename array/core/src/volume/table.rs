@@ -4,17 +4,18 @@
 //!
 //! ```text
 //! offset  size  field
-//!      0     2  version = 1
+//!      0     2  version = 2
 //!      2     2  slot count S (1 ..= 512)
 //!      4     4  reserved, zero
 //!      8     8  number of the page
 //!     16  76×S  slots: segment id (32), sealed bytes (u32; zero: the slot is empty, and so is the rest of it),
-//!               key (32), blocks sealed into it (u32), own (u8: 1 when this volume made it), reserved (3)
+//!               key (32), blocks sealed into it (u32), reserved (4)
 //!      …        zeros to whole blocks
 //! ```
 //!
 //! Slots have a fixed size, so that a page's size does not tell what is in it and one page is at most one frame. Live blocks
-//! are not written: they are counted from the map.
+//! are not written: they are counted from the map. Whose a segment is, is not written either: it is everybody's whose root
+//! names it.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +31,7 @@ pub const PAGE_SLOTS: usize = 512;
 /// The most segments of a volume: 64 TiB of segments that are half empty.
 pub const MAX_SEGMENTS: usize = 32 << 20;
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const SLOT_BYTES: usize = 76;
 const MAX_SEGMENT_BLOCKS: u32 = 4096 * 64;
 const _: () = assert!(MAX_SEGMENT_BLOCKS as usize == SEGMENT_MAX_FRAMES * FRAME_BLOCKS);
@@ -46,8 +47,6 @@ pub struct Slot {
     pub blocks: u32,
     /// That the volume's map names.
     pub live: u32,
-    /// Made by this volume, so that it goes when nothing names it. Else it is its origin's.
-    pub own: bool,
 }
 
 /// All segments of a volume, by index.
@@ -143,8 +142,7 @@ impl SegmentTable {
             writer.u32(slot.bytes);
             writer.put(&slot.key.0);
             writer.u32(slot.blocks);
-            writer.u8(slot.own.into());
-            writer.put(&[0; 3]);
+            writer.u32(0);
         }
         let mut bytes = writer.finish();
         bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
@@ -205,13 +203,8 @@ fn slot(reader: &mut Reader<'_>) -> Result<Option<Slot>, DecodeError> {
         let limit = MAX_SEGMENT_BLOCKS.into();
         return Err(DecodeError::Limit { field: "blocks", value: blocks.into(), limit });
     }
-    let own = match reader.u8()? {
-        0 => false,
-        1 => true,
-        _ => return Err(DecodeError::Inconsistent { field: "own" }),
-    };
-    reader.reserved(3)?;
-    Ok(Some(Slot { id, bytes, key, blocks, live: 0, own }))
+    reader.reserved(4)?;
+    Ok(Some(Slot { id, bytes, key, blocks, live: 0 }))
 }
 
 #[cfg(test)]
@@ -223,14 +216,7 @@ mod tests {
 
     fn slot(number: u32) -> Slot {
         let id = SegmentId::of(&number.to_le_bytes());
-        Slot {
-            id,
-            bytes: number + 1,
-            key: SealKey([3; 32]),
-            blocks: 5,
-            live: 0,
-            own: number.is_multiple_of(2),
-        }
+        Slot { id, bytes: number + 1, key: SealKey([3; 32]), blocks: 5, live: 0 }
     }
 
     proptest! {
@@ -251,7 +237,7 @@ mod tests {
             }
             prop_assert!(table.encode_page(table.pages()).is_none());
             let plain = |table: &SegmentTable| {
-                table.iter().map(|(index, slot)| (index, slot.id, slot.bytes, slot.blocks, slot.own)).collect::<Vec<_>>()
+                table.iter().map(|(index, slot)| (index, slot.id, slot.bytes, slot.blocks)).collect::<Vec<_>>()
             };
             prop_assert_eq!(plain(&read), plain(&table));
             prop_assert_eq!(read.add(slot(7)), table.add(slot(7)));

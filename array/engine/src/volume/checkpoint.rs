@@ -15,7 +15,7 @@ use cairn_core::{
     },
 };
 
-use super::{Medium, SealError, Volume, lock, pack::sealed};
+use super::{Medium, RootName, SealError, Volume, lock, pack::sealed};
 use crate::{frame::FrameCompressor, random};
 
 /// Meta segments beyond one for each so many pages are merged: each checkpoint adds one, however small.
@@ -248,7 +248,7 @@ impl<M: Medium> Volume<M> {
             },
         };
         let root = draft.seal(&self.keys.content_key, &self.keys.signer);
-        self.medium.put_root(Bytes::from(root))?;
+        self.medium.put_root(RootName::Live, Bytes::from(root))?;
         Ok(self.medium.sync_store()?)
     }
 }

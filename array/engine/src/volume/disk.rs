@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, DirBuilder, File},
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSlice},
     os::unix::fs::{DirBuilderExt as _, FileExt as _},
     path::Path,
     sync::{Arc, Mutex},
@@ -14,21 +14,17 @@ use cairn_core::{
     units::{BLOCK_BYTES, ByteCount},
     volume::journal::MIN_CAPACITY,
 };
-use quick_cache::sync::Cache;
-use rustix::{
-    fs::{FallocateFlags, Mode, OFlags},
-    io::{Errno, ReadWriteFlags},
-};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use tokio::runtime::Handle;
 
-use super::{Medium, MediumError, Wait, lock};
+use super::{
+    Medium, MediumError, RootName, SegmentReader, StoreSegments, Wait, lock, segments::read,
+};
 use crate::{
     dsf::CheckedSegment,
     store::{BlobName, Store, StoreError},
 };
 
-/// Segments whose files are kept open.
-const FILES: usize = 256;
 /// What replaying reads at once.
 const CHUNK: usize = 4 << 20;
 /// Direct reads begin and end on these.
@@ -47,10 +43,9 @@ pub struct DiskMedium {
     /// The same file past the page cache, where the file system can do that: only this tells what a failed sync lost.
     direct: Option<File>,
     chunk: Mutex<Chunk>,
-    store: Arc<Store>,
-    root: BlobName,
+    volume: VolumeId,
+    segments: StoreSegments,
     runtime: Handle,
-    files: Cache<SegmentId, Arc<File>>,
 }
 
 /// A piece of the journal, read to be replayed.
@@ -95,23 +90,10 @@ impl DiskMedium {
             journal: opened,
             direct,
             chunk: Mutex::default(),
-            store,
-            root: root_name(volume)?,
+            volume,
+            segments: StoreSegments::new(store),
             runtime,
-            files: Cache::new(FILES),
         })
-    }
-
-    fn file(&self, id: SegmentId, wait: Wait) -> io::Result<Option<Arc<File>>> {
-        if let Some(file) = self.files.get(&id) {
-            return Ok(Some(file));
-        }
-        if wait == Wait::Never {
-            return Ok(None);
-        }
-        let file = Arc::new(self.store.open_segment(id)?);
-        self.files.insert(id, Arc::clone(&file));
-        Ok(Some(file))
     }
 
     /// Reads a chunk at `offset`, as much of it as the file has.
@@ -140,9 +122,12 @@ impl DiskMedium {
 /// The name of a volume's root in the store.
 ///
 /// # Errors
-/// Never: an id is a blob's name.
-pub fn root_name(volume: VolumeId) -> Result<BlobName, MediumError> {
-    let name = format!("volume/{volume}");
+/// Never: ids are a blob's name.
+pub fn root_name(volume: VolumeId, name: RootName) -> Result<BlobName, MediumError> {
+    let name = match name {
+        RootName::Live => format!("volume/{volume}"),
+        RootName::Snapshot(snapshot) => format!("volume/{volume}-{snapshot}"),
+    };
     name.parse().map_err(|_| StoreError::NotFound { object: name }.into())
 }
 
@@ -163,24 +148,6 @@ fn make_journal(path: &Path, capacity: u64) -> io::Result<()> {
     made
 }
 
-/// Fills `into` from memory only; false when not all of it is there.
-fn read_cached(file: &File, offset: u64, into: &mut [u8]) -> io::Result<bool> {
-    let length = into.len();
-    let mut parts = [IoSliceMut::new(into)];
-    match rustix::io::preadv2(file, &mut parts, offset, ReadWriteFlags::NOWAIT) {
-        Ok(read) => Ok(read == length),
-        Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn read(file: &File, offset: u64, into: &mut [u8], wait: Wait) -> io::Result<bool> {
-    match wait {
-        Wait::Never => read_cached(file, offset, into),
-        Wait::AsLongAsItTakes => file.read_exact_at(into, offset).map(|()| true),
-    }
-}
-
 /// Writes all parts, however many calls that takes.
 fn write_all(file: &File, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
@@ -190,6 +157,18 @@ fn write_all(file: &File, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<()> 
     }
     let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).skip(written).collect();
     file.write_all_at(&bytes, offset + written as u64)
+}
+
+impl SegmentReader for DiskMedium {
+    fn read_segment(
+        &self,
+        id: SegmentId,
+        offset: u64,
+        into: &mut [u8],
+        wait: Wait,
+    ) -> Result<bool, MediumError> {
+        self.segments.read_segment(id, offset, into, wait)
+    }
 }
 
 impl Medium for DiskMedium {
@@ -229,41 +208,37 @@ impl Medium for DiskMedium {
     }
 
     fn put_segment(&self, segment: &CheckedSegment) -> Result<(), MediumError> {
-        Ok(self.runtime.block_on(self.store.put_checked(segment))?)
-    }
-
-    fn read_segment(
-        &self,
-        id: SegmentId,
-        offset: u64,
-        into: &mut [u8],
-        wait: Wait,
-    ) -> Result<bool, MediumError> {
-        let operation = "read";
-        let failed = |source| MediumError::Segment { operation, source };
-        let Some(file) = self.file(id, wait).map_err(failed)? else { return Ok(false) };
-        read(&file, offset, into, wait).map_err(failed)
+        Ok(self.runtime.block_on(self.segments.store().put_checked(segment))?)
     }
 
     fn delete_segment(&self, id: SegmentId) -> Result<(), MediumError> {
-        self.files.remove(&id);
-        self.runtime.block_on(self.store.delete_segment(id))?;
+        self.segments.close(id);
+        self.runtime.block_on(self.segments.store().delete_segment(id))?;
         Ok(())
     }
 
-    fn put_root(&self, root: Bytes) -> Result<(), MediumError> {
-        Ok(self.runtime.block_on(self.store.put_blob(&self.root, root))?)
+    fn put_root(&self, name: RootName, root: Bytes) -> Result<(), MediumError> {
+        Ok(self
+            .runtime
+            .block_on(self.segments.store().put_blob(&root_name(self.volume, name)?, root))?)
     }
 
-    fn root(&self) -> Result<Option<Bytes>, MediumError> {
-        match self.runtime.block_on(self.store.get_blob(&self.root)) {
+    fn root(&self, name: RootName) -> Result<Option<Bytes>, MediumError> {
+        match self.runtime.block_on(self.segments.store().get_blob(&root_name(self.volume, name)?))
+        {
             Ok(root) => Ok(Some(root)),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
+    fn delete_root(&self, name: RootName) -> Result<(), MediumError> {
+        let name = root_name(self.volume, name)?;
+        self.runtime.block_on(self.segments.store().delete_blob(&name))?;
+        Ok(())
+    }
+
     fn sync_store(&self) -> Result<(), MediumError> {
-        Ok(self.runtime.block_on(self.store.flush())?)
+        Ok(self.runtime.block_on(self.segments.store().flush())?)
     }
 }

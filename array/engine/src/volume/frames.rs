@@ -12,7 +12,7 @@ use cairn_core::{
 use quick_cache::{Weighter, sync::Cache};
 use zstd::bulk::Decompressor;
 
-use super::{Medium, ReadError, Wait};
+use super::{ReadError, SegmentReader, Wait};
 use crate::frame::FrameError;
 
 /// Opened segments that are kept: a table of 1024 frames takes 24 KiB.
@@ -70,9 +70,9 @@ impl Frames {
     }
 
     /// The plain bytes of a frame; none when that would have to wait.
-    pub(super) fn get<M: Medium>(
+    pub(super) fn get<S: SegmentReader>(
         &self,
-        medium: &M,
+        segments: &S,
         segment: Sealed<'_>,
         frame: FrameIndex,
         wait: Wait,
@@ -80,10 +80,10 @@ impl Frames {
         if let Some(bytes) = self.frames.get(&(segment.id, frame)) {
             return Ok(Some(bytes));
         }
-        let Some(opened) = self.opened(medium, segment, wait)? else { return Ok(None) };
+        let Some(opened) = self.opened(segments, segment, wait)? else { return Ok(None) };
         let place = opened.table.place(frame).ok_or(FrameError::Missing(frame))?;
         let mut sealed = vec![0; place.sealed_bytes];
-        if !medium.read_segment(segment.id, place.offset as u64, &mut sealed, wait)? {
+        if !segments.read_segment(segment.id, place.offset as u64, &mut sealed, wait)? {
             return Ok(None);
         }
         let zstd = opened
@@ -95,9 +95,9 @@ impl Frames {
         Ok(Some(bytes))
     }
 
-    fn opened<M: Medium>(
+    fn opened<S: SegmentReader>(
         &self,
-        medium: &M,
+        segments: &S,
         segment: Sealed<'_>,
         wait: Wait,
     ) -> Result<Option<Arc<Opened>>, ReadError> {
@@ -106,7 +106,7 @@ impl Frames {
         }
         let length = segment.bytes as usize;
         let mut head = vec![0; length.min(SEGMENT_HEAD_BYTES)];
-        if !medium.read_segment(segment.id, 0, &mut head, wait)? {
+        if !segments.read_segment(segment.id, 0, &mut head, wait)? {
             return Ok(None);
         }
         let table = FrameTable::parse_head(&head, length).map_err(FrameError::Segment)?;

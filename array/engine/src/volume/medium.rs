@@ -5,7 +5,7 @@
 use std::io::{self, IoSlice};
 
 use bytes::Bytes;
-use cairn_core::id::SegmentId;
+use cairn_core::id::{SegmentId, SnapshotId};
 
 use crate::{dsf::CheckedSegment, store::StoreError};
 
@@ -51,8 +51,32 @@ impl MediumError {
     }
 }
 
+/// Which of a volume's roots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RootName {
+    /// What the volume is.
+    Live,
+    /// What it was.
+    Snapshot(SnapshotId),
+}
+
+/// Where segments are read from.
+pub trait SegmentReader: Send + Sync + 'static {
+    /// Reads a part of a segment; false when it would have to wait.
+    ///
+    /// # Errors
+    /// [`MediumError::Segment`], [`MediumError::Store`].
+    fn read_segment(
+        &self,
+        id: SegmentId,
+        offset: u64,
+        into: &mut [u8],
+        wait: Wait,
+    ) -> Result<bool, MediumError>;
+}
+
 /// See the module. All calls may block, except reads with [`Wait::Never`].
-pub trait Medium: Send + Sync + 'static {
+pub trait Medium: SegmentReader {
     /// Reads the journal's file; false when it would have to wait.
     ///
     /// # Errors
@@ -85,39 +109,33 @@ pub trait Medium: Send + Sync + 'static {
     /// [`MediumError::Store`].
     fn put_segment(&self, segment: &CheckedSegment) -> Result<(), MediumError>;
 
-    /// Reads a part of a segment; false when it would have to wait.
-    ///
-    /// # Errors
-    /// [`MediumError::Segment`], [`MediumError::Store`].
-    fn read_segment(
-        &self,
-        id: SegmentId,
-        offset: u64,
-        into: &mut [u8],
-        wait: Wait,
-    ) -> Result<bool, MediumError>;
-
     /// Deletes a segment when it is there.
     ///
     /// # Errors
     /// [`MediumError::Store`].
     fn delete_segment(&self, id: SegmentId) -> Result<(), MediumError>;
 
-    /// Replaces the root in one step. Durable after [`Self::sync_store`].
+    /// Replaces a root in one step. Durable after [`Self::sync_store`].
     ///
     /// # Errors
     /// [`MediumError::Store`].
-    fn put_root(&self, root: Bytes) -> Result<(), MediumError>;
+    fn put_root(&self, name: RootName, root: Bytes) -> Result<(), MediumError>;
 
-    /// The root; none when there never was one.
+    /// A root; none when there is none.
     ///
     /// # Errors
     /// [`MediumError::Store`].
-    fn root(&self) -> Result<Option<Bytes>, MediumError>;
+    fn root(&self, name: RootName) -> Result<Option<Bytes>, MediumError>;
 
-    /// Makes segments and root durable.
+    /// Deletes a root when it is there. Durable after [`Self::sync_store`].
     ///
     /// # Errors
-    /// [`MediumError::Store`]: what was stored is in doubt.
+    /// [`MediumError::Store`].
+    fn delete_root(&self, name: RootName) -> Result<(), MediumError>;
+
+    /// Makes segments and roots durable.
+    ///
+    /// # Errors
+    /// [`MediumError::Store`]: what was stored or deleted is in doubt.
     fn sync_store(&self) -> Result<(), MediumError>;
 }

@@ -13,7 +13,8 @@
 //!
 //! Invariants:
 //! - A change is in the journal before a read can see it.
-//! - Journal space is used again only when a durable root covers it; a segment is deleted only when no durable root names it.
+//! - Journal space is used again only when a durable root covers it; a segment is deleted only when no durable root names it,
+//!   be it the volume's or one that is kept as a snapshot.
 //! - What is being sealed does not change: it was frozen, and newer changes lie over it.
 //! - After a write or a sync failed, nothing is written any more: what the disk has is in doubt until it is replayed.
 
@@ -28,16 +29,21 @@ mod pack;
 mod reader;
 mod running;
 mod sealer;
+mod segments;
+mod snapshot;
 mod writer;
 
-use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use cairn_core::{
     bytes::DecodeError,
-    id::VolumeId,
+    id::{SegmentId, VolumeId},
     seal::SealKey,
     sign::SigningKey,
     units::{BLOCK_BYTES, BlockIndex, ByteCount, Generation},
@@ -51,10 +57,12 @@ use cairn_core::{
 
 pub use disk::{DiskMedium, journal_blocks, root_name};
 pub use life::Usage;
-pub use medium::{Medium, MediumError, Wait};
+pub use medium::{Medium, MediumError, RootName, SegmentReader, Wait};
 pub use reader::Stretch;
 pub use running::{RunningVolume, VolumeState};
 pub use sealer::SealError;
+pub use segments::StoreSegments;
+pub use snapshot::{Base, Snapshot, segments_of_root};
 
 use crate::frame::FrameError;
 use checkpoint::Pages;
@@ -196,6 +204,8 @@ struct Maps {
     sealing: ExtentMap<Fresh>,
     sealed: ExtentMap<Place>,
     table: SegmentTable,
+    /// Segments that others name too: snapshots, and what the volume began as. They are neither cleaned nor deleted.
+    pinned: HashSet<SegmentId>,
 }
 
 /// A volume, open. See the module.

@@ -1,13 +1,18 @@
 //! The model check: a volume on a disk that forgets, against a plain list of blocks.
 //!
-//! Random schedules of writes, zeros, flushes, seals, full stores and ends of the machine at any call to the disk. What is
-//! read must be the model's blocks; after an end it must be what they were after some change, none before the last flush
-//! (power cut) or before the last that was taken (kill).
+//! Random schedules of writes, zeros, flushes, seals, snapshots taken, deleted and gone back to, full stores and ends of the
+//! machine at any call to the disk. What is read must be the model's blocks; after an end it must be what they were after
+//! some change, none before the last flush (power cut) or before the last that was taken (kill). A snapshot is what it was
+//! for as long as it is there.
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    rc::Rc,
+    sync::Arc,
+};
 
 use cairn_core::{
-    id::VolumeId,
+    id::{SegmentId, SnapshotId, VolumeId},
     map::PAGE_BLOCKS,
     seal::SealKey,
     sign::SigningKey,
@@ -15,7 +20,8 @@ use cairn_core::{
 };
 
 use super::{
-    Change, ChangeError, Volume, VolumeKeys, VolumeName, Wait,
+    Change, ChangeError, Medium as _, OpenError, RootName, Snapshot, Volume, VolumeKeys,
+    VolumeName, Wait, segments_of_root,
     sim::{Dice, End, SimMedium},
 };
 
@@ -47,6 +53,9 @@ struct Schedule {
     generation: u64,
     /// States since the last that must be there; the last is the present one.
     states: Vec<Blocks>,
+    snapshots: BTreeMap<SnapshotId, Blocks>,
+    /// Of a snapshot whose fate is not known: whoever keeps the volume deletes it at the next start.
+    doubtful: Vec<SnapshotId>,
     /// Of the last change.
     tag: u64,
 }
@@ -58,18 +67,24 @@ impl Schedule {
             Volume::create(medium.clone(), named(1), keys(), 2 * PAGE_BLOCKS, CAPACITY).unwrap();
         let zero: Block = vec![0; BLOCK_BYTES].into();
         let states = vec![vec![zero; usize::try_from(BLOCKS).unwrap()]];
-        Self { dice: Dice::new(seed), medium, volume, generation: 1, states, tag: 0 }
+        let (snapshots, doubtful) = (BTreeMap::new(), Vec::new());
+        let dice = Dice::new(seed);
+        Self { dice, medium, volume, generation: 1, states, snapshots, doubtful, tag: 0 }
     }
 
     fn run(&mut self) {
         for _ in 0..STEPS {
-            match self.dice.below(20) {
+            match self.dice.below(24) {
                 0..=9 => self.change(),
                 10..=12 => self.flush(),
                 13..=14 => self.seal(),
                 15..=16 => self.look(),
                 17 => self.medium.limit_store(Some(0)),
                 18 => self.medium.limit_store(None),
+                19 => self.take_snapshot(),
+                20 => self.delete_snapshot(),
+                21 => self.go_back(),
+                22 => self.look_at_snapshots(),
                 _ => self.end_at_some_call(),
             }
             if self.medium.has_ended() {
@@ -77,6 +92,93 @@ impl Schedule {
             }
         }
         self.restart();
+        self.look_at_snapshots();
+    }
+
+    fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot<SimMedium>>, OpenError> {
+        let Some(root) = self.medium.root(RootName::Snapshot(id))? else { return Ok(None) };
+        let (verifier, keys) = (keys().signer.verifying_key(), keys());
+        let (medium, volume) = (self.medium.clone(), named(1).id);
+        Snapshot::open(medium, &root, volume, &verifier, &keys.content_key).map(Some)
+    }
+
+    fn look_at_snapshots(&self) {
+        for (id, blocks) in &self.snapshots {
+            let mut bytes = vec![0; usize::try_from(BLOCKS).unwrap() * BLOCK_BYTES];
+            let read = self.snapshot(*id).map(|found| {
+                let found = found.expect("a snapshot is gone");
+                found.read(FIRST * BLOCK_BYTES as u64, &mut bytes, Wait::AsLongAsItTakes)
+            });
+            match read {
+                Ok(Ok(done)) => assert!(done),
+                failed if self.medium.has_ended() => drop(failed),
+                failed => panic!("a snapshot cannot be read: {failed:?}"),
+            }
+            if !self.medium.has_ended() {
+                assert!(bytes == blocks.concat(), "a snapshot is not what it was");
+            }
+        }
+    }
+
+    fn any_snapshot(&mut self) -> Option<SnapshotId> {
+        let count = self.snapshots.len();
+        (count > 0).then(|| *self.snapshots.keys().nth(self.dice.index(count)).unwrap())
+    }
+
+    fn take_snapshot(&mut self) {
+        let id = SnapshotId(u128::from(self.dice.next()).to_le_bytes());
+        match self.volume.take_snapshot(id) {
+            Ok(()) => {
+                let last = self.states.pop().unwrap();
+                self.snapshots.insert(id, last.clone());
+                self.states = vec![last];
+            }
+            Err(error) => {
+                assert!(error.is_full() || self.medium.has_ended(), "{error:?}");
+                self.doubtful.push(id);
+            }
+        }
+    }
+
+    fn delete_snapshot(&mut self) {
+        let Some(id) = self.any_snapshot() else { return };
+        self.snapshots.remove(&id);
+        let Ok(pinned) = self.pinned() else { return self.doubtful.push(id) };
+        if let Err(error) = self.volume.delete_snapshot(id, pinned) {
+            assert!(self.medium.has_ended(), "{error:?}");
+            self.doubtful.push(id);
+        }
+    }
+
+    /// As whoever keeps the volume does it: opened anew, by nobody else.
+    fn go_back(&mut self) {
+        let Some(id) = self.any_snapshot() else { return };
+        self.restart();
+        let base = self.snapshot(id).unwrap().unwrap().into_base();
+        let before = self.states.pop().unwrap();
+        self.states = vec![before, self.snapshots[&id].clone()];
+        if self.dice.below(3) == 0 {
+            self.end_at_some_call();
+        }
+        match self.volume.become_base(base) {
+            Ok(()) => drop(self.states.remove(0)),
+            Err(error) => {
+                assert!(error.is_full() || self.medium.has_ended(), "{error:?}");
+                self.restart();
+            }
+        }
+    }
+
+    fn pinned(&self) -> Result<HashSet<SegmentId>, OpenError> {
+        let (verifier, keys) = (keys().signer.verifying_key(), keys());
+        let mut pinned = HashSet::new();
+        for id in self.snapshots.keys() {
+            let root = self.medium.root(RootName::Snapshot(*id))?.expect("a snapshot is gone");
+            let key = &keys.content_key;
+            let ids = segments_of_root(&self.medium, &root, named(1).id, &verifier, key)?;
+            pinned.extend(ids);
+        }
+        Ok(pinned)
     }
 
     /// A batch of one to three changes.
@@ -195,6 +297,10 @@ impl Schedule {
         self.medium.restart(end);
         self.generation += 1;
         self.volume = Volume::open(self.medium.clone(), named(self.generation), keys()).unwrap();
+        for id in std::mem::take(&mut self.doubtful) {
+            self.medium.delete_root(RootName::Snapshot(id)).unwrap();
+        }
+        self.volume.pin(self.pinned().unwrap());
         if end == End::Killed && !in_order {
             self.look();
         }

@@ -1,6 +1,7 @@
 //! Making a volume, and opening one: the last root, then what the journal has beyond it.
 
 use std::{
+    collections::HashSet,
     io::IoSlice,
     sync::{
         Condvar, Mutex,
@@ -11,6 +12,9 @@ use std::{
 use bytes::Bytes;
 use cairn_core::{
     bytes::DecodeError,
+    id::VolumeId,
+    seal::SealKey,
+    sign::VerifyingKey,
     units::BLOCK_BYTES,
     volume::{
         checkpoint::{Draft, PagePlace, Root, Secret, decode_page},
@@ -21,8 +25,8 @@ use cairn_core::{
 };
 
 use super::{
-    Maps, Medium, OpenError, Pages, ReadError, Sealer, StoreHealth, Volume, VolumeKeys, VolumeName,
-    Wait, Writer,
+    Maps, Medium, OpenError, Pages, ReadError, RootName, Sealer, SegmentReader, StoreHealth,
+    Volume, VolumeKeys, VolumeName, Wait, Writer,
     checkpoint::Meta,
     frames::{Frames, Sealed},
 };
@@ -60,7 +64,7 @@ impl<M: Medium> Volume<M> {
             },
         };
         let root = draft.seal(&keys.content_key, &keys.signer);
-        medium.put_root(Bytes::from(root))?;
+        medium.put_root(RootName::Live, Bytes::from(root))?;
         medium.sync_store()?;
         Self::open(medium, name, keys)
     }
@@ -74,16 +78,12 @@ impl<M: Medium> Volume<M> {
         // A process that was killed may have left a root that the disk does not have yet: journal space that it frees must
         // not be used before.
         medium.sync_store()?;
-        let signed = medium.root()?.ok_or(OpenError::NoRoot)?;
+        let signed = medium.root(RootName::Live)?.ok_or(OpenError::NoRoot)?;
         let verifier = keys.signer.verifying_key();
-        let root = Root::open(&verifier, &signed).map_err(OpenError::Root)?;
-        if root.volume != name.id {
-            return Err(OpenError::Root(DecodeError::Inconsistent { field: "volume" }));
-        }
+        let (root, secret) = opened(&signed, name.id, &verifier, &keys.content_key)?;
         if root.generation > name.generation {
             return Err(OpenError::Fenced(root.generation));
         }
-        let secret = root.open_secret(&keys.content_key).map_err(OpenError::Root)?;
         let mut head = vec![0; BLOCK_BYTES];
         medium.replay_journal(0, &mut head)?;
         let ring = Ring::decode(&head).map_err(OpenError::Journal)?;
@@ -91,7 +91,7 @@ impl<M: Medium> Volume<M> {
             return Err(OpenError::ForeignJournal);
         }
         let frames = Frames::new();
-        let (maps, pages) = load(&medium, &frames, &root, &secret)?;
+        let Loaded { maps, pages } = load(&medium, &frames, &root, &secret)?;
         let life = u64::from_le_bytes(random::array().map_err(|_| OpenError::Random)?);
         let volume = Self {
             id: name.id,
@@ -168,28 +168,68 @@ impl<M: Medium> Volume<M> {
     }
 }
 
-/// Map and table, as a root tells them.
-fn load<M: Medium>(
-    medium: &M,
+/// A root of `volume`, and its secret part.
+pub(super) fn opened(
+    signed: &[u8],
+    volume: VolumeId,
+    verifier: &VerifyingKey,
+    key: &SealKey,
+) -> Result<(Root, Secret), OpenError> {
+    let root = Root::open(verifier, signed).map_err(OpenError::Root)?;
+    if root.volume != volume {
+        return Err(OpenError::Root(DecodeError::Inconsistent { field: "volume" }));
+    }
+    let secret = root.open_secret(key).map_err(OpenError::Root)?;
+    Ok((root, secret))
+}
+
+/// What a root tells.
+pub(super) struct Loaded {
+    pub(super) maps: Maps,
+    pub(super) pages: Pages,
+}
+
+fn page<S: SegmentReader>(
+    segments: &S,
+    frames: &Frames,
+    (root, secret): (&Root, &Secret),
+    place: PagePlace,
+) -> Result<Bytes, OpenError> {
+    let index = place.meta as usize;
+    let (entry, key) =
+        root.metas.get(index).zip(secret.meta_keys.get(index)).ok_or(OpenError::Map)?;
+    let segment = Sealed { id: entry.id, bytes: entry.bytes, key };
+    let bytes = frames.get(segments, segment, place.frame, Wait::AsLongAsItTakes)?;
+    bytes.ok_or(OpenError::Frame(ReadError::Map))
+}
+
+/// The table, as a root tells it.
+pub(super) fn load_table<S: SegmentReader>(
+    segments: &S,
     frames: &Frames,
     root: &Root,
     secret: &Secret,
-) -> Result<(Maps, Pages), OpenError> {
-    let page = |place: &PagePlace| -> Result<Bytes, OpenError> {
-        let index = place.meta as usize;
-        let (entry, key) =
-            root.metas.get(index).zip(secret.meta_keys.get(index)).ok_or(OpenError::Map)?;
-        let segment = Sealed { id: entry.id, bytes: entry.bytes, key };
-        let bytes = frames.get(medium, segment, place.frame, Wait::AsLongAsItTakes)?;
-        bytes.ok_or(OpenError::Frame(ReadError::Map))
-    };
+) -> Result<SegmentTable, OpenError> {
     let mut table = SegmentTable::default();
     for place in &secret.table {
-        table.decode_page(&page(place)?).map_err(OpenError::Page)?;
+        let bytes = page(segments, frames, (root, secret), *place)?;
+        table.decode_page(&bytes).map_err(OpenError::Page)?;
     }
+    Ok(table)
+}
+
+/// Map and table, as a root tells them.
+pub(super) fn load<S: SegmentReader>(
+    segments: &S,
+    frames: &Frames,
+    root: &Root,
+    secret: &Secret,
+) -> Result<Loaded, OpenError> {
+    let mut table = load_table(segments, frames, root, secret)?;
     let mut sealed = ExtentMap::default();
     for (number, place) in &secret.map {
-        let runs = decode_page(&page(place)?, *number).map_err(OpenError::Page)?;
+        let bytes = page(segments, frames, (root, secret), *place)?;
+        let runs = decode_page(&bytes, *number).map_err(OpenError::Page)?;
         for run in &runs {
             if table.get(run.place.segment).is_none() {
                 return Err(OpenError::Map);
@@ -218,6 +258,7 @@ fn load<M: Medium>(
         sealing: ExtentMap::default(),
         sealed,
         table,
+        pinned: HashSet::new(),
     };
-    Ok((maps, pages))
+    Ok(Loaded { maps, pages })
 }

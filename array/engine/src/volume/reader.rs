@@ -5,26 +5,58 @@ use std::sync::atomic::Ordering;
 use cairn_core::{
     id::SegmentId,
     seal::SealKey,
-    units::{BLOCK_BYTES, BlockIndex},
+    units::{BLOCK_BYTES, BlockIndex, ByteCount},
     volume::{Fresh, Place},
 };
 
-use super::{Maps, Medium, ReadError, Volume, Wait, covering, frames::Sealed, lock};
+use super::{
+    Maps, Medium, ReadError, SegmentReader, Volume, Wait, covering,
+    frames::{Frames, Sealed},
+    lock,
+};
 
 /// How often a range is looked up anew because it moved while it was read. Each time a whole checkpoint was made
 /// meanwhile.
 const ATTEMPTS: usize = 100;
 
 /// Blocks in a row, and where they are.
-struct Found {
-    blocks: u64,
-    source: Source,
+pub(super) struct Found {
+    pub(super) blocks: u64,
+    pub(super) source: Source,
 }
 
-enum Source {
+pub(super) enum Source {
     Zero,
     Journal(u64),
-    Sealed { place: Place, id: SegmentId, bytes: u32, key: SealKey },
+    Sealed(SealedBlocks),
+}
+
+/// Blocks of one frame.
+pub(super) struct SealedBlocks {
+    place: Place,
+    id: SegmentId,
+    bytes: u32,
+    key: SealKey,
+}
+
+impl SealedBlocks {
+    /// Fills `into` with so many of them; false when it would have to wait.
+    pub(super) fn read<S: SegmentReader>(
+        &self,
+        frames: &Frames,
+        segments: &S,
+        into: &mut [u8],
+        wait: Wait,
+    ) -> Result<bool, ReadError> {
+        let segment = Sealed { id: self.id, bytes: self.bytes, key: &self.key };
+        let Some(frame) = frames.get(segments, segment, self.place.frame, wait)? else {
+            return Ok(false);
+        };
+        let from = usize::from(self.place.block) * BLOCK_BYTES;
+        let plain = frame.get(from..from + into.len()).ok_or(ReadError::Map)?;
+        into.copy_from_slice(plain);
+        Ok(true)
+    }
 }
 
 /// What came of reading.
@@ -43,7 +75,7 @@ pub struct Stretch {
 }
 
 impl Maps {
-    fn find(&self, first: BlockIndex, blocks: u64) -> Result<Vec<Found>, ReadError> {
+    pub(super) fn find(&self, first: BlockIndex, blocks: u64) -> Result<Vec<Found>, ReadError> {
         let mut found = Vec::new();
         let mut lacking = false;
         self.show(first, blocks, |blocks, fresh, place| {
@@ -51,12 +83,12 @@ impl Maps {
                 (Some(Fresh::Journal(at)), _) => Source::Journal(at),
                 (Some(Fresh::Zero), _) | (None, None) => Source::Zero,
                 (None, Some(place)) => match self.table.get(place.segment) {
-                    Some(slot) => Source::Sealed {
+                    Some(slot) => Source::Sealed(SealedBlocks {
                         place,
                         id: slot.id,
                         bytes: slot.bytes,
                         key: slot.key.clone(),
-                    },
+                    }),
                     None => {
                         lacking = true;
                         Source::Zero
@@ -66,6 +98,20 @@ impl Maps {
             found.push(Found { blocks, source });
         });
         if lacking { Err(ReadError::Map) } else { Ok(found) }
+    }
+
+    /// Which parts of a range are stored, in order, the first `limit` of them.
+    pub(super) fn stretches(&self, first: BlockIndex, blocks: u64, limit: usize) -> Vec<Stretch> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        self.show(first, blocks, |blocks, fresh, place| {
+            let stored = matches!(fresh, Some(Fresh::Journal(_))) || place.is_some();
+            match stretches.last_mut() {
+                Some(last) if last.stored == stored => last.blocks += blocks,
+                _ => stretches.push(Stretch { blocks, stored }),
+            }
+        });
+        stretches.truncate(limit);
+        stretches
     }
 
     /// Shows a range in order: what the newest map that knows something of it says.
@@ -91,41 +137,50 @@ impl Maps {
     }
 }
 
+/// Takes the room of so many blocks off the front.
+pub(super) fn take<'a>(into: &mut &'a mut [u8], blocks: u64) -> &'a mut [u8] {
+    let length = usize::try_from(blocks).unwrap_or(0) * BLOCK_BYTES;
+    let (part, rest) = std::mem::take(into).split_at_mut(length);
+    *into = rest;
+    part
+}
+
+/// Reads any range by one that reads blocks.
+pub(super) fn read(
+    size: ByteCount,
+    offset: u64,
+    into: &mut [u8],
+    read_blocks: impl FnOnce(BlockIndex, &mut [u8]) -> Result<bool, ReadError>,
+) -> Result<bool, ReadError> {
+    let length = into.len() as u64;
+    if offset.checked_add(length).is_none_or(|end| end > size.0) {
+        return Err(ReadError::Range);
+    }
+    let block = BLOCK_BYTES as u64;
+    if offset.is_multiple_of(block) && length.is_multiple_of(block) {
+        return read_blocks(BlockIndex(offset / block), into);
+    }
+    let (first, blocks) = covering(offset, length);
+    let mut whole = vec![0; usize::try_from(blocks * block).unwrap_or(0)];
+    let done = read_blocks(first, &mut whole)?;
+    let start = usize::try_from(offset - first.byte_offset()).unwrap_or(0);
+    into.copy_from_slice(&whole[start..start + into.len()]);
+    Ok(done)
+}
+
 impl<M: Medium> Volume<M> {
     /// Fills `into` from `offset` on; false when it would have to wait.
     ///
     /// # Errors
     /// [`ReadError`].
     pub fn read(&self, offset: u64, into: &mut [u8], wait: Wait) -> Result<bool, ReadError> {
-        let length = into.len() as u64;
-        if offset.checked_add(length).is_none_or(|end| end > self.size().0) {
-            return Err(ReadError::Range);
-        }
-        let block = BLOCK_BYTES as u64;
-        if offset.is_multiple_of(block) && length.is_multiple_of(block) {
-            return self.read_blocks(BlockIndex(offset / block), into, wait);
-        }
-        let (first, blocks) = covering(offset, length);
-        let mut whole = vec![0; usize::try_from(blocks * block).unwrap_or(0)];
-        let done = self.read_blocks(first, &mut whole, wait)?;
-        let start = usize::try_from(offset - first.byte_offset()).unwrap_or(0);
-        into.copy_from_slice(&whole[start..start + into.len()]);
-        Ok(done)
+        read(self.size(), offset, into, |first, into| self.read_blocks(first, into, wait))
     }
 
     /// Tells which parts of a range are stored, in order, the first `limit` of them.
     #[must_use]
     pub fn stretches(&self, first: BlockIndex, blocks: u64, limit: usize) -> Vec<Stretch> {
-        let mut stretches: Vec<Stretch> = Vec::new();
-        lock(&self.maps).show(first, blocks, |blocks, fresh, place| {
-            let stored = matches!(fresh, Some(Fresh::Journal(_))) || place.is_some();
-            match stretches.last_mut() {
-                Some(last) if last.stored == stored => last.blocks += blocks,
-                _ => stretches.push(Stretch { blocks, stored }),
-            }
-        });
-        stretches.truncate(limit);
-        stretches
+        lock(&self.maps).stretches(first, blocks, limit)
     }
 
     fn read_blocks(
@@ -156,9 +211,7 @@ impl<M: Medium> Volume<M> {
         wait: Wait,
     ) -> Result<Outcome, ReadError> {
         for Found { blocks, source } in found {
-            let length = usize::try_from(*blocks).unwrap_or(0) * BLOCK_BYTES;
-            let (part, rest) = into.split_at_mut(length);
-            into = rest;
+            let part = take(&mut into, *blocks);
             match source {
                 Source::Zero => part.fill(0),
                 Source::Journal(at) => {
@@ -170,15 +223,10 @@ impl<M: Medium> Volume<M> {
                         return Ok(Outcome::Moved);
                     }
                 }
-                Source::Sealed { place, id, bytes, key } => {
-                    let segment = Sealed { id: *id, bytes: *bytes, key };
-                    let Some(frame) = self.frames.get(&self.medium, segment, place.frame, wait)?
-                    else {
+                Source::Sealed(sealed) => {
+                    if !sealed.read(&self.frames, &self.medium, part, wait)? {
                         return Ok(Outcome::WouldWait);
-                    };
-                    let from = usize::from(place.block) * BLOCK_BYTES;
-                    let plain = frame.get(from..from + length).ok_or(ReadError::Map)?;
-                    part.copy_from_slice(plain);
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@
 //!
 //! Whatever fails on the way can be tried again: what is stored by then stays true, the frozen map stays frozen.
 
-use std::{io, sync::atomic::Ordering};
+use std::{collections::HashSet, io, sync::atomic::Ordering};
 
 use cairn_core::{
     id::SegmentId,
@@ -22,7 +22,7 @@ use cairn_core::{
 };
 
 use super::{
-    ChangeError, Medium, MediumError, Pages, ReadError, StoreHealth, Volume, Wait,
+    Base, ChangeError, Maps, Medium, MediumError, Pages, ReadError, StoreHealth, Volume, Wait,
     checkpoint::Page,
     frames::Sealed,
     lock,
@@ -52,6 +52,8 @@ pub enum SealError {
     Segment(#[source] CheckError),
     #[error("the system gives no random bytes")]
     Random(#[source] anyhow::Error),
+    #[error("its root is missing")]
+    NoRoot,
     #[error("the volume has too many segments")]
     TooManySegments,
 }
@@ -93,7 +95,7 @@ pub(super) struct Sealer {
     /// Of the last root.
     pub(super) number: u64,
     work: Option<Work>,
-    /// Segments that no map names any more, but perhaps the root on disk does.
+    /// Segments that no map names any more, but perhaps the root on disk does. Pinned ones are among them.
     dead: Vec<SegmentId>,
 }
 
@@ -108,6 +110,20 @@ impl Sealer {
         ids.extend_from_slice(&self.dead);
         ids
     }
+
+    /// Lets go of all that the maps say, before they say what `base` says.
+    pub(super) fn forget(&mut self, maps: &Maps, base: &Base) {
+        self.work = None;
+        for page in maps.sealed.pages().chain(base.map.pages()) {
+            self.pages.touch(Page::Map(page));
+        }
+        for page in 0..maps.table.pages().max(base.table.pages()) {
+            self.pages.touch(Page::Table(page));
+        }
+        let kept: HashSet<SegmentId> = base.table.iter().map(|(_, slot)| slot.id).collect();
+        let gone = maps.table.iter().map(|(_, slot)| slot.id).filter(|id| !kept.contains(id));
+        self.dead.extend(gone);
+    }
 }
 
 impl<M: Medium> Volume<M> {
@@ -116,13 +132,16 @@ impl<M: Medium> Volume<M> {
     /// # Errors
     /// [`SealError`]; nothing is lost, and nothing is freed.
     pub fn seal(&self) -> Result<(), SealError> {
-        let mut sealer = lock(&self.sealer);
+        self.seal_all(&mut lock(&self.sealer))
+    }
+
+    pub(super) fn seal_all(&self, sealer: &mut Sealer) -> Result<(), SealError> {
         // What was left over was frozen earlier: it covers less than what the journal has now.
         if sealer.work.is_some() {
-            self.seal_frozen(&mut sealer)?;
+            self.seal_frozen(sealer)?;
         }
         sealer.work = Some(self.freeze());
-        self.seal_frozen(&mut sealer)
+        self.seal_frozen(sealer)
     }
 
     fn seal_frozen(&self, sealer: &mut Sealer) -> Result<(), SealError> {
@@ -146,7 +165,12 @@ impl<M: Medium> Volume<M> {
         }
         self.room.notify_all();
         let mut failed = None;
-        for id in std::mem::take(&mut sealer.dead) {
+        let dead = {
+            let maps = lock(&self.maps);
+            let dead = std::mem::take(&mut sealer.dead).into_iter();
+            dead.filter(|id| !maps.pinned.contains(id)).collect::<Vec<_>>()
+        };
+        for id in dead {
             if let Err(error) = self.medium.delete_segment(id) {
                 // It is tried again after the next checkpoint.
                 sealer.dead.push(id);
@@ -169,11 +193,9 @@ impl<M: Medium> Volume<M> {
             from: From::Frozen(run.place),
         };
         let mut runs: Vec<Run> = maps.sealing.iter().map(frozen).collect();
-        let fills = maps.table.iter().filter(|(_, slot)| slot.own).map(|(segment, slot)| Fill {
-            segment,
-            blocks: slot.blocks,
-            live: slot.live,
-        });
+        let own = maps.table.iter().filter(|(_, slot)| !maps.pinned.contains(&slot.id));
+        let fills =
+            own.map(|(segment, slot)| Fill { segment, blocks: slot.blocks, live: slot.live });
         let mut cleaned = clean::choose(fills, CLEANING_BUDGET);
         cleaned.sort_unstable();
         if !cleaned.is_empty() {
@@ -267,7 +289,6 @@ impl<M: Medium> Volume<M> {
             key: packed.key,
             blocks,
             live: 0,
-            own: true,
         };
         let segment = lock(&self.maps).table.add(slot).ok_or(SealError::TooManySegments)?;
         for chunk in packed.frames.chunks(MAP_AT_ONCE) {
@@ -310,11 +331,7 @@ impl<M: Medium> Volume<M> {
         let dead: Vec<SegmentIndex> =
             maps.table.iter().filter(|(_, slot)| slot.live == 0).map(|(index, _)| index).collect();
         for index in dead {
-            if let Some(slot) = maps.table.remove(index)
-                && slot.own
-            {
-                sealer.dead.push(slot.id);
-            }
+            sealer.dead.extend(maps.table.remove(index).map(|slot| slot.id));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A medium in memory that forgets what was not made durable, and fails when it is told to.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::{self, IoSlice},
     sync::{Arc, Mutex},
 };
@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use cairn_core::{id::SegmentId, units::BLOCK_BYTES};
 
-use super::{Medium, MediumError, Wait, lock};
+use super::{Medium, MediumError, RootName, SegmentReader, Wait, lock};
 use crate::{dsf::CheckedSegment, store::StoreError};
 
 /// The unit that a power cut leaves whole.
@@ -66,8 +66,8 @@ struct State {
     segments: HashMap<SegmentId, Object>,
     /// Deleted since the last sync.
     deleted: HashMap<SegmentId, Object>,
-    root: Option<Bytes>,
-    durable_root: Option<Bytes>,
+    roots: HashMap<RootName, Bytes>,
+    durable_roots: HashMap<RootName, Bytes>,
     /// Calls until everything fails.
     calls_left: Option<u64>,
     /// Segments that the store takes before it is full.
@@ -107,8 +107,8 @@ impl SimMedium {
             unsynced: Vec::new(),
             segments: HashMap::new(),
             deleted: HashMap::new(),
-            root: None,
-            durable_root: None,
+            roots: HashMap::new(),
+            durable_roots: HashMap::new(),
             calls_left: None,
             room: None,
             broken_store: false,
@@ -168,16 +168,45 @@ impl SimMedium {
         state.segments.retain(|_, object| object.durable || dice.below(2) == 0);
         let back = state.deleted.drain().filter(|_| dice.below(2) == 0);
         state.segments.extend(back);
-        if dice.below(2) == 0 {
-            state.root = state.durable_root.clone();
+        // Each root is what it was or what it was made, also when it was deleted.
+        for name in [&state.roots, &state.durable_roots]
+            .iter()
+            .flat_map(|roots| roots.keys().copied())
+            .collect::<BTreeSet<_>>()
+        {
+            if dice.below(2) == 0 {
+                match state.durable_roots.get(&name) {
+                    Some(root) => state.roots.insert(name, root.clone()),
+                    None => state.roots.remove(&name),
+                };
+            }
         }
         state.durable_journal = state.journal.clone();
         state.unsynced.clear();
         state.deleted.clear();
-        state.durable_root = state.root.clone();
+        state.durable_roots = state.roots.clone();
         for object in state.segments.values_mut() {
             object.durable = true;
         }
+    }
+}
+
+impl SegmentReader for SimMedium {
+    fn read_segment(
+        &self,
+        id: SegmentId,
+        offset: u64,
+        into: &mut [u8],
+        _: Wait,
+    ) -> Result<bool, MediumError> {
+        let mut state = lock(&self.0);
+        state.call("read")?;
+        let Some(object) = state.segments.get(&id) else {
+            return Err(StoreError::NotFound { object: id.to_string() }.into());
+        };
+        let offset = usize::try_from(offset).unwrap();
+        into.copy_from_slice(&object.bytes[offset..offset + into.len()]);
+        Ok(true)
     }
 }
 
@@ -237,23 +266,6 @@ impl Medium for SimMedium {
         Ok(())
     }
 
-    fn read_segment(
-        &self,
-        id: SegmentId,
-        offset: u64,
-        into: &mut [u8],
-        _: Wait,
-    ) -> Result<bool, MediumError> {
-        let mut state = lock(&self.0);
-        state.call("read")?;
-        let Some(object) = state.segments.get(&id) else {
-            return Err(StoreError::NotFound { object: id.to_string() }.into());
-        };
-        let offset = usize::try_from(offset).unwrap();
-        into.copy_from_slice(&object.bytes[offset..offset + into.len()]);
-        Ok(true)
-    }
-
     fn delete_segment(&self, id: SegmentId) -> Result<(), MediumError> {
         let mut state = lock(&self.0);
         state.call("delete")?;
@@ -263,17 +275,24 @@ impl Medium for SimMedium {
         Ok(())
     }
 
-    fn put_root(&self, root: Bytes) -> Result<(), MediumError> {
+    fn put_root(&self, name: RootName, root: Bytes) -> Result<(), MediumError> {
         let mut state = lock(&self.0);
-        state.call("put the root")?;
-        state.root = Some(root);
+        state.call("put a root")?;
+        state.roots.insert(name, root);
         Ok(())
     }
 
-    fn root(&self) -> Result<Option<Bytes>, MediumError> {
+    fn root(&self, name: RootName) -> Result<Option<Bytes>, MediumError> {
         let mut state = lock(&self.0);
-        state.call("read the root")?;
-        Ok(state.root.clone())
+        state.call("read a root")?;
+        Ok(state.roots.get(&name).cloned())
+    }
+
+    fn delete_root(&self, name: RootName) -> Result<(), MediumError> {
+        let mut state = lock(&self.0);
+        state.call("delete a root")?;
+        state.roots.remove(&name);
+        Ok(())
     }
 
     fn sync_store(&self) -> Result<(), MediumError> {
@@ -284,7 +303,7 @@ impl Medium for SimMedium {
             object.durable = true;
         }
         state.deleted.clear();
-        state.durable_root = state.root.clone();
+        state.durable_roots = state.roots.clone();
         Ok(())
     }
 }

@@ -1,0 +1,208 @@
+//! Snapshots: a root that is kept under a name of its own, and what it tells, to be read.
+//!
+//! ```text
+//!   seal ─► root ─► pinned: no segment that it names is cleaned or deleted ─► the same root again, as the snapshot's
+//! ```
+//!
+//! Invariants: what a snapshot's root names is pinned before that root is stored; it is unpinned only when no root of a
+//! snapshot, and no origin, names it, as whoever keeps the volume says.
+
+use std::{collections::HashSet, fmt};
+
+use cairn_core::{
+    id::{SegmentId, SnapshotId, VolumeId},
+    seal::SealKey,
+    sign::VerifyingKey,
+    units::{BLOCK_BYTES, BlockIndex, ByteCount},
+    volume::{
+        Place,
+        checkpoint::{Root, Secret},
+        extent_map::ExtentMap,
+        table::SegmentTable,
+    },
+};
+
+use super::{
+    Maps, Medium, OpenError, ReadError, RootName, SealError, SegmentReader, Volume, Wait,
+    frames::Frames,
+    lock,
+    open::{Loaded, load, load_table, opened},
+    reader::{self, Source, Stretch},
+};
+
+/// A volume as one root tells it: it does not change. Reads block, as [`Wait`] says.
+pub struct Snapshot<S> {
+    maps: Maps,
+    frames: Frames,
+    segments: S,
+}
+
+impl<S> fmt::Debug for Snapshot<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Snapshot(..)")
+    }
+}
+
+/// What a volume can begin as: so many blocks, and where they are.
+#[derive(Debug)]
+pub struct Base {
+    pub blocks: u64,
+    pub table: SegmentTable,
+    pub map: ExtentMap<Place>,
+}
+
+impl<S: SegmentReader> Snapshot<S> {
+    /// Opens what a root of `volume` tells.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(
+        segments: S,
+        signed: &[u8],
+        volume: VolumeId,
+        verifier: &VerifyingKey,
+        key: &SealKey,
+    ) -> Result<Self, OpenError> {
+        let (root, secret) = opened(signed, volume, verifier, key)?;
+        let frames = Frames::new();
+        let Loaded { maps, .. } = load(&segments, &frames, &root, &secret)?;
+        Ok(Self { maps, frames, segments })
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub const fn size(&self) -> ByteCount {
+        ByteCount(self.maps.blocks * BLOCK_BYTES as u64)
+    }
+
+    /// Fills `into` from `offset` on; false when it would have to wait.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read(&self, offset: u64, into: &mut [u8], wait: Wait) -> Result<bool, ReadError> {
+        reader::read(self.size(), offset, into, |first, into| self.read_blocks(first, into, wait))
+    }
+
+    /// Tells which parts of a range are stored, in order, the first `limit` of them.
+    #[must_use]
+    pub fn stretches(&self, first: BlockIndex, blocks: u64, limit: usize) -> Vec<Stretch> {
+        self.maps.stretches(first, blocks, limit)
+    }
+
+    /// What a volume needs to begin as this.
+    #[must_use]
+    pub fn into_base(self) -> Base {
+        Base { blocks: self.maps.blocks, table: self.maps.table, map: self.maps.sealed }
+    }
+
+    fn read_blocks(
+        &self,
+        first: BlockIndex,
+        mut into: &mut [u8],
+        wait: Wait,
+    ) -> Result<bool, ReadError> {
+        for found in self.maps.find(first, (into.len() / BLOCK_BYTES) as u64)? {
+            let part = reader::take(&mut into, found.blocks);
+            match &found.source {
+                Source::Zero => part.fill(0),
+                // There is none in a snapshot.
+                Source::Journal(_) => return Err(ReadError::Map),
+                Source::Sealed(sealed) => {
+                    if !sealed.read(&self.frames, &self.segments, part, wait)? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The segments that a root of `volume` names: of its pages, and of its blocks.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn segments_of_root<S: SegmentReader>(
+    segments: &S,
+    signed: &[u8],
+    volume: VolumeId,
+    verifier: &VerifyingKey,
+    key: &SealKey,
+) -> Result<Vec<SegmentId>, OpenError> {
+    let (root, secret): (Root, Secret) = opened(signed, volume, verifier, key)?;
+    let table = load_table(segments, &Frames::new(), &root, &secret)?;
+    let mut ids: Vec<SegmentId> = root.metas.iter().map(|meta| meta.id).collect();
+    ids.extend(table.iter().map(|(_, slot)| slot.id));
+    Ok(ids)
+}
+
+impl<M: Medium> Volume<M> {
+    /// Keeps these segments, whatever becomes of the volume's own map: somebody else's root names them too.
+    pub fn pin(&self, ids: impl IntoIterator<Item = SegmentId>) {
+        lock(&self.maps).pinned.extend(ids);
+    }
+
+    /// Takes a snapshot: the volume as it is now, durable.
+    ///
+    /// # Errors
+    /// [`SealError`]; the snapshot's root may be there then.
+    pub fn take_snapshot(&self, id: SnapshotId) -> Result<(), SealError> {
+        let mut sealer = lock(&self.sealer);
+        self.seal_all(&mut sealer)?;
+        {
+            let mut maps = lock(&self.maps);
+            let maps = &mut *maps;
+            maps.pinned.extend(maps.table.iter().map(|(_, slot)| slot.id));
+            maps.pinned.extend(sealer.pages.segments());
+        }
+        let root = self.medium.root(RootName::Live)?.ok_or(SealError::NoRoot)?;
+        self.medium.put_root(RootName::Snapshot(id), root)?;
+        Ok(self.medium.sync_store()?)
+    }
+
+    /// Deletes a snapshot, and the segments that only it named: those that are neither `pinned` from now on nor the
+    /// volume's.
+    ///
+    /// # Errors
+    /// [`SealError`]; the snapshot may be there still, and segments that nobody names may stay.
+    pub fn delete_snapshot(
+        &self,
+        id: SnapshotId,
+        pinned: HashSet<SegmentId>,
+    ) -> Result<(), SealError> {
+        let sealer = lock(&self.sealer);
+        self.medium.delete_root(RootName::Snapshot(id))?;
+        self.medium.sync_store()?;
+        let gone: Vec<SegmentId> = {
+            let mut maps = lock(&self.maps);
+            let before = std::mem::replace(&mut maps.pinned, pinned);
+            let mut kept: HashSet<SegmentId> = sealer.segments().into_iter().collect();
+            kept.extend(maps.table.iter().map(|(_, slot)| slot.id));
+            let gone = before.into_iter().filter(|id| !kept.contains(id));
+            gone.filter(|id| !maps.pinned.contains(id)).collect()
+        };
+        for id in gone {
+            self.medium.delete_segment(id)?;
+        }
+        Ok(())
+    }
+
+    /// Makes it be what `base` says, and nothing of what it was, durably. Nobody may change it meanwhile.
+    ///
+    /// # Errors
+    /// [`SealError`]: then it has to be opened again, as what it was.
+    pub fn become_base(&self, base: Base) -> Result<(), SealError> {
+        let mut sealer = lock(&self.sealer);
+        {
+            let mut maps = lock(&self.maps);
+            let maps = &mut *maps;
+            sealer.forget(maps, &base);
+            maps.blocks = base.blocks;
+            maps.table = base.table;
+            maps.sealed = base.map;
+            maps.fresh = ExtentMap::default();
+            maps.sealing = ExtentMap::default();
+        }
+        self.seal_all(&mut sealer)
+    }
+}
