@@ -308,10 +308,10 @@ pub(crate) fn lock(data_dir: &Path) -> anyhow::Result<File> {
 /// Takes up what a stop or a kill cut short, before anybody is served.
 async fn take_up(app: &App) -> anyhow::Result<()> {
     let begun = SystemTime::now();
-    volumes::open_all(app).await.context("open volumes")?;
+    let volumes_cut_short = volumes::open_all(app).await.context("open volumes")?;
     let cut_short = register::clear_away(app).await;
     let cut_short = cut_short.context("clear away registrations that were cut short")?;
-    if cut_short || !app.volumes.is_empty() {
+    if cut_short || volumes_cut_short || !app.volumes.is_empty() {
         register::delete_leftovers(app, begun).await?;
     }
     let resumed = app.db.resume_jobs(Moment::now()).await?;

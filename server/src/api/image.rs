@@ -18,13 +18,15 @@ use utoipa::ToSchema;
 use super::{
     error::{ApiError, Problem},
     extract::{Params, Place},
+    snapshot,
 };
 use crate::{
     app::App,
     db::image::{BeginError, ImageFormat, ImageRow, VersionRow},
     events::Event,
     jobs::Kind,
-    register::{self, Outcome, RegisterError, Upload},
+    register::{self, Content, Outcome, RegisterError, Upload},
+    volumes::snapshots::{self, OpenSnapshot},
 };
 
 /// How often listeners hear how far registrations are.
@@ -105,8 +107,10 @@ pub struct Added {
 #[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct UploadParams {
-    /// Declared, never guessed from the bytes.
-    format: ImageFormat,
+    /// Declared, never guessed from the bytes. Left out with `snapshot`.
+    format: Option<ImageFormat>,
+    /// `VOLUME@SNAPSHOT`: its blocks become the version, the body is empty.
+    snapshot: Option<String>,
     /// Bytes of the disk, when they are known; an upload that turns out longer or shorter is refused.
     size: Option<u64>,
     /// Take bytes that look like no disk image at all.
@@ -244,7 +248,7 @@ async fn begin_removal(app: &App, version: &VersionRow) -> Result<(), ApiError> 
 
 /// Add the next version of an image
 ///
-/// The body is the image itself, streamed. An upload that breaks off leaves nothing behind.
+/// The body is the image itself, streamed, or a snapshot of a volume is named. An upload that breaks off leaves nothing behind.
 #[utoipa::path(post, path = "/api/v1/images/{name}/versions", tag = "images",
     params(("name" = String, Path), UploadParams), request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 201, body = Added), (status = 200, body = Added, description = "The same content was there already"),
@@ -261,12 +265,22 @@ pub(crate) async fn add(
             "an image's name has 1 to 63 letters, digits, dots, dashes and underscores, and begins with a letter or digit",
         ));
     }
+    let (format, content) = match (params.format, &params.snapshot) {
+        (Some(format), None) => (format, Content::Body(body)),
+        (None, Some(text)) => (ImageFormat::Raw, Content::Snapshot(open(&app, text).await?)),
+        _ => {
+            return Err(ApiError::bad_request(
+                "no_format",
+                "declare either the format of the body, or the snapshot that becomes the image",
+            ));
+        }
+    };
     let upload = Upload {
         name: name.clone(),
-        format: params.format,
+        format,
         size: params.size.map(ByteCount),
         any_content: params.any_content,
-        body,
+        content,
     };
     // In a task of its own: when the sender goes away this handler is dropped, but the registration is still cleared away,
     // and whoever watched it hears that it is over.
@@ -292,6 +306,15 @@ pub(crate) async fn add(
     let status = if identical { StatusCode::OK } else { StatusCode::CREATED };
     let version = version.as_ref().map(Version::from);
     Ok((status, Json(Added { name, number, identical, version })))
+}
+
+/// Opens a snapshot by `VOLUME@SNAPSHOT`.
+async fn open(app: &App, text: &str) -> Result<OpenSnapshot, ApiError> {
+    let (volume, name) = text.split_once('@').ok_or_else(|| snapshot::unknown(text))?;
+    let (worker, of, which) = (app.clone(), volume.to_owned(), name.to_owned());
+    let opening = tokio::task::spawn_blocking(move || snapshots::open(&worker, &of, &which));
+    let opened = opening.await.context("wait for a thread")?;
+    opened.map_err(|error| snapshot::refuse(volume, name, error))
 }
 
 async fn tell_progress(app: &App, name: &str) {

@@ -28,6 +28,7 @@ pub mod job;
 pub mod limits;
 pub mod machine;
 pub mod session;
+pub mod snapshot;
 pub mod status;
 pub mod token;
 pub mod volume;
@@ -85,6 +86,9 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(volume::list, volume::create))
         .routes(routes!(volume::show, volume::resize, volume::remove))
         .routes(routes!(volume::papers))
+        .routes(routes!(snapshot::list, snapshot::take))
+        .routes(routes!(snapshot::remove))
+        .routes(routes!(snapshot::roll_back))
         .routes(routes!(limits::show, limits::set))
         .routes(routes!(status::show))
         .routes(routes!(job::list))

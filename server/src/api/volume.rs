@@ -17,11 +17,12 @@ use super::{
     error::{ApiError, Problem},
     extract::{Body, Place},
     image,
+    snapshot::{self, in_order},
 };
 use crate::{
     app::App,
-    db::volume::{VolumeRow, VolumeStage},
-    volumes::{self, CreateError, NewVolume, UseError},
+    db::volume::{Origin, VolumeRow, VolumeStage},
+    volumes::{self, Beginning, CreateError, NewVolume, UseError},
 };
 
 /// A volume.
@@ -30,7 +31,7 @@ pub struct Volume {
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// `NAME@N` of the image that it began as.
+    /// `NAME@N` of the image that it began as, or `VOLUME@SNAPSHOT`.
     pub origin: Option<String>,
     pub created: String,
     pub state: Condition,
@@ -68,10 +69,12 @@ pub enum Condition {
 #[serde(deny_unknown_fields)]
 pub struct VolumeRequest {
     pub name: String,
-    /// Bytes, a multiple of 4096, at most 64 TiB. Without it: as large as the image.
+    /// Bytes, a multiple of 4096, at most 64 TiB. Without it: as large as what it begins as.
     pub size: Option<u64>,
     /// `NAME` or `NAME@N`: it begins as this image, of which it copies nothing.
     pub image: Option<String>,
+    /// `VOLUME@SNAPSHOT`: it begins as this snapshot, of which it copies nothing.
+    pub snapshot: Option<String>,
 }
 
 /// A new size.
@@ -109,7 +112,7 @@ fn unknown(name: &str) -> ApiError {
     )
 }
 
-fn refuse_use(name: &str, error: UseError) -> ApiError {
+pub(super) fn refuse_use(name: &str, error: UseError) -> ApiError {
     match error {
         UseError::Unknown => unknown(name),
         UseError::InUse => ApiError::conflict(
@@ -119,6 +122,10 @@ fn refuse_use(name: &str, error: UseError) -> ApiError {
         UseError::Unavailable(why) => {
             ApiError::conflict("volume_unavailable", format!("{name} cannot be opened: {why}"))
         }
+        UseError::HasSnapshots(snapshots) => ApiError::conflict(
+            "volume_has_snapshots",
+            format!("{name} has snapshots: {}. Delete them first", snapshots.join(", ")),
+        ),
         UseError::Failed(error) => error.into(),
     }
 }
@@ -129,7 +136,10 @@ fn refuse_create(error: CreateError) -> ApiError {
         CreateError::NameTaken => return ApiError::conflict("volume_exists", error.to_string()),
         CreateError::NoSize => "no_size",
         CreateError::Size(_) => "bad_size",
-        CreateError::SmallerThanImage(_) => "smaller_than_image",
+        CreateError::SmallerThanOrigin(_) => "smaller_than_origin",
+        CreateError::UnknownSnapshot => {
+            return ApiError::not_found("snapshot_unknown", error.to_string());
+        }
     };
     ApiError::bad_request(code, error.to_string())
 }
@@ -138,15 +148,31 @@ fn bad_size(error: SizeError) -> ApiError {
     ApiError::bad_request("bad_size", error.to_string())
 }
 
-async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> {
+/// What a volume began as, for people.
+async fn label(app: &App, origin: Origin) -> Result<Option<String>, ApiError> {
+    let id = match origin {
+        Origin::Version(id) => {
+            let version = app.db.version(id).await?;
+            return Ok(version.map(|version| format!("{}@{}", version.name, version.number)));
+        }
+        Origin::Snapshot(id) => id,
+    };
+    let snapshots = app.db.snapshots().await?;
+    let Some(found) = snapshots.into_iter().find(|row| row.id == id) else { return Ok(None) };
+    let volumes = app.db.volumes().await?;
+    let volume = volumes.into_iter().find(|row| row.id == found.volume);
+    Ok(volume.map(|volume| format!("{}@{}", volume.name, found.name)))
+}
+
+pub(super) async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> {
     let origin = match row.origin {
-        Some(version) => app.db.version(version).await?,
+        Some(origin) => label(app, origin).await?,
         None => None,
     };
     let mut volume = Volume {
         name: row.name,
         size: row.size.0,
-        origin: origin.map(|version| format!("{}@{}", version.name, version.number)),
+        origin,
         created: row.created.to_text(),
         state: Condition::Changing,
         reason: None,
@@ -182,7 +208,7 @@ async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> {
     Ok(volume)
 }
 
-async fn row(app: &App, name: &str) -> Result<VolumeRow, ApiError> {
+pub(super) async fn row(app: &App, name: &str) -> Result<VolumeRow, ApiError> {
     let rows = app.db.volumes().await?;
     rows.into_iter().find(|row| row.name == name).ok_or_else(|| unknown(name))
 }
@@ -208,7 +234,7 @@ pub(crate) async fn show(
     Ok(Json(view(&app, row).await?))
 }
 
-/// Create a volume: empty, or as a clone of an image
+/// Create a volume: empty, or as a clone of an image or of a snapshot
 #[utoipa::path(post, path = "/api/v1/volumes", tag = "volumes", request_body = VolumeRequest,
     responses((status = 201, body = Volume), (status = 400, body = Problem), (status = 404, body = Problem),
     (status = 409, body = Problem)))]
@@ -223,19 +249,28 @@ pub(crate) async fn create(
             "a volume's name has 1 to 63 letters, digits, dots, dashes and underscores, and begins with a letter or digit",
         ));
     }
-    let origin = match &request.image {
-        None => None,
-        Some(text) => {
+    let beginning = match (&request.image, &request.snapshot) {
+        (None, None) => None,
+        (Some(text), None) => {
             let (image, number) = split_name(text).ok_or_else(|| image::unknown(text))?;
             let version = app.db.version_named(image, number).await?;
-            Some(version.ok_or_else(|| image::unknown(text))?)
+            let version = version.ok_or_else(|| image::unknown(text))?;
+            Some(Beginning::Version(Box::new(version)))
+        }
+        (None, Some(text)) => {
+            let (volume, snapshot) = text.split_once('@').ok_or_else(|| snapshot::unknown(text))?;
+            Some(Beginning::Snapshot(volume.to_owned(), snapshot.to_owned()))
+        }
+        (Some(_), Some(_)) => {
+            return Err(ApiError::bad_request(
+                "two_origins",
+                "a volume begins as an image or as a snapshot: name one of them",
+            ));
         }
     };
-    let new = NewVolume { name: name.clone(), size: request.size.map(ByteCount), origin };
-    // In a task of its own: whoever asked may go away, and what was begun is still ended in order.
+    let new = NewVolume { name: name.clone(), size: request.size.map(ByteCount), beginning };
     let worker = app.clone();
-    let made = app.tasks.spawn(async move { volumes::create(&worker, new).await });
-    let made = made.await.map_err(|error| ApiError::from(anyhow::Error::from(error)))?;
+    let made = in_order(&app, async move { volumes::create(&worker, new).await }).await?;
     made.map_err(refuse_create)?;
     let row = row(&app, &name).await?;
     Ok((StatusCode::CREATED, Json(view(&app, row).await?)))
@@ -276,8 +311,7 @@ pub(crate) async fn remove(
     Place(name): Place<String>,
 ) -> Result<StatusCode, ApiError> {
     let (worker, which) = (app.clone(), name.clone());
-    let removed = app.tasks.spawn(async move { volumes::remove(&worker, &which).await });
-    let removed = removed.await.map_err(|error| ApiError::from(anyhow::Error::from(error)))?;
+    let removed = in_order(&app, async move { volumes::remove(&worker, &which).await }).await?;
     removed.map_err(|error| refuse_use(&name, error))?;
     Ok(StatusCode::NO_CONTENT)
 }

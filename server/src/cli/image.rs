@@ -11,7 +11,7 @@ use cairn_array::wire::split_name;
 use clap::Subcommand;
 use futures::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{
@@ -173,13 +173,23 @@ async fn add(client: &Client, upload: &Upload) -> anyhow::Result<Added> {
         .request(Method::POST, &path)
         .header("content-type", "application/octet-stream")
         .body(body);
+    register(client, request, &upload.name, size).await
+}
+
+/// Sends a request that registers an image, and shows how far it is.
+pub(super) async fn register(
+    client: &Client,
+    request: RequestBuilder,
+    name: &str,
+    size: Option<u64>,
+) -> anyhow::Result<Added> {
     let bar = progress_bar(size.unwrap_or(0));
     let sending = client.send(request);
     tokio::pin!(sending);
     let response = loop {
         tokio::select! {
             response = &mut sending => break response,
-            () = tokio::time::sleep(POLL) => watch(client, &upload.name, &bar).await,
+            () = tokio::time::sleep(POLL) => watch(client, name, &bar).await,
         }
     };
     bar.finish_and_clear();
@@ -215,7 +225,7 @@ async fn watch(client: &Client, name: &str, bar: &ProgressBar) {
     }
 }
 
-fn show_added(added: &Added) -> anyhow::Result<()> {
+pub(super) fn show_added(added: &Added) -> anyhow::Result<()> {
     let label = format!("{}@{}", added.name, added.number);
     if added.identical {
         return line(&format!("the same content is there already as {label}: nothing was added"));

@@ -15,10 +15,13 @@ use reqwest::Method;
 
 use super::{
     client::{Client, Remote, part},
+    image,
     output::{bytes, json, line, note, or_dash, table},
 };
-use crate::api::volume::{
-    Condition, PapersRequest, ResizeRequest, Volume, VolumePapers, VolumeRequest,
+use crate::api::{
+    image::Added,
+    snapshot::{RollbackRequest, Snapshot, SnapshotRequest},
+    volume::{Condition, PapersRequest, ResizeRequest, Volume, VolumePapers, VolumeRequest},
 };
 
 #[derive(Debug, clap::Args)]
@@ -31,15 +34,18 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Create a volume: empty, or as a writable clone of an image
+    /// Create a volume: empty, or as a writable clone of an image or a snapshot
     Create {
         name: String,
-        /// Like 10GiB; without it as large as the image
-        #[arg(long, value_parser = size::parse, required_unless_present = "image")]
+        /// Like 10GiB; without it as large as what it begins as
+        #[arg(long, value_parser = size::parse, required_unless_present_any = ["image", "snapshot"])]
         size: Option<ByteCount>,
         /// Begin as this image (NAME or NAME@N), of which nothing is copied
-        #[arg(long, value_name = "IMAGE")]
+        #[arg(long, value_name = "IMAGE", conflicts_with = "snapshot")]
         image: Option<String>,
+        /// Begin as this snapshot, of which nothing is copied
+        #[arg(long, value_name = "VOLUME@SNAPSHOT")]
+        snapshot: Option<String>,
         #[arg(long)]
         json: bool,
     },
@@ -65,6 +71,41 @@ enum Verb {
     },
     /// Delete a volume with all that it holds
     Delete { name: String },
+    /// Take a snapshot of a volume as it is now
+    Snapshot {
+        volume: String,
+        snapshot: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the snapshots of a volume
+    Snapshots {
+        volume: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a volume what a snapshot of it is; nobody may use it meanwhile
+    Rollback {
+        volume: String,
+        snapshot: String,
+        /// Throw away what was written since
+        #[arg(long)]
+        discard: bool,
+    },
+    /// Delete a snapshot
+    DeleteSnapshot { volume: String, snapshot: String },
+    /// Make a snapshot the next version of an image
+    Image {
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: String,
+        /// Of the image
+        name: String,
+        /// Take bytes that look like no disk image at all
+        #[arg(long)]
+        any_content: bool,
+        #[arg(long)]
+        json: bool,
+    },
     /// Write papers to use a volume from another machine: ca-cert.pem, client-cert.pem and client-key.pem in a new folder
     Papers { name: String, folder: PathBuf },
 }
@@ -73,8 +114,9 @@ impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = self.remote.connect()?;
         match self.verb {
-            Verb::Create { name, size, image, json: as_json } => {
-                let request = VolumeRequest { name, size: size.map(|size| size.0), image };
+            Verb::Create { name, size, image, snapshot, json: as_json } => {
+                let size = size.map(|size| size.0);
+                let request = VolumeRequest { name, size, image, snapshot };
                 let made: Volume = client.post_json("/api/v1/volumes", &request).await?;
                 if as_json { json(&made) } else { show(&made) }
             }
@@ -96,6 +138,32 @@ impl Args {
                 client.delete(&path(&name)).await?;
                 note(&format!("{name} is gone"))
             }
+            Verb::Snapshot { volume, snapshot, json: as_json } => {
+                let request = SnapshotRequest { name: snapshot };
+                let taken: Snapshot = client.post_json(&snapshots(&volume), &request).await?;
+                if as_json {
+                    json(&taken)
+                } else {
+                    note(&format!("{volume}@{} is taken: {}", taken.name, bytes(taken.size)))
+                }
+            }
+            Verb::Snapshots { volume, json: as_json } => {
+                let taken: Vec<Snapshot> = client.get(&snapshots(&volume)).await?;
+                if as_json { json(&taken) } else { list_snapshots(&taken) }
+            }
+            Verb::Rollback { volume, snapshot, discard } => {
+                let request = RollbackRequest { snapshot, discard };
+                let path = format!("{}/rollback", path(&volume));
+                show(&client.post_json(&path, &request).await?)
+            }
+            Verb::DeleteSnapshot { volume, snapshot } => {
+                client.delete(&format!("{}/{}", snapshots(&volume), part(&snapshot))).await?;
+                note(&format!("{volume}@{snapshot} is gone"))
+            }
+            Verb::Image { snapshot, name, any_content, json: as_json } => {
+                let added = to_image(&client, &snapshot, &name, any_content).await?;
+                if as_json { json(&added) } else { image::show_added(&added) }
+            }
             Verb::Papers { name, folder } => papers(&client, &name, &folder).await,
         }
     }
@@ -103,6 +171,33 @@ impl Args {
 
 fn path(name: &str) -> String {
     format!("/api/v1/volumes/{}", part(name))
+}
+
+fn snapshots(volume: &str) -> String {
+    format!("{}/snapshots", path(volume))
+}
+
+async fn to_image(
+    client: &Client,
+    snapshot: &str,
+    name: &str,
+    any_content: bool,
+) -> anyhow::Result<Added> {
+    let (image, from) = (part(name), part(snapshot));
+    let path = format!("/api/v1/images/{image}/versions?snapshot={from}&any_content={any_content}");
+    image::register(client, client.request(Method::POST, &path), name, None).await
+}
+
+fn list_snapshots(taken: &[Snapshot]) -> anyhow::Result<()> {
+    let rows = taken.iter().map(|snapshot| {
+        vec![
+            snapshot.name.clone(),
+            bytes(snapshot.size),
+            snapshot.created.clone(),
+            or_dash((!snapshot.clones.is_empty()).then(|| snapshot.clones.join(", "))),
+        ]
+    });
+    table(&["name", "size", "taken", "clones"], rows.collect(), "no snapshots")
 }
 
 fn condition(volume: &Volume) -> String {

@@ -31,6 +31,7 @@ pub mod machine;
 pub(crate) mod recovered;
 pub mod segment;
 pub mod setting;
+pub mod snapshot;
 pub mod target;
 pub mod token;
 pub mod volume;

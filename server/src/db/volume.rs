@@ -1,7 +1,7 @@
 //! Volumes, as far as the database knows them.
 
 use cairn_core::{
-    id::{VersionId, VolumeId},
+    id::{SnapshotId, VersionId, VolumeId},
     units::{ByteCount, Generation},
 };
 use sqlx::{Row as _, sqlite::SqliteRow};
@@ -12,7 +12,7 @@ use crate::moment::Moment;
 const GENERATION: &str = "controller_generation";
 
 words! {
-    /// What becomes of a volume.
+    /// What becomes of a volume, or of a snapshot.
     VolumeStage {
         /// It was not whole yet when it was last heard of.
         Creating = "creating",
@@ -30,8 +30,15 @@ pub struct VolumeRow {
     pub stage: VolumeStage,
     /// age, for the server and the recovery key.
     pub content_key: Vec<u8>,
-    pub origin: Option<VersionId>,
+    pub origin: Option<Origin>,
     pub created: Moment,
+}
+
+/// What a volume began as, and shares segments with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Version(VersionId),
+    Snapshot(SnapshotId),
 }
 
 /// Why no volume is made.
@@ -44,13 +51,15 @@ pub enum AddVolumeError {
 }
 
 fn volume(row: &SqliteRow) -> Result<VolumeRow> {
+    let version = row.maybe_id("origin")?.map(|id| Origin::Version(VersionId(id)));
+    let snapshot = row.maybe_id("snapshot")?.map(|id| Origin::Snapshot(SnapshotId(id)));
     Ok(VolumeRow {
         id: VolumeId(row.id("id")?),
         name: row.text("name")?,
         size: row.size("size")?,
         stage: row.word("state")?,
         content_key: row.try_get("content_key")?,
-        origin: row.maybe_id("origin")?.map(VersionId),
+        origin: version.or(snapshot),
         created: row.moment("created")?,
     })
 }
@@ -61,16 +70,22 @@ impl Db {
     /// # Errors
     /// [`AddVolumeError::NameTaken`].
     pub async fn add_volume(&self, row: &VolumeRow) -> Result<(), AddVolumeError> {
+        let (version, snapshot) = match row.origin {
+            None => (None, None),
+            Some(Origin::Version(id)) => (Some(id), None),
+            Some(Origin::Snapshot(id)) => (None, Some(id)),
+        };
         sqlx::query(
-            "INSERT INTO volume (id, name, size, state, content_key, origin, created)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO volume (id, name, size, state, content_key, origin, snapshot, created)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
         .bind(row.id.as_bytes().as_slice())
         .bind(&row.name)
         .bind(integer(row.size.0))
         .bind(row.stage.word())
         .bind(row.content_key.as_slice())
-        .bind(row.origin.as_ref().map(|origin| origin.as_bytes().as_slice()))
+        .bind(version.as_ref().map(|id| id.as_bytes().as_slice()))
+        .bind(snapshot.as_ref().map(|id| id.as_bytes().as_slice()))
         .bind(row.created.0)
         .execute(&self.pool)
         .await

@@ -12,8 +12,8 @@ use futures::TryStreamExt as _;
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::{RegisterError, Upload, qcow2::Qcow2Source};
-use crate::{app::App, db::image::ImageFormat};
+use super::{Content, RegisterError, Upload, qcow2::Qcow2Source, snapshot::SnapshotSource};
+use crate::{app::App, db::image::ImageFormat, volumes::snapshots::OpenSnapshot};
 
 /// An upload that can be opened on the thread that will read it.
 pub(super) struct Prepared {
@@ -27,13 +27,22 @@ enum Origin {
     Body(Box<dyn BufRead + Send>),
     /// A nameless file that holds the whole upload.
     Spool(File),
+    Snapshot(OpenSnapshot),
 }
 
 /// Makes an upload readable. Qcow2 is not a stream: it is spooled first.
 pub(super) async fn prepare(app: &App, upload: Upload) -> Result<Prepared, RegisterError> {
-    let stream = upload.body.into_data_stream().map_err(io::Error::other);
+    let (format, size, any_content) = (upload.format, upload.size, upload.any_content);
+    let body = match upload.content {
+        Content::Body(body) => body,
+        Content::Snapshot(snapshot) => {
+            let bytes = Origin::Snapshot(snapshot);
+            return Ok(Prepared { bytes, format, size, any_content });
+        }
+    };
+    let stream = body.into_data_stream().map_err(io::Error::other);
     let mut reader = StreamReader::new(stream);
-    let bytes = if upload.format == ImageFormat::Qcow2 {
+    let bytes = if format == ImageFormat::Qcow2 {
         let file = tempfile::tempfile_in(&app.data_dir).context("make a spool file")?;
         let mut spool = tokio::fs::File::from_std(file);
         spool_body(&mut reader, &mut spool).await?;
@@ -41,12 +50,7 @@ pub(super) async fn prepare(app: &App, upload: Upload) -> Result<Prepared, Regis
     } else {
         Origin::Body(Box::new(SyncIoBridge::new(reader)))
     };
-    Ok(Prepared {
-        bytes,
-        format: upload.format,
-        size: upload.size,
-        any_content: upload.any_content,
-    })
+    Ok(Prepared { bytes, format, size, any_content })
 }
 
 async fn spool_body(
@@ -76,6 +80,7 @@ impl Prepared {
     /// Opens the source. Blocks: to be called on the thread that reads it.
     pub(super) fn open(self) -> anyhow::Result<Input> {
         let source: Box<dyn cairn_array::register::BlockSource> = match (self.bytes, self.format) {
+            (Origin::Snapshot(snapshot), _) => Box::new(SnapshotSource::open(snapshot)?),
             (Origin::Spool(file), _) => Box::new(Qcow2Source::open(file)?),
             (Origin::Body(body), ImageFormat::Sparse) => Box::new(SparseSource::open(body)?),
             (Origin::Body(body), ImageFormat::RawZst) => {

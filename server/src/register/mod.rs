@@ -1,7 +1,7 @@
 //! Registering: an upload becomes a version.
 //!
 //! ```text
-//!   body ─► input (raw, raw.zst, sparse; qcow2 by a spool file) ─► cairn_array::register ─► store
+//!   body or snapshot ─► input (raw, raw.zst, sparse; qcow2 by a spool file) ─► cairn_array::register ─► store
 //!                                                                            │
 //!                             segments durable ─► manifest durable ─► rows, in one transaction
 //! ```
@@ -14,6 +14,7 @@ mod input;
 mod live;
 mod qcow2;
 mod sink;
+mod snapshot;
 
 use std::{
     sync::Arc,
@@ -52,6 +53,7 @@ use crate::{
     },
     jobs::Kind,
     moment::Moment,
+    volumes::snapshots::OpenSnapshot,
 };
 use sink::{Storing, StoringEnd};
 
@@ -64,7 +66,15 @@ pub struct Upload {
     pub size: Option<ByteCount>,
     /// Take bytes that look like no disk image at all.
     pub any_content: bool,
-    pub body: Body,
+    pub content: Content,
+}
+
+/// Where an image's bytes come from.
+#[derive(Debug)]
+pub enum Content {
+    Body(Body),
+    /// A volume as it was.
+    Snapshot(OpenSnapshot),
 }
 
 /// What came of an upload.

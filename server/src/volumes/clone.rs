@@ -1,7 +1,7 @@
-//! A version's map as the beginning of a volume: it shares the version's segments, and copies nothing.
+//! A version's map as the beginning of a volume: it shares the version's segments, and copies nothing of them.
 
 use anyhow::Context as _;
-use cairn_array::map_reader::pages_of;
+use cairn_array::{map_reader::pages_of, volume::Base};
 use cairn_core::{
     map::{Origin, PAGE_BLOCKS},
     volume::{
@@ -13,11 +13,8 @@ use cairn_core::{
 
 use crate::{app::App, db::image::VersionRow, register};
 
-/// Table and map of a version.
-pub(super) async fn base(
-    app: &App,
-    version: &VersionRow,
-) -> anyhow::Result<(SegmentTable, ExtentMap<Place>)> {
+/// What a volume of `blocks` blocks begins as, as a clone of a version.
+pub(super) async fn base(app: &App, version: &VersionRow, blocks: u64) -> anyhow::Result<Base> {
     let (public, secret) = register::opened_parts(app, version).await?;
     let mut table = SegmentTable::default();
     for (entry, key) in public.data.iter().zip(&secret.data_keys) {
@@ -25,10 +22,9 @@ pub(super) async fn base(
             id: entry.id,
             bytes: entry.bytes,
             key: key.clone(),
-            // It is not this volume's to clean.
+            // They are not this volume's to clean.
             blocks: 0,
             live: 0,
-            own: false,
         };
         table.add(slot).context("take in the image's segments")?;
     }
@@ -47,5 +43,5 @@ pub(super) async fn base(
             map.put_page(page.first.0 / PAGE_BLOCKS, runs);
         }
     }
-    Ok((table, map))
+    Ok(Base { blocks, table, map })
 }

@@ -1,11 +1,11 @@
-//! Making a volume: empty, or as a clone of an image's version.
+//! Making a volume: empty, or as a clone of an image's version or of a snapshot.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context as _;
 use cairn_array::{
     random,
-    volume::{DiskMedium, RunningVolume, Volume, journal_blocks},
+    volume::{Base, DiskMedium, RunningVolume, StoreSegments, Volume, journal_blocks},
 };
 use cairn_core::{
     id::VolumeId,
@@ -19,7 +19,8 @@ use crate::{
     app::App,
     db::{
         image::VersionRow,
-        volume::{AddVolumeError, VolumeRow, VolumeStage},
+        snapshot::SnapshotRow,
+        volume::{AddVolumeError, Origin, VolumeRow, VolumeStage},
     },
     moment::Moment,
 };
@@ -36,7 +37,15 @@ pub struct NewVolume {
     /// None: as large as what it begins as.
     pub size: Option<ByteCount>,
     /// What it begins as; zeros without.
-    pub origin: Option<VersionRow>,
+    pub beginning: Option<Beginning>,
+}
+
+/// What a volume begins as.
+#[derive(Clone, Debug)]
+pub enum Beginning {
+    Version(Box<VersionRow>),
+    /// Volume and snapshot, by name.
+    Snapshot(String, String),
 }
 
 /// Why a volume is not made. Nothing of it is left.
@@ -48,18 +57,66 @@ pub enum CreateError {
     NoSize,
     #[error(transparent)]
     Size(#[from] SizeError),
-    #[error("the image has {0} bytes: the volume cannot be smaller")]
-    SmallerThanImage(u64),
+    #[error("what it begins as has {0} bytes: the volume cannot be smaller")]
+    SmallerThanOrigin(u64),
+    #[error("there is no such snapshot: `cairn-server volume snapshots` shows them")]
+    UnknownSnapshot,
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
 
+/// What a volume begins as, found.
+enum Found {
+    Version(Box<VersionRow>),
+    Snapshot(SnapshotRow),
+}
+
+impl Found {
+    async fn find(app: &App, beginning: Beginning) -> Result<Self, CreateError> {
+        let (volume, snapshot) = match beginning {
+            Beginning::Version(version) => return Ok(Self::Version(version)),
+            Beginning::Snapshot(volume, snapshot) => (volume, snapshot),
+        };
+        let of = app.volumes.look(&volume, |entry| entry.id);
+        let of = of.map_err(|_| CreateError::UnknownSnapshot)?;
+        let rows = app.db.snapshots().await.context("list snapshots")?;
+        let found = rows.into_iter().find(|row| row.volume == of && row.name == snapshot);
+        found.map(Self::Snapshot).ok_or(CreateError::UnknownSnapshot)
+    }
+
+    const fn size(&self) -> ByteCount {
+        match self {
+            Self::Version(version) => version.size,
+            Self::Snapshot(snapshot) => snapshot.size,
+        }
+    }
+
+    const fn origin(&self) -> Origin {
+        match self {
+            Self::Version(version) => Origin::Version(version.id),
+            Self::Snapshot(snapshot) => Origin::Snapshot(snapshot.id),
+        }
+    }
+
+    async fn base(&self, app: &App, blocks: u64) -> anyhow::Result<Base> {
+        let snapshot = match self {
+            Self::Version(version) => return clone::base(app, version, blocks).await,
+            Self::Snapshot(snapshot) => snapshot,
+        };
+        let of = app.volumes.by_id(snapshot.volume).context("its volume cannot be opened")?;
+        let (id, store) = (snapshot.id, Arc::clone(&app.store));
+        let base =
+            blocking(move || Ok(of.open_snapshot(StoreSegments::new(store), id)?.into_base()));
+        Ok(Base { blocks, ..base.await? })
+    }
+}
+
 /// The size that a new volume gets.
-fn size_of(new: &NewVolume) -> Result<ByteCount, CreateError> {
-    let image = new.origin.as_ref().map(|origin| origin.size);
-    let size = new.size.or(image).ok_or(CreateError::NoSize)?;
-    match image {
-        Some(image) if size < image => Err(CreateError::SmallerThanImage(image.0)),
+fn size_of(new: &NewVolume, found: Option<&Found>) -> Result<ByteCount, CreateError> {
+    let least = found.map(Found::size);
+    let size = new.size.or(least).ok_or(CreateError::NoSize)?;
+    match least {
+        Some(least) if size < least => Err(CreateError::SmallerThanOrigin(least.0)),
         // Images end where they end; disks end with a block.
         Some(_) if new.size.is_none() => Ok(ByteCount(size.0.next_multiple_of(4096))),
         _ => Ok(size),
@@ -71,7 +128,12 @@ fn size_of(new: &NewVolume) -> Result<ByteCount, CreateError> {
 /// # Errors
 /// [`CreateError`].
 pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError> {
-    let size = size_of(&new)?;
+    let _alone = app.volumes.changing.lock().await;
+    let found = match &new.beginning {
+        Some(beginning) => Some(Found::find(app, beginning.clone()).await?),
+        None => None,
+    };
+    let size = size_of(&new, found.as_ref())?;
     let blocks = blocks_of(size)?;
     let content_key = SealKey(random::array()?);
     let row = VolumeRow {
@@ -80,14 +142,14 @@ pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError>
         size,
         stage: VolumeStage::Creating,
         content_key: app.site.wrap_content_key(&content_key)?,
-        origin: new.origin.as_ref().map(|origin| origin.id),
+        origin: found.as_ref().map(Found::origin),
         created: Moment::now(),
     };
     app.db.add_volume(&row).await.map_err(|error| match error {
         AddVolumeError::NameTaken => CreateError::NameTaken,
         AddVolumeError::Db(error) => CreateError::Failed(error.into()),
     })?;
-    if let Err(error) = make(app, &row, blocks, new.origin.as_ref()).await {
+    if let Err(error) = make(app, &row, blocks, found.as_ref()).await {
         super::remove_parts(app, row.id, None).await.context("remove what there is of a volume")?;
         return Err(error.into());
     }
@@ -98,10 +160,10 @@ async fn make(
     app: &App,
     row: &VolumeRow,
     blocks: u64,
-    origin: Option<&VersionRow>,
+    found: Option<&Found>,
 ) -> anyhow::Result<()> {
-    let base = match origin {
-        Some(origin) => Some(clone::base(app, origin).await.context("read the image's map")?),
+    let base = match found {
+        Some(found) => Some(found.base(app, blocks).await.context("read what it begins as")?),
         None => None,
     };
     let (keys, name) = (keys(app, row)?, name(app, row));
@@ -112,15 +174,16 @@ async fn make(
     let volume = blocking(move || {
         let medium = DiskMedium::create(&file, capacity, id, store, runtime)?;
         let volume = Volume::create(medium, name, keys, blocks, capacity)?;
-        if let Some((table, map)) = base {
-            volume.begin_as(table, map);
-            volume.seal()?;
+        if let Some(base) = base {
+            // All that it begins with is somebody else's.
+            volume.pin(base.table.iter().map(|(_, slot)| slot.id));
+            volume.become_base(base)?;
         }
         RunningVolume::start(volume).context("start threads for a volume")
     })
     .await?;
     app.db.set_volume_stage(row.id, VolumeStage::Ready).await.context("note a volume")?;
-    let entry = Entry { id: row.id, open: Ok(Arc::new(volume)) };
+    let entry = Entry { id: row.id, open: Ok(Arc::new(volume)), snapshots: BTreeMap::new() };
     app.volumes.entries().insert(row.name.clone(), entry);
     Ok(())
 }

@@ -10,7 +10,10 @@
 
 mod clone;
 mod create;
+mod open;
 mod served;
+mod shared;
+pub(crate) mod snapshots;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +23,7 @@ use std::{
 
 use anyhow::Context as _;
 use cairn_array::volume::{
-    DiskMedium, RunningVolume, Usage, Volume, VolumeKeys, VolumeName, VolumeState, root_name,
+    DiskMedium, RootName, RunningVolume, Usage, VolumeKeys, VolumeName, VolumeState, root_name,
 };
 use cairn_core::{
     id::{SegmentId, VolumeId},
@@ -28,7 +31,8 @@ use cairn_core::{
 };
 
 pub(crate) use create::create;
-pub use create::{CreateError, NewVolume};
+pub use create::{Beginning, CreateError, NewVolume};
+pub(crate) use open::open_all;
 pub use served::Served;
 
 use crate::{
@@ -44,6 +48,7 @@ struct Entry {
     id: VolumeId,
     /// Or why it cannot be opened.
     open: Result<Open, String>,
+    snapshots: BTreeMap<String, snapshots::Kept>,
 }
 
 /// See the module.
@@ -51,6 +56,8 @@ struct Entry {
 pub struct Volumes {
     generation: Generation,
     entries: Mutex<BTreeMap<String, Entry>>,
+    /// Held by whoever makes or removes volumes or snapshots: what is shared changes for one of them at a time.
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// How a volume does.
@@ -72,6 +79,8 @@ pub enum UseError {
     InUse,
     #[error("it cannot be opened: {0}")]
     Unavailable(String),
+    #[error("it has snapshots: {}", .0.join(", "))]
+    HasSnapshots(Vec<String>),
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
@@ -80,7 +89,7 @@ impl Volumes {
     /// None yet.
     #[must_use]
     pub fn new(generation: Generation) -> Self {
-        Self { generation, entries: Mutex::default() }
+        Self { generation, entries: Mutex::default(), changing: tokio::sync::Mutex::default() }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
@@ -115,6 +124,12 @@ impl Volumes {
         let entries = self.entries();
         let entry = entries.get(name).ok_or(UseError::Unknown)?;
         entry.open.clone().map_err(UseError::Unavailable)
+    }
+
+    /// The volume of this id, when it is open.
+    fn by_id(&self, id: VolumeId) -> Option<Open> {
+        let entries = self.entries();
+        entries.values().find(|entry| entry.id == id)?.open.clone().ok()
     }
 
     /// Closes all: what the journals have is sealed. Blocks.
@@ -154,41 +169,6 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.context("wait for a thread")?
 }
 
-/// Opens all volumes, and removes what a kill left of some.
-pub(crate) async fn open_all(app: &App) -> anyhow::Result<()> {
-    for row in app.db.volumes().await.context("list volumes")? {
-        if row.stage != VolumeStage::Ready {
-            tracing::info!(
-                volume = row.name,
-                stage = row.stage.word(),
-                "a volume that was cut short is removed"
-            );
-            let open = open(app, &row).await.ok();
-            remove_parts(app, row.id, open).await?;
-            continue;
-        }
-        let open = open(app, &row).await.map_err(|error| {
-            let why = format!("{error:#}");
-            tracing::error!(volume = row.name, error = why, "a volume cannot be opened");
-            why
-        });
-        app.volumes.entries().insert(row.name, Entry { id: row.id, open });
-    }
-    Ok(())
-}
-
-async fn open(app: &App, row: &VolumeRow) -> anyhow::Result<Open> {
-    let (keys, name) = (keys(app, row)?, name(app, row));
-    let (file, id, store) = (journal_file(app, row.id), row.id, Arc::clone(&app.store));
-    let runtime = tokio::runtime::Handle::current();
-    blocking(move || {
-        let medium = DiskMedium::open(&file, id, store, runtime)?;
-        let volume = Volume::open(medium, name, keys)?;
-        Ok(Arc::new(RunningVolume::start(volume).context("start threads for a volume")?))
-    })
-    .await
-}
-
 /// Every segment that a volume refers to. None when one of them cannot say.
 pub(crate) fn segments(app: &App) -> Option<Vec<SegmentId>> {
     let mut all = Vec::new();
@@ -203,10 +183,14 @@ pub(crate) fn segments(app: &App) -> Option<Vec<SegmentId>> {
 /// # Errors
 /// [`UseError`]: in use, or unknown.
 pub(crate) async fn remove(app: &App, name: &str) -> Result<(), UseError> {
+    let _alone = app.volumes.changing.lock().await;
     let id = app.volumes.look(name, |entry| entry.id)?;
     let open = {
         let mut entries = app.volumes.entries();
         let entry = entries.get(name).ok_or(UseError::Unknown)?;
+        if !entry.snapshots.is_empty() {
+            return Err(UseError::HasSnapshots(entry.snapshots.keys().cloned().collect()));
+        }
         if entry.open.as_ref().is_ok_and(|open| !is_idle(open)) {
             return Err(UseError::InUse);
         }
@@ -240,7 +224,7 @@ pub(crate) async fn resize(
 }
 
 async fn remove_parts(app: &App, id: VolumeId, open: Option<Open>) -> anyhow::Result<()> {
-    let root = root_name(id)?;
+    let root = root_name(id, RootName::Live)?;
     // From here on it goes, if need be at the next start.
     let staged = app.db.set_volume_stage(id, VolumeStage::Removing).await;
     staged.context("mark a volume as being removed")?;

@@ -1,4 +1,4 @@
-//! Who may use which volume by NBD.
+//! Who may use which volume by NBD. Its snapshots are `VOLUME@SNAPSHOT`, read-only.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use cairn_array::{
     tls::Member,
 };
 
+use super::snapshots;
 use crate::app::App;
 
 /// The volumes of a server. On this machine anybody may use them; from elsewhere who has a volume's own papers.
@@ -20,12 +21,28 @@ impl Exports for Served {
             Visitor::Local => true,
             Visitor::Remote(member) => member == Some(Member::Volume(entry.id)),
         });
-        may.map(|(name, _)| name.clone()).collect()
+        let mut names = Vec::new();
+        for (name, entry) in may {
+            names.push(name.clone());
+            names.extend(entry.snapshots.keys().map(|snapshot| format!("{name}@{snapshot}")));
+        }
+        names
     }
 
     fn find(&self, name: &str, visitor: Visitor) -> Option<Arc<dyn Export>> {
         let may = self.names(visitor).iter().any(|known| known == name);
-        let open = may.then(|| self.0.volumes.get(name).ok())??;
-        Some(open)
+        if !may {
+            return None;
+        }
+        match name.split_once('@') {
+            None => Some(self.0.volumes.get(name).ok()?),
+            Some((volume, snapshot)) => match snapshots::open(&self.0, volume, snapshot) {
+                Ok(open) => Some(open),
+                Err(error) => {
+                    tracing::error!(name, error = %error, "open a snapshot for a client");
+                    None
+                }
+            },
+        }
     }
 }

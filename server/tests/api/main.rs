@@ -11,6 +11,7 @@ mod images;
 mod jobs;
 mod session;
 mod site;
+mod snapshots;
 mod surface;
 mod targets;
 mod volumes;

@@ -1,6 +1,10 @@
 //! Volumes: made, used by real NBD clients, resized, cloned, deleted; after a stop, a kill, and a lost journal.
 
-use std::{path::Path, process::Command};
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use cairn_server::api::volume::{Condition, Volume};
 use reqwest::{Method, StatusCode};
@@ -10,12 +14,40 @@ use crate::harness::{Server, code, image, problem};
 
 const MIB: u64 = 1 << 20;
 
-fn uri(server: &Server, name: &str) -> String {
+/// A client of an export that stays until it is told to leave.
+pub(crate) struct Client(std::process::Child);
+
+impl Client {
+    /// Connects one; it and the size that it saw.
+    pub(crate) async fn stay(uri: &str) -> (Self, u64) {
+        let program = "import nbd; h = nbd.NBD(); h.connect_uri('URI'); print(h.get_size(), flush=True); input()";
+        let mut child = Command::new("/usr/bin/python3")
+            .args(["-c", &program.replace("URI", uri)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = BufReader::new(child.stdout.take().unwrap());
+        let told = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            told.read_line(&mut line).unwrap();
+            line
+        });
+        (Self(child), told.await.unwrap().trim().parse().unwrap())
+    }
+
+    pub(crate) async fn leave(mut self) {
+        self.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+        tokio::task::spawn_blocking(move || self.0.wait().unwrap()).await.unwrap();
+    }
+}
+
+pub(crate) fn uri(server: &Server, name: &str) -> String {
     format!("nbd://{}/{name}", server.nbd)
 }
 
 /// Runs a client on a thread that may wait for it; it must do well.
-async fn run(program: &str, arguments: &[&str]) -> String {
+pub(crate) async fn run(program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
     command.args(arguments);
     let done = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
@@ -27,22 +59,24 @@ async fn run(program: &str, arguments: &[&str]) -> String {
     out
 }
 
-async fn io(server: &Server, name: &str, commands: &[&str]) {
+pub(crate) async fn io(server: &Server, name: &str, commands: &[&str]) {
     let uri = uri(server, name);
     let words = commands.iter().flat_map(|command| ["-c", command]);
-    run("qemu-io", &["-f", "raw"].into_iter().chain(words).chain([&*uri]).collect::<Vec<_>>())
-        .await;
+    // Snapshots are read-only, and have to be opened so.
+    let options: &[&str] = if name.contains('@') { &["-r", "-f", "raw"] } else { &["-f", "raw"] };
+    let arguments = options.iter().copied().chain(words).chain([&*uri]);
+    run("qemu-io", &arguments.collect::<Vec<_>>()).await;
 }
 
-async fn create(server: &Server, request: serde_json::Value) -> anyhow::Result<Volume> {
+pub(crate) async fn create(server: &Server, request: serde_json::Value) -> anyhow::Result<Volume> {
     server.api().post_json("/api/v1/volumes", &request).await
 }
 
-async fn show(server: &Server, name: &str) -> Volume {
+pub(crate) async fn show(server: &Server, name: &str) -> Volume {
     server.api().get(&format!("/api/v1/volumes/{name}")).await.unwrap()
 }
 
-fn segments(folder: &Path) -> usize {
+pub(crate) fn segments(folder: &Path) -> usize {
     let folders = std::fs::read_dir(folder.join("store/segments")).unwrap();
     folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count()).sum()
 }
@@ -66,27 +100,12 @@ async fn a_volume_is_made_used_and_deleted() {
     io(&server, "disk", &["write -P 5 0 1M", "flush", "read -P 5 0 1M", "read -P 0 1M 1M"]).await;
     let listed: Vec<Volume> = server.api().get("/api/v1/volumes").await.unwrap();
     assert_eq!(listed.len(), 1);
-    // A client that stays.
-    let stay =
-        "import nbd; h = nbd.NBD(); h.connect_uri('URI'); print(h.get_size(), flush=True); input()";
-    let mut client = Command::new("/usr/bin/python3")
-        .args(["-c", &stay.replace("URI", &uri(&server, "disk"))])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut told = std::io::BufReader::new(client.stdout.take().unwrap());
-    let told = tokio::task::spawn_blocking(move || {
-        let mut line = String::new();
-        std::io::BufRead::read_line(&mut told, &mut line).unwrap();
-        line
-    });
-    assert_eq!(told.await.unwrap().trim(), (64 * MIB).to_string());
+    let (client, size) = Client::stay(&uri(&server, "disk")).await;
+    assert_eq!(size, 64 * MIB);
     assert_eq!(show(&server, "disk").await.connections, 1);
     let delete = || server.api().delete("/api/v1/volumes/disk");
     assert_eq!(code(delete().await), "volume_in_use");
-    std::io::Write::write_all(&mut client.stdin.take().unwrap(), b"\n").unwrap();
-    tokio::task::spawn_blocking(move || client.wait().unwrap()).await.unwrap();
+    client.leave().await;
     while show(&server, "disk").await.connections > 0 {
         tokio::task::yield_now().await;
     }
@@ -121,7 +140,7 @@ async fn a_clone_begins_as_its_image_and_leaves_it_alone() {
     let file = file.to_str().unwrap();
     assert_eq!(
         code(create(&server, object!({ "name": "c", "image": "os", "size": 4096 })).await),
-        "smaller_than_image"
+        "smaller_than_origin"
     );
     let made = create(&server, object!({ "name": "c", "image": "os" })).await.unwrap();
     assert_eq!((made.size, made.origin.as_deref()), (MIB, Some("os@1")));

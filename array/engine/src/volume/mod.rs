@@ -62,7 +62,7 @@ pub use reader::Stretch;
 pub use running::{RunningVolume, VolumeState};
 pub use sealer::SealError;
 pub use segments::StoreSegments;
-pub use snapshot::{Base, Snapshot, segments_of_root};
+pub use snapshot::{Base, Snapshot};
 
 use crate::frame::FrameError;
 use checkpoint::Pages;

@@ -21,7 +21,7 @@ use cairn_core::{
 
 use super::{
     Change, ChangeError, Medium as _, OpenError, RootName, Snapshot, Volume, VolumeKeys,
-    VolumeName, Wait, segments_of_root,
+    VolumeName, Wait,
     sim::{Dice, End, SimMedium},
 };
 
@@ -95,18 +95,14 @@ impl Schedule {
         self.look_at_snapshots();
     }
 
-    fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot<SimMedium>>, OpenError> {
-        let Some(root) = self.medium.root(RootName::Snapshot(id))? else { return Ok(None) };
-        let (verifier, keys) = (keys().signer.verifying_key(), keys());
-        let (medium, volume) = (self.medium.clone(), named(1).id);
-        Snapshot::open(medium, &root, volume, &verifier, &keys.content_key).map(Some)
+    fn snapshot(&self, id: SnapshotId) -> Result<Snapshot<SimMedium>, OpenError> {
+        self.volume.open_snapshot(self.medium.clone(), id)
     }
 
     fn look_at_snapshots(&self) {
         for (id, blocks) in &self.snapshots {
             let mut bytes = vec![0; usize::try_from(BLOCKS).unwrap() * BLOCK_BYTES];
             let read = self.snapshot(*id).map(|found| {
-                let found = found.expect("a snapshot is gone");
                 found.read(FIRST * BLOCK_BYTES as u64, &mut bytes, Wait::AsLongAsItTakes)
             });
             match read {
@@ -154,7 +150,7 @@ impl Schedule {
     fn go_back(&mut self) {
         let Some(id) = self.any_snapshot() else { return };
         self.restart();
-        let base = self.snapshot(id).unwrap().unwrap().into_base();
+        let base = self.snapshot(id).unwrap().into_base();
         let before = self.states.pop().unwrap();
         self.states = vec![before, self.snapshots[&id].clone()];
         if self.dice.below(3) == 0 {
@@ -170,13 +166,9 @@ impl Schedule {
     }
 
     fn pinned(&self) -> Result<HashSet<SegmentId>, OpenError> {
-        let (verifier, keys) = (keys().signer.verifying_key(), keys());
         let mut pinned = HashSet::new();
         for id in self.snapshots.keys() {
-            let root = self.medium.root(RootName::Snapshot(*id))?.expect("a snapshot is gone");
-            let key = &keys.content_key;
-            let ids = segments_of_root(&self.medium, &root, named(1).id, &verifier, key)?;
-            pinned.extend(ids);
+            pinned.extend(self.volume.segments_of_snapshot(*id)?);
         }
         Ok(pinned)
     }

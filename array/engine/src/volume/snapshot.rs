@@ -122,7 +122,7 @@ impl<S: SegmentReader> Snapshot<S> {
 ///
 /// # Errors
 /// [`OpenError`].
-pub fn segments_of_root<S: SegmentReader>(
+pub(super) fn segments_of_root<S: SegmentReader>(
     segments: &S,
     signed: &[u8],
     volume: VolumeId,
@@ -140,6 +140,30 @@ impl<M: Medium> Volume<M> {
     /// Keeps these segments, whatever becomes of the volume's own map: somebody else's root names them too.
     pub fn pin(&self, ids: impl IntoIterator<Item = SegmentId>) {
         lock(&self.maps).pinned.extend(ids);
+    }
+
+    /// Opens a snapshot of it, to read segments by `segments`.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_snapshot<S: SegmentReader>(
+        &self,
+        segments: S,
+        id: SnapshotId,
+    ) -> Result<Snapshot<S>, OpenError> {
+        let root = self.medium.root(RootName::Snapshot(id))?.ok_or(OpenError::NoRoot)?;
+        let verifier = self.keys.signer.verifying_key();
+        Snapshot::open(segments, &root, self.id, &verifier, &self.keys.content_key)
+    }
+
+    /// The segments that a snapshot of it names.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn segments_of_snapshot(&self, id: SnapshotId) -> Result<Vec<SegmentId>, OpenError> {
+        let root = self.medium.root(RootName::Snapshot(id))?.ok_or(OpenError::NoRoot)?;
+        let verifier = self.keys.signer.verifying_key();
+        segments_of_root(&self.medium, &root, self.id, &verifier, &self.keys.content_key)
     }
 
     /// Takes a snapshot: the volume as it is now, durable.

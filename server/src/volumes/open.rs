@@ -1,0 +1,114 @@
+//! Opening the volumes when the server starts: first all of them, then what they share, and only then their threads start,
+//! which delete what nobody shares.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use anyhow::Context as _;
+use cairn_array::volume::{DiskMedium, RootName, RunningVolume, Volume, root_name};
+use cairn_core::id::{SegmentId, SnapshotId, VolumeId};
+
+use super::{Entry, Open, blocking, journal_file, keys, name, remove_parts, shared::Shared};
+use crate::{
+    app::App,
+    db::{
+        snapshot::SnapshotRow,
+        volume::{VolumeRow, VolumeStage},
+    },
+};
+
+type Closed = Volume<DiskMedium>;
+
+/// Opens all volumes, and removes what a kill left of some. Whether there was such.
+pub(crate) async fn open_all(app: &App) -> anyhow::Result<bool> {
+    let (snapshots, mut cut_short) = settle_snapshots(app).await?;
+    let mut opened: BTreeMap<VolumeId, (VolumeRow, anyhow::Result<(Closed, Shared)>)> =
+        BTreeMap::new();
+    for row in app.db.volumes().await.context("list volumes")? {
+        if row.stage != VolumeStage::Ready {
+            let stage = row.stage.word();
+            tracing::info!(volume = row.name, stage, "a volume that was cut short is removed");
+            remove_parts(app, row.id, None).await?;
+            cut_short = true;
+            continue;
+        }
+        let found = open(app, &row, &snapshots).await;
+        opened.insert(row.id, (row, found));
+    }
+    let started = blocking(move || Ok(start(opened))).await?;
+    for (row, open) in started {
+        let of_it = snapshots.iter().filter(|snapshot| snapshot.volume == row.id);
+        let entry = Entry {
+            id: row.id,
+            open: open.map_err(|error| {
+                let why = format!("{error:#}");
+                tracing::error!(volume = row.name, error = why, "a volume cannot be opened");
+                why
+            }),
+            snapshots: of_it.map(Entry::snapshot).collect(),
+        };
+        app.volumes.entries().insert(row.name, entry);
+    }
+    Ok(cut_short)
+}
+
+/// Deletes snapshots that a kill left half taken or half deleted; the others.
+async fn settle_snapshots(app: &App) -> anyhow::Result<(Vec<SnapshotRow>, bool)> {
+    let all = app.db.snapshots().await.context("list snapshots")?;
+    let (ready, cut_short): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|row| row.stage == VolumeStage::Ready);
+    for row in &cut_short {
+        let stage = row.stage.word();
+        tracing::info!(snapshot = row.name, stage, "a snapshot that was cut short is deleted");
+        let root = root_name(row.volume, RootName::Snapshot(row.id))?;
+        app.store.delete_blob(&root).await.context("delete a snapshot's root")?;
+        app.store.flush().await.context("make that durable")?;
+        app.db.forget_snapshot(row.id).await.context("forget a snapshot")?;
+    }
+    Ok((ready, !cut_short.is_empty()))
+}
+
+/// A volume without threads, and what it shares.
+async fn open(
+    app: &App,
+    row: &VolumeRow,
+    snapshots: &[SnapshotRow],
+) -> anyhow::Result<(Closed, Shared)> {
+    let shared = Shared::of(app, row, snapshots).await?;
+    Ok((reopen(app, row).await?, shared))
+}
+
+/// Opens a volume, without threads and without knowledge of what it shares.
+pub(super) async fn reopen(app: &App, row: &VolumeRow) -> anyhow::Result<Closed> {
+    let (keys, name) = (keys(app, row)?, name(app, row));
+    let (file, id, store) = (journal_file(app, row.id), row.id, Arc::clone(&app.store));
+    let runtime = tokio::runtime::Handle::current();
+    blocking(move || {
+        let medium = DiskMedium::open(&file, id, store, runtime)?;
+        Ok(Volume::open(medium, name, keys)?)
+    })
+    .await
+}
+
+/// Tells every volume what it shares, and starts its threads.
+fn start(
+    opened: BTreeMap<VolumeId, (VolumeRow, anyhow::Result<(Closed, Shared)>)>,
+) -> Vec<(VolumeRow, anyhow::Result<Open>)> {
+    let of_snapshot = |volume: VolumeId, id: SnapshotId| -> anyhow::Result<Vec<SegmentId>> {
+        match opened.get(&volume) {
+            Some((_, Ok((volume, _)))) => Ok(volume.segments_of_snapshot(id)?),
+            _ => anyhow::bail!("the volume it was taken of cannot be opened"),
+        }
+    };
+    let pinned: Vec<_> = opened
+        .values()
+        .map(|(_, found)| found.as_ref().ok().map(|(_, shared)| shared.segments(of_snapshot)))
+        .collect();
+    let started = opened.into_values().zip(pinned).map(|((row, found), pinned)| {
+        let started = found.and_then(|(volume, _)| {
+            volume.pin(pinned.transpose()?.unwrap_or_default());
+            Ok(Arc::new(RunningVolume::start(volume).context("start threads for a volume")?))
+        });
+        (row, started)
+    });
+    started.collect()
+}
