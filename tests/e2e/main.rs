@@ -6,6 +6,7 @@
 mod dashboard;
 mod deploy;
 mod faults;
+mod file_systems;
 mod lab;
 mod limits;
 mod mirror;

@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use sha2::{Digest as _, Sha256};
+use cairn_core::id::Hasher;
 
 use crate::{paths, tool};
 
@@ -66,13 +66,13 @@ impl Variant {
     }
 
     fn fingerprint(self) -> String {
-        let mut hash = Sha256::new();
+        let mut hash = Hasher::default();
         for source in RECIPE {
-            hash.update(source.len().to_le_bytes());
-            hash.update(source);
+            hash.update(&source.len().to_le_bytes());
+            hash.update(source.as_bytes());
         }
-        hash.update(self.name());
-        let digest = hex::encode(hash.finalize());
+        hash.update(self.name().as_bytes());
+        let digest = hex::encode(hash.finish());
         digest[..16].to_owned()
     }
 

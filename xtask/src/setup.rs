@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::step;
 
 /// What each is for, so that it can go when that goes.
-const PACKAGES: [(&str, &str); 29] = [
+const PACKAGES: [(&str, &str); 30] = [
     ("qemu-system-x86", "the machines of the lab"),
     ("ovmf", "their UEFI"),
     ("ipxe-qemu", "their network ROMs"),
@@ -17,6 +17,7 @@ const PACKAGES: [(&str, &str); 29] = [
     ("busybox-static", "the boot payload, and the small image"),
     ("mmdebstrap", "demo images"),
     ("e2fsprogs", "demo images"),
+    ("xfsprogs", "file systems on volumes, in tests"),
     ("fdisk", "demo images: sfdisk"),
     ("mtools", "demo images: the EFI system partition"),
     ("grub-common", "demo images: grub-mkimage"),

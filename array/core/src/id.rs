@@ -1,7 +1,7 @@
 //! Names of things: content hashes and random identifiers, shown and parsed as lower-case hex.
 
+use aws_lc_rs::digest::{Context, Digest, SHA256, digest};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use sha2::{Digest, Sha256};
 
 /// The text is not the hex form of the identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,15 +104,34 @@ identifier! {
     InstallId, 16
 }
 
-/// SHA-256, the one hash function of the system.
+/// SHA-256, the one hash function of the system. By AWS-LC: processors without SHA instructions, which are most of the older
+/// ones that fleets have, hash twice as fast by it as by plain code.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
+    array(&digest(&SHA256, bytes))
+}
+
+fn array(digest: &Digest) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest.as_ref());
+    bytes
 }
 
 /// SHA-256 over what comes in parts.
-#[derive(Clone, Debug, Default)]
-pub struct Hasher(Sha256);
+#[derive(Clone)]
+pub struct Hasher(Context);
+
+impl std::fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hasher(..)")
+    }
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
+    }
+}
 
 impl Hasher {
     pub fn update(&mut self, bytes: &[u8]) {
@@ -122,7 +141,7 @@ impl Hasher {
     /// The hash of all parts as one.
     #[must_use]
     pub fn finish(self) -> [u8; 32] {
-        self.0.finalize().into()
+        array(&self.0.finish())
     }
 }
 

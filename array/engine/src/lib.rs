@@ -20,6 +20,7 @@ pub mod tidy;
 pub mod tls;
 pub mod volume;
 pub mod wire;
+mod workers;
 pub mod wrap;
 
 pub mod grant;

@@ -18,7 +18,6 @@ mod sequence;
 mod source;
 #[cfg(test)]
 mod tests;
-mod workers;
 
 use std::{
     sync::{
@@ -44,8 +43,8 @@ pub use source::{BlockSource, Input, MAX_IMAGE_BYTES, RawSource, SourceError, Sp
 use crate::dsf::CheckedSegment;
 
 use crate::map_reader::PriorVersion;
+use crate::workers::Workers;
 use index::BlockIndexCache;
-use workers::Workers;
 
 /// Results that may wait between two stages: enough to keep the workers busy, a few MiB of memory each.
 const QUEUE: usize = 8;
@@ -152,7 +151,8 @@ pub fn register(
         None => Vec::new(),
     };
     let parallel = thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let (workers, threads) = Workers::start(parallel).context("start worker threads")?;
+    let (workers, threads) =
+        Workers::start("register", parallel).context("start worker threads")?;
     let (hashed, to_sequence) = mpsc::sync_channel(QUEUE);
     let (sequenced, to_pack) = mpsc::sync_channel(QUEUE * 4);
     let (reader, sequencer) = (workers.clone(), workers);

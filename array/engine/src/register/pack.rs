@@ -18,9 +18,8 @@ use cairn_core::{
 use super::{
     Counters, Place, Registered, SegmentSink,
     sequence::{DraftBlock, DraftPage, Step},
-    workers::WorkerGone,
 };
-use crate::{dsf::CheckedSegment, frame::FrameCompressor, pool::Pool, random};
+use crate::{dsf::CheckedSegment, frame::FrameCompressor, pool::Pool, random, workers::WorkerGone};
 
 /// Buffers for sealed segments that are kept: as many as a sink writes and queues, and the one being sealed.
 const SEGMENT_BUFFERS: usize = 10;

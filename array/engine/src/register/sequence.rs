@@ -18,8 +18,11 @@ use cairn_core::{
     units::{BLOCK_BYTES, BlockIndex, FRAME_BLOCKS},
 };
 
-use super::{Counters, Place, StageGone, index::BlockIndexCache, workers::Workers};
-use crate::map_reader::PriorVersion;
+use super::{Counters, Place, StageGone, index::BlockIndexCache};
+use crate::{
+    map_reader::PriorVersion,
+    workers::{WorkerGone, Workers},
+};
 
 /// What the reader hands on, ascending.
 pub(super) enum Piece {
@@ -83,7 +86,7 @@ pub(super) fn run(
     while let Ok(piece) = pieces.recv() {
         match piece {
             Piece::Data { first, bytes, hashes } => {
-                let hashes = hashes.recv().map_err(|_| super::workers::WorkerGone)?;
+                let hashes = hashes.recv().map_err(|_| WorkerGone)?;
                 let blocks = (0..bytes.len()).step_by(BLOCK_BYTES).zip(hashes);
                 for (number, (at, hash)) in (first.0..).zip(blocks) {
                     let shared = sequencer.block(BlockIndex(number), (&bytes, at), hash)?;

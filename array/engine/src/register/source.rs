@@ -13,8 +13,11 @@ use cairn_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Counters, Run, StageGone, sequence::Piece, workers::Workers};
-use crate::pool::{Pool, Pooled};
+use super::{Counters, Run, StageGone, sequence::Piece};
+use crate::{
+    pool::{Pool, Pooled},
+    workers::Workers,
+};
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 1 << 20;

@@ -15,8 +15,8 @@ use cairn_core::{
     },
 };
 
-use super::{Medium, RootName, SealError, Volume, lock, pack::sealed};
-use crate::{frame::FrameCompressor, random};
+use super::{Medium, RootName, SealError, Volume, lock};
+use crate::{frame::FrameCompressor, random, workers::sealed};
 
 /// Meta segments beyond one for each so many pages are merged: each checkpoint adds one, however small.
 const PAGES_PER_META: usize = 256;
@@ -208,7 +208,7 @@ impl<M: Medium> Volume<M> {
 
     fn close_meta(&self, pages: &mut Pages, packer: &mut MetaPacker) -> Result<(), SealError> {
         let Some((key, builder)) = packer.open.take() else { return Ok(()) };
-        let segment = sealed(builder)?;
+        let segment = sealed(builder).map_err(SealError::Segment)?;
         self.medium.put_segment(&segment)?;
         let bytes = u32::try_from(segment.bytes().len()).unwrap_or(u32::MAX);
         let entry = SegmentEntry { id: segment.id(), bytes };

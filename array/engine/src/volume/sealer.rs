@@ -28,7 +28,7 @@ use super::{
     lock,
     pack::{Packed, Packer},
 };
-use crate::dsf::CheckError;
+use crate::{dsf::CheckError, workers::WorkerGone};
 
 /// The most live blocks that are moved while one journal is sealed: 128 MiB.
 const CLEANING_BUDGET: u64 = 32 << 10;
@@ -52,10 +52,20 @@ pub enum SealError {
     Segment(#[source] CheckError),
     #[error("the system gives no random bytes")]
     Random(#[source] anyhow::Error),
+    #[error("the system gives no threads")]
+    Threads(#[source] io::Error),
+    #[error("a worker thread ended early")]
+    Worker,
     #[error("its root is missing")]
     NoRoot,
     #[error("the volume has too many segments")]
     TooManySegments,
+}
+
+impl From<WorkerGone> for SealError {
+    fn from(_: WorkerGone) -> Self {
+        Self::Worker
+    }
 }
 
 impl SealError {
@@ -79,11 +89,11 @@ struct Work {
 struct Run {
     first: BlockIndex,
     blocks: u64,
-    from: From,
+    from: RunSource,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum From {
+enum RunSource {
     Frozen(Fresh),
     Cleaned(Place),
 }
@@ -190,7 +200,7 @@ impl<M: Medium> Volume<M> {
         let frozen = |run: Mapped<Fresh>| Run {
             first: run.first,
             blocks: run.blocks,
-            from: From::Frozen(run.place),
+            from: RunSource::Frozen(run.place),
         };
         let mut runs: Vec<Run> = maps.sealing.iter().map(frozen).collect();
         let own = maps.table.iter().filter(|(_, slot)| !maps.pinned.contains(&slot.id));
@@ -205,7 +215,7 @@ impl<M: Medium> Volume<M> {
                     if newer.is_none() {
                         let offset = u16::try_from(first.0 - run.first.0).unwrap_or(u16::MAX);
                         let place = Place { block: run.place.block + offset, ..run.place };
-                        runs.push(Run { first, blocks, from: From::Cleaned(place) });
+                        runs.push(Run { first, blocks, from: RunSource::Cleaned(place) });
                     }
                 });
             }
@@ -258,13 +268,13 @@ impl<M: Medium> Volume<M> {
         let count = (run.blocks - at).min(READ_BLOCKS);
         let length = usize::try_from(count).unwrap_or(0) * BLOCK_BYTES;
         match run.from {
-            From::Frozen(Fresh::Zero) => return Ok(None),
-            From::Frozen(Fresh::Journal(position)) => {
+            RunSource::Frozen(Fresh::Zero) => return Ok(None),
+            RunSource::Frozen(Fresh::Journal(position)) => {
                 into.resize(length, 0);
                 let offset = self.ring.offset(position + at);
                 self.medium.read_journal(offset, into, Wait::AsLongAsItTakes)?;
             }
-            From::Cleaned(place) => {
+            RunSource::Cleaned(place) => {
                 let slot = lock(&self.maps).table.get(place.segment).cloned();
                 let slot = slot.ok_or(ReadError::Map)?;
                 let segment = Sealed { id: slot.id, bytes: slot.bytes, key: &slot.key };
