@@ -1,10 +1,6 @@
 //! File systems on a volume, by nbdfuse and a loop device, with a database on them, through kills of the server.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use cairn_tests::{
     cairn::eventually,
@@ -20,7 +16,8 @@ const WRITER: &str = r"
 import sqlite3, sys
 try:
     db = sqlite3.connect(sys.argv[1], isolation_level=None)
-    db.execute('pragma synchronous = full')
+    # The folder too: a commit is the end of a file in it.
+    db.execute('pragma synchronous = extra')
     db.execute('create table if not exists t (n integer primary key, filler blob)')
     n = db.execute('select coalesce(max(n), 0) from t').fetchone()[0]
     while True:
@@ -42,12 +39,20 @@ assert count == last, f'{count} rows up to {last}'
 print(last)
 ";
 
-/// A volume as a block device of this machine, mounted when asked. Everything is undone when it goes.
+/// Mounts a device for a program, and for nobody else: namespaces that other tests make would hold on to it.
+const MOUNTED: &str = r#"
+mount "$1" "$2" || exit 1
+/usr/bin/python3 -c "$3" "$2/db"
+ended=$?
+umount "$2" || exit 1
+exit $ended
+"#;
+
+/// A volume as a block device of this machine. Everything is undone when it goes.
 struct Disk {
     fuse: PathBuf,
     mount: PathBuf,
     device: String,
-    mounted: bool,
     process: Option<Process>,
 }
 
@@ -68,29 +73,28 @@ impl Disk {
         eventually("the disk as a file", SOON, shown).unwrap();
         let device = tool::run("losetup", ["--find", "--show", file.to_str().unwrap()]).unwrap();
         let device = device.trim().to_owned();
-        Self { fuse, mount, device, mounted: false, process: Some(process) }
+        Self { fuse, mount, device, process: Some(process) }
     }
 
-    fn mount(&mut self) -> &Path {
-        tool::run("mount", [&self.device, self.mount.to_str().unwrap()]).unwrap();
-        self.mounted = true;
-        &self.mount
+    /// Starts a Python program with a database on the file system.
+    fn program(&self, program: &str) -> Process {
+        let mount = self.mount.to_str().unwrap();
+        Program::new("database", "unshare")
+            .args(["--mount", "sh", "-c", MOUNTED, "sh", &self.device, mount, program])
+            .start()
+            .unwrap()
     }
 
-    fn unmount(&mut self) {
-        if std::mem::take(&mut self.mounted) {
-            tool::run("umount", [&self.mount]).unwrap();
-        }
+    /// The number up to which the database is whole.
+    fn read(&self) -> u32 {
+        let mut reader = self.program(READER);
+        reader.wait_success(SOON).unwrap();
+        reader.transcript().text(0).trim().parse().unwrap()
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Whatever of it is not there is not missed.
-        let mount = self.mounted.then_some(&self.mount);
-        for folder in mount {
-            tool::run("umount", ["--lazy", folder.to_str().unwrap()]).ok();
-        }
         tool::run("losetup", ["--detach", &self.device]).ok();
         tool::run("umount", ["--lazy", self.fuse.to_str().unwrap()]).ok();
         drop(self.process.take());
@@ -122,38 +126,21 @@ fn kill_under(kind: &Kind, cycles: u32) {
     let mut disk = Disk::attach(&site, uri);
     with_device(kind.make, &disk.device);
     for cycle in 1..=cycles {
-        let database = disk.mount().join("db");
-        let database = database.to_str().unwrap();
-        let before: u32 = match cycle {
-            1 => 0,
-            _ => tool::run("/usr/bin/python3", ["-c", READER, database])
-                .unwrap()
-                .trim()
-                .parse()
-                .unwrap(),
-        };
-        let mut writer = Program::new("writer", "/usr/bin/python3")
-            .args(["-c", WRITER, database])
-            .start()
-            .unwrap();
+        let before = if cycle == 1 { 0 } else { disk.read() };
+        let mut writer = disk.program(WRITER);
         // Each time at another moment.
         let until = before + 20 + cycle % 5 * 40;
         writer.wait_for_line(&format!("committed {until}$"), SOON).unwrap();
         site.server.process().kill().unwrap();
         writer.wait_success(SOON).unwrap();
         let said = writer.transcript().text(0);
-        let committed = said.lines().filter_map(|line| line.strip_prefix("committed "));
+        let mut committed = said.lines().filter_map(|line| line.strip_prefix("committed "));
         let committed: u32 = committed.next_back().unwrap().parse().unwrap();
-        disk.unmount();
         drop(disk);
         site.server.restart(&site.lab, &[]).unwrap();
         disk = Disk::attach(&site, uri);
-        let database = disk.mount().join("db");
-        let read = ["-c", READER, database.to_str().unwrap()];
-        let last = tool::run("/usr/bin/python3", read).unwrap();
-        let last: u32 = last.trim().parse().unwrap();
+        let last = disk.read();
         assert!(last >= committed, "cycle {cycle}: {committed} was committed, {last} is there");
-        disk.unmount();
         with_device(kind.check, &disk.device);
     }
 }

@@ -56,9 +56,17 @@ impl std::fmt::Debug for Frames {
     }
 }
 
+/// What a thread that reads needs again and again.
+#[derive(Default)]
+struct Scratch {
+    /// Making it costs more than a frame.
+    zstd: Option<Decompressor<'static>>,
+    /// A sealed frame. It only grows: to clear it costs as much as to open a frame.
+    sealed: Vec<u8>,
+}
+
 thread_local! {
-    /// One for each thread that reads: making it costs more than a frame.
-    static ZSTD: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 impl Frames {
@@ -82,15 +90,22 @@ impl Frames {
         }
         let Some(opened) = self.opened(segments, segment, wait)? else { return Ok(None) };
         let place = opened.table.place(frame).ok_or(FrameError::Missing(frame))?;
-        let mut sealed = vec![0; place.sealed_bytes];
-        if !segments.read_segment(segment.id, place.offset as u64, &mut sealed, wait)? {
-            return Ok(None);
-        }
-        let zstd = opened
-            .opener
-            .open(frame, place.plain_bytes, &mut sealed)
-            .map_err(FrameError::Segment)?;
-        let bytes = Bytes::from(decompressed(frame, zstd, place.plain_bytes as usize)?);
+        let plain = SCRATCH.with_borrow_mut(|scratch| -> Result<Option<Vec<u8>>, ReadError> {
+            let length = place.sealed_bytes;
+            if scratch.sealed.len() < length {
+                scratch.sealed.resize(length, 0);
+            }
+            let sealed = scratch.sealed.get_mut(..length).unwrap_or_default();
+            if !segments.read_segment(segment.id, place.offset as u64, sealed, wait)? {
+                return Ok(None);
+            }
+            let opened = opened.opener.open(frame, place.plain_bytes, sealed);
+            let compressed = opened.map_err(FrameError::Segment)?;
+            let plain = decompressed(&mut scratch.zstd, frame, compressed, place.plain_bytes);
+            Ok(Some(plain?))
+        })?;
+        let Some(plain) = plain else { return Ok(None) };
+        let bytes = Bytes::from(plain);
         self.frames.insert((segment.id, frame), bytes.clone());
         Ok(Some(bytes))
     }
@@ -116,13 +131,16 @@ impl Frames {
     }
 }
 
-fn decompressed(frame: FrameIndex, zstd: &[u8], length: usize) -> Result<Vec<u8>, FrameError> {
-    ZSTD.with_borrow_mut(|kept| {
-        if kept.is_none() {
-            *kept = Decompressor::new().ok();
-        }
-        let plain =
-            kept.as_mut().and_then(|zstd_context| zstd_context.decompress(zstd, length).ok());
-        plain.filter(|plain| plain.len() == length).ok_or(FrameError::Compression(frame))
-    })
+fn decompressed(
+    kept: &mut Option<Decompressor<'static>>,
+    frame: FrameIndex,
+    compressed: &[u8],
+    length: u32,
+) -> Result<Vec<u8>, FrameError> {
+    if kept.is_none() {
+        *kept = Decompressor::new().ok();
+    }
+    let length = length as usize;
+    let plain = kept.as_mut().and_then(|zstd| zstd.decompress(compressed, length).ok());
+    plain.filter(|plain| plain.len() == length).ok_or(FrameError::Compression(frame))
 }
