@@ -80,7 +80,9 @@ impl Found {
         let of = app.volumes.look(&volume, |entry| entry.id);
         let of = of.map_err(|_| CreateError::UnknownSnapshot)?;
         let rows = app.db.snapshots().await.context("list snapshots")?;
-        let found = rows.into_iter().find(|row| row.volume == of && row.name == snapshot);
+        let ready = |row: &SnapshotRow| row.stage == VolumeStage::Ready;
+        let is_it = |row: &SnapshotRow| row.volume == of && row.name == snapshot && ready(row);
+        let found = rows.into_iter().find(is_it);
         found.map(Self::Snapshot).ok_or(CreateError::UnknownSnapshot)
     }
 

@@ -74,9 +74,15 @@ async fn row_of(app: &App, volume: &str) -> Result<VolumeRow, SnapshotError> {
 }
 
 async fn snapshot_of(app: &App, row: &VolumeRow, name: &str) -> Result<SnapshotRow, SnapshotError> {
-    let rows = app.db.snapshots().await.context("list snapshots")?;
-    let mut of_it = rows.into_iter().filter(|snapshot| snapshot.volume == row.id);
+    let mut of_it = ready(app).await?.into_iter().filter(|snapshot| snapshot.volume == row.id);
     of_it.find(|snapshot| snapshot.name == name).ok_or(SnapshotError::Unknown)
+}
+
+/// All snapshots but those that are being taken or deleted.
+async fn ready(app: &App) -> anyhow::Result<Vec<SnapshotRow>> {
+    let mut rows = app.db.snapshots().await.context("list snapshots")?;
+    rows.retain(|row| row.stage == VolumeStage::Ready);
+    Ok(rows)
 }
 
 /// Takes a snapshot of a volume as it is now.
@@ -156,9 +162,7 @@ pub(crate) async fn delete(app: &App, volume: &str, name: &str) -> Result<(), Sn
     // From here on it goes, if need be at the next start.
     let staged = app.db.set_snapshot_stage(snapshot.id, VolumeStage::Removing).await;
     staged.context("mark a snapshot as being deleted")?;
-    let mut others = app.db.snapshots().await.context("list snapshots")?;
-    others.retain(|other| other.stage == VolumeStage::Ready);
-    let shared = Shared::of(app, &row, &others).await?;
+    let shared = Shared::of(app, &row, &ready(app).await?).await?;
     let worker = app.clone();
     let id = snapshot.id;
     blocking(move || {
@@ -186,8 +190,7 @@ pub(crate) async fn roll_back(app: &App, volume: &str, name: &str) -> Result<(),
     let snapshot = snapshot_of(app, &row, name).await?;
     let base = app.volumes.get(volume)?;
     // Whatever the volume shares it goes on sharing.
-    let snapshots = app.db.snapshots().await.context("list snapshots")?;
-    let shared = Shared::of(app, &row, &snapshots).await?;
+    let shared = Shared::of(app, &row, &ready(app).await?).await?;
     let worker = app.clone();
     let pinned = blocking(move || segments_of(&worker, &shared)).await?;
     drop(base);

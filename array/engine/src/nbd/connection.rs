@@ -20,6 +20,9 @@ use crate::volume::Change;
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(30);
 /// What a reader thread has for requests, until one is larger.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Reads from this length on go to other threads at once: several are done at a time, and what they take is more than it
+/// costs to hand them over.
+const LARGE_READ: u32 = 128 << 10;
 /// Replies of one batch that are sent before the rest is looked at.
 const OUT_BYTES: usize = 4 << 20;
 /// Runs of block status in one reply.
@@ -310,9 +313,13 @@ impl<'a> Transmission<'a> {
 
     fn read(&self, cookie: u64, offset: u64, length: u32, out: &mut Vec<u8>) {
         let before = out.len();
-        match fill(out, self.structured, cookie, (offset, length), |into| {
-            self.export.read_now(offset, into)
-        }) {
+        let filled = if length < LARGE_READ {
+            let range = (offset, length);
+            fill(out, self.structured, cookie, range, |into| self.export.read_now(offset, into))
+        } else {
+            Ok(false)
+        };
+        match filled {
             Ok(true) => {}
             Err(error) => {
                 out.truncate(before);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   socket ─► reader thread: all requests that came ─► one change for all writes ─► replies, in one write
-//!                  │ what would wait for a disk, flushes
+//!                  │ what would wait for a disk, large reads, flushes
 //!                  ▼
 //!              readers' pool, syncs ─► late thread ─► replies, as they come
 //! ```
