@@ -45,7 +45,9 @@ fn joining_an_absent_server_fails_and_can_be_tried_again() {
     // Nobody listens there: ports below 1024 are given to nobody who asks for any.
     let url = "https://127.0.0.1:1";
     for _ in 0..2 {
-        let (code, said) = outcome(&folder, &["join", url, &token(), "--lend", "16MiB"]);
+        // On a disk that is nearly full, too.
+        let lend = ["--lend", "16MiB", "--reserve", "1MiB"];
+        let (code, said) = outcome(&folder, &[&["join", url, &token()][..], &lend].concat());
         assert_eq!(code, Some(1));
         assert!(said.contains("join the site at https://127.0.0.1"), "{said}");
         assert!(said.contains("cannot be reached"), "{said}");
