@@ -104,8 +104,8 @@ identifier! {
     InstallId, 16
 }
 
-/// SHA-256, the one hash function of the system. By AWS-LC: processors without SHA instructions, which are most of the older
-/// ones that fleets have, hash twice as fast by it as by plain code.
+/// SHA-256, the one hash function of the system. By AWS-LC, which has vector code for processors without SHA instructions:
+/// fleets have older ones.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     array(&digest(&SHA256, bytes))

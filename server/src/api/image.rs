@@ -265,13 +265,13 @@ pub(crate) async fn add(
             "an image's name has 1 to 63 letters, digits, dots, dashes and underscores, and begins with a letter or digit",
         ));
     }
-    let (format, content) = match (params.format, &params.snapshot) {
-        (Some(format), None) => (format, Content::Body(body)),
-        (None, Some(text)) => (ImageFormat::Raw, Content::Snapshot(open(&app, text).await?)),
+    let (format, content) = match (params.format, params.size, &params.snapshot) {
+        (Some(format), _, None) => (format, Content::Body(body)),
+        (None, None, Some(text)) => (ImageFormat::Raw, Content::Snapshot(open(&app, text).await?)),
         _ => {
             return Err(ApiError::bad_request(
                 "no_format",
-                "declare either the format of the body, or the snapshot that becomes the image",
+                "declare either the format of the body, and its size if you like, or the snapshot that becomes the image",
             ));
         }
     };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use anyhow::Context as _;
 use cairn_array::{
     random,
-    volume::{Base, DiskMedium, RunningVolume, StoreSegments, Volume, journal_blocks},
+    volume::{Base, DiskMedium, StoreSegments, Volume, journal_blocks},
 };
 use cairn_core::{
     id::VolumeId,
@@ -14,7 +14,7 @@ use cairn_core::{
     volume::{SizeError, blocks_of},
 };
 
-use super::{Entry, blocking, clone, journal_file, keys, name};
+use super::{Entry, blocking, clone, journal_file, keys, name, open::start};
 use crate::{
     app::App,
     db::{
@@ -130,7 +130,7 @@ fn size_of(new: &NewVolume, found: Option<&Found>) -> Result<ByteCount, CreateEr
 /// # Errors
 /// [`CreateError`].
 pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError> {
-    let _alone = app.volumes.changing.lock().await;
+    let alone = app.volumes.changing.lock().await;
     let found = match &new.beginning {
         Some(beginning) => Some(Found::find(app, beginning.clone()).await?),
         None => None,
@@ -151,6 +151,8 @@ pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError>
         AddVolumeError::NameTaken => CreateError::NameTaken,
         AddVolumeError::Db(error) => CreateError::Failed(error.into()),
     })?;
+    // From here on it counts as a clone of what it begins as.
+    drop(alone);
     if let Err(error) = make(app, &row, blocks, found.as_ref()).await {
         super::remove_parts(app, row.id, None).await.context("remove what there is of a volume")?;
         return Err(error.into());
@@ -181,11 +183,11 @@ async fn make(
             volume.pin(base.table.iter().map(|(_, slot)| slot.id));
             volume.become_base(base)?;
         }
-        RunningVolume::start(volume).context("start threads for a volume")
+        start(volume)
     })
     .await?;
     app.db.set_volume_stage(row.id, VolumeStage::Ready).await.context("note a volume")?;
-    let entry = Entry { id: row.id, open: Ok(Arc::new(volume)), snapshots: BTreeMap::new() };
+    let entry = Entry { id: row.id, open: Ok(volume), snapshots: BTreeMap::new() };
     app.volumes.entries().insert(row.name.clone(), entry);
     Ok(())
 }

@@ -56,7 +56,7 @@ struct Entry {
 pub struct Volumes {
     generation: Generation,
     entries: Mutex<BTreeMap<String, Entry>>,
-    /// Held by whoever makes or removes volumes or snapshots: what is shared changes for one of them at a time.
+    /// Held while it is decided what volumes share: by who adds or removes a snapshot, or a volume that began as one.
     changing: tokio::sync::Mutex<()>,
 }
 
@@ -183,18 +183,18 @@ pub(crate) fn segments(app: &App) -> Option<Vec<SegmentId>> {
 /// # Errors
 /// [`UseError`]: in use, or unknown.
 pub(crate) async fn remove(app: &App, name: &str) -> Result<(), UseError> {
-    let _alone = app.volumes.changing.lock().await;
-    let id = app.volumes.look(name, |entry| entry.id)?;
-    let open = {
+    let (id, open) = {
+        let _alone = app.volumes.changing.lock().await;
         let mut entries = app.volumes.entries();
         let entry = entries.get(name).ok_or(UseError::Unknown)?;
+        let id = entry.id;
         if !entry.snapshots.is_empty() {
             return Err(UseError::HasSnapshots(entry.snapshots.keys().cloned().collect()));
         }
         if entry.open.as_ref().is_ok_and(|open| !is_idle(open)) {
             return Err(UseError::InUse);
         }
-        entries.remove(name).and_then(|entry| entry.open.ok())
+        (id, entries.remove(name).and_then(|entry| entry.open.ok()))
     };
     Ok(remove_parts(app, id, open).await?)
 }

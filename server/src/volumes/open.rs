@@ -4,10 +4,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context as _;
-use cairn_array::volume::{DiskMedium, RootName, RunningVolume, Volume, root_name};
+use cairn_array::volume::{DiskMedium, RunningVolume, Volume};
 use cairn_core::id::{SegmentId, SnapshotId, VolumeId};
 
-use super::{Entry, Open, blocking, journal_file, keys, name, remove_parts, shared::Shared};
+use super::{
+    Entry, Open, blocking, journal_file, keys, name, remove_parts, shared::Shared,
+    snapshots::delete_root,
+};
 use crate::{
     app::App,
     db::{
@@ -16,7 +19,8 @@ use crate::{
     },
 };
 
-type Closed = Volume<DiskMedium>;
+/// A volume without threads.
+pub(super) type Closed = Volume<DiskMedium>;
 
 /// Opens all volumes, and removes what a kill left of some. Whether there was such.
 pub(crate) async fn open_all(app: &App) -> anyhow::Result<bool> {
@@ -34,7 +38,7 @@ pub(crate) async fn open_all(app: &App) -> anyhow::Result<bool> {
         let found = open(app, &row, &snapshots).await;
         opened.insert(row.id, (row, found));
     }
-    let started = blocking(move || Ok(start(opened))).await?;
+    let started = blocking(move || Ok(start_all(opened))).await?;
     for (row, open) in started {
         let of_it = snapshots.iter().filter(|snapshot| snapshot.volume == row.id);
         let entry = Entry {
@@ -59,26 +63,24 @@ async fn settle_snapshots(app: &App) -> anyhow::Result<(Vec<SnapshotRow>, bool)>
     for row in &cut_short {
         let stage = row.stage.word();
         tracing::info!(snapshot = row.name, stage, "a snapshot that was cut short is deleted");
-        let root = root_name(row.volume, RootName::Snapshot(row.id))?;
-        app.store.delete_blob(&root).await.context("delete a snapshot's root")?;
-        app.store.flush().await.context("make that durable")?;
+        delete_root(app, row).await?;
         app.db.forget_snapshot(row.id).await.context("forget a snapshot")?;
     }
     Ok((ready, !cut_short.is_empty()))
 }
 
-/// A volume without threads, and what it shares.
+/// A volume, and what it shares.
 async fn open(
     app: &App,
     row: &VolumeRow,
     snapshots: &[SnapshotRow],
 ) -> anyhow::Result<(Closed, Shared)> {
     let shared = Shared::of(app, row, snapshots).await?;
-    Ok((reopen(app, row).await?, shared))
+    Ok((closed(app, row).await?, shared))
 }
 
 /// Opens a volume, without threads and without knowledge of what it shares.
-pub(super) async fn reopen(app: &App, row: &VolumeRow) -> anyhow::Result<Closed> {
+pub(super) async fn closed(app: &App, row: &VolumeRow) -> anyhow::Result<Closed> {
     let (keys, name) = (keys(app, row)?, name(app, row));
     let (file, id, store) = (journal_file(app, row.id), row.id, Arc::clone(&app.store));
     let runtime = tokio::runtime::Handle::current();
@@ -89,8 +91,13 @@ pub(super) async fn reopen(app: &App, row: &VolumeRow) -> anyhow::Result<Closed>
     .await
 }
 
+/// Starts the threads of a volume.
+pub(super) fn start(volume: Closed) -> anyhow::Result<Open> {
+    Ok(Arc::new(RunningVolume::start(volume).context("start threads for a volume")?))
+}
+
 /// Tells every volume what it shares, and starts its threads.
-fn start(
+fn start_all(
     opened: BTreeMap<VolumeId, (VolumeRow, anyhow::Result<(Closed, Shared)>)>,
 ) -> Vec<(VolumeRow, anyhow::Result<Open>)> {
     let of_snapshot = |volume: VolumeId, id: SnapshotId| -> anyhow::Result<Vec<SegmentId>> {
@@ -106,7 +113,7 @@ fn start(
     let started = opened.into_values().zip(pinned).map(|((row, found), pinned)| {
         let started = found.and_then(|(volume, _)| {
             volume.pin(pinned.transpose()?.unwrap_or_default());
-            Ok(Arc::new(RunningVolume::start(volume).context("start threads for a volume")?))
+            start(volume)
         });
         (row, started)
     });

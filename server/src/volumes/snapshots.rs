@@ -11,11 +11,15 @@ use std::{
 use anyhow::Context as _;
 use cairn_array::{
     random,
-    volume::{RootName, RunningVolume, SealError, Snapshot, StoreSegments, root_name},
+    volume::{RootName, SealError, Snapshot, StoreSegments, root_name},
 };
 use cairn_core::id::{SegmentId, SnapshotId};
 
-use super::{Entry, Open, UseError, blocking, is_idle, open::reopen, shared::Shared};
+use super::{
+    Entry, Open, UseError, blocking, is_idle,
+    open::{self, Closed, start},
+    shared::Shared,
+};
 use crate::{
     app::App,
     db::{
@@ -106,15 +110,15 @@ pub(crate) async fn take(app: &App, volume: &str, name: String) -> Result<(), Sn
     let id = new.id;
     let taken = blocking(move || Ok(open.take_snapshot(id)?)).await;
     if let Err(error) = taken {
-        let root = root_name(row.id, RootName::Snapshot(id)).map_err(anyhow::Error::from)?;
-        app.store.delete_blob(&root).await.context("delete what there is of a snapshot")?;
+        delete_root(app, &new).await?;
         app.db.forget_snapshot(id).await.context("forget a snapshot")?;
         return Err(error.into());
     }
     let noted = app.db.set_snapshot_stage(id, VolumeStage::Ready).await;
     noted.context("note a snapshot")?;
     if let Some(entry) = app.volumes.entries().get_mut(volume) {
-        entry.snapshots.extend([Entry::snapshot(&new)]);
+        let (name, kept) = Entry::snapshot(&new);
+        entry.snapshots.insert(name, kept);
     }
     Ok(())
 }
@@ -141,7 +145,8 @@ pub(crate) fn open(app: &App, volume: &str, name: &str) -> Result<OpenSnapshot, 
     Ok(opened)
 }
 
-/// Deletes a snapshot.
+/// Deletes a snapshot. Of a volume that cannot be opened, perhaps because of this snapshot, only the root goes; the rest goes
+/// at the next start, which tries to open the volume again.
 pub(crate) async fn delete(app: &App, volume: &str, name: &str) -> Result<(), SnapshotError> {
     let _alone = app.volumes.changing.lock().await;
     let row = row_of(app, volume).await?;
@@ -149,8 +154,7 @@ pub(crate) async fn delete(app: &App, volume: &str, name: &str) -> Result<(), Sn
     if !snapshot.clones.is_empty() {
         return Err(SnapshotError::HasClones(snapshot.clones));
     }
-    let open = app.volumes.get(volume)?;
-    {
+    let open = {
         let mut entries = app.volumes.entries();
         let entry = entries.get_mut(volume).ok_or(UseError::Unknown)?;
         let kept = entry.snapshots.get(name).ok_or(SnapshotError::Unknown)?;
@@ -158,20 +162,31 @@ pub(crate) async fn delete(app: &App, volume: &str, name: &str) -> Result<(), Sn
             return Err(SnapshotError::InUse);
         }
         entry.snapshots.remove(name);
-    }
+        entry.open.clone().ok()
+    };
     // From here on it goes, if need be at the next start.
     let staged = app.db.set_snapshot_stage(snapshot.id, VolumeStage::Removing).await;
     staged.context("mark a snapshot as being deleted")?;
-    let shared = Shared::of(app, &row, &ready(app).await?).await?;
-    let worker = app.clone();
-    let id = snapshot.id;
-    blocking(move || {
-        let pinned = segments_of(&worker, &shared)?;
-        Ok(open.delete_snapshot(id, pinned)?)
-    })
-    .await?;
-    app.db.forget_snapshot(id).await.context("forget a snapshot")?;
-    Ok(())
+    match open {
+        None => delete_root(app, &snapshot).await?,
+        Some(open) => {
+            let shared = Shared::of(app, &row, &ready(app).await?).await?;
+            let worker = app.clone();
+            blocking(move || {
+                let pinned = segments_of(&worker, &shared)?;
+                Ok(open.delete_snapshot(snapshot.id, pinned)?)
+            })
+            .await?;
+        }
+    }
+    Ok(app.db.forget_snapshot(snapshot.id).await.context("forget a snapshot")?)
+}
+
+/// Deletes the root of a snapshot, for good.
+pub(super) async fn delete_root(app: &App, row: &SnapshotRow) -> anyhow::Result<()> {
+    let root = root_name(row.volume, RootName::Snapshot(row.id))?;
+    app.store.delete_blob(&root).await.context("delete a snapshot's root")?;
+    app.store.flush().await.context("make that durable")
 }
 
 /// The segments of what is shared. Blocks.
@@ -188,29 +203,20 @@ pub(crate) async fn roll_back(app: &App, volume: &str, name: &str) -> Result<(),
     let _alone = app.volumes.changing.lock().await;
     let row = row_of(app, volume).await?;
     let snapshot = snapshot_of(app, &row, name).await?;
-    let base = app.volumes.get(volume)?;
+    app.volumes.get(volume)?;
     // Whatever the volume shares it goes on sharing.
     let shared = Shared::of(app, &row, &ready(app).await?).await?;
     let worker = app.clone();
     let pinned = blocking(move || segments_of(&worker, &shared)).await?;
-    drop(base);
     let open = take_out(app, volume)?;
-    let ended = blocking(move || {
-        open.abandon();
-        Ok(())
-    });
-    ended.await?;
-    let done = become_snapshot(app, &row, &snapshot, pinned.clone()).await;
-    let opened = match done {
-        Ok(open) => Ok(open),
-        Err(error) => {
-            tracing::error!(volume, error = format!("{error:#}"), "a volume cannot be rolled back");
-            let again = start(app, &row, pinned).await;
-            put_back(app, volume, again.map_err(|error| format!("{error:#}")));
-            return Err(error.into());
-        }
+    let done = match become_snapshot(app, &row, snapshot.id, open, pinned.clone()).await {
+        Ok(volume) => (start(volume), Ok(())),
+        // It is what it was.
+        Err(error) => (reopen(app, &row, pinned).await.and_then(start), Err(error)),
     };
-    put_back(app, volume, opened);
+    let (open, result) = done;
+    put_back(app, volume, open.map_err(|error| format!("{error:#}")));
+    result?;
     let noted = app.db.set_volume_size(row.id, snapshot.size).await;
     Ok(noted.context("note a volume's size")?)
 }
@@ -233,25 +239,32 @@ fn put_back(app: &App, volume: &str, open: Result<Open, String>) {
     }
 }
 
+/// Ends the volume that is open, and opens it as what the snapshot says.
 async fn become_snapshot(
     app: &App,
     row: &VolumeRow,
-    snapshot: &SnapshotRow,
+    id: SnapshotId,
+    open: Open,
     pinned: HashSet<SegmentId>,
-) -> anyhow::Result<Open> {
-    let volume = reopen(app, row).await?;
-    let (id, store) = (snapshot.id, Arc::clone(&app.store));
+) -> anyhow::Result<Closed> {
+    let ended = blocking(move || {
+        open.abandon();
+        Ok(())
+    });
+    ended.await?;
+    let volume = reopen(app, row, pinned).await?;
+    let store = Arc::clone(&app.store);
     blocking(move || {
-        volume.pin(pinned);
         let base = volume.open_snapshot(StoreSegments::new(store), id)?.into_base();
         volume.become_base(base)?;
-        Ok(Arc::new(RunningVolume::start(volume).context("start threads for a volume")?))
+        Ok(volume)
     })
     .await
 }
 
-async fn start(app: &App, row: &VolumeRow, pinned: HashSet<SegmentId>) -> anyhow::Result<Open> {
-    let volume = reopen(app, row).await?;
+/// Opens a volume, without threads.
+async fn reopen(app: &App, row: &VolumeRow, pinned: HashSet<SegmentId>) -> anyhow::Result<Closed> {
+    let volume = open::closed(app, row).await?;
     volume.pin(pinned);
-    Ok(Arc::new(RunningVolume::start(volume).context("start threads for a volume")?))
+    Ok(volume)
 }

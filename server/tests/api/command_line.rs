@@ -62,6 +62,34 @@ async fn images_are_added_listed_shown_exported_and_removed() {
 }
 
 #[tokio::test]
+async fn volumes_and_their_snapshots_are_made_shown_and_deleted() {
+    let server = Server::start().await;
+    let data = server.folder.path();
+    let made = ok(data, &["volume", "create", "disk", "--size", "4MiB"]).await;
+    assert!(made.contains("4.00 MiB (4194304 bytes)"), "{made}");
+    assert!(ok(data, &["volume", "snapshots", "disk"]).await.contains("no snapshots"));
+    ok(data, &["volume", "snapshot", "disk", "clean"]).await;
+    let clone = ok(data, &["volume", "create", "two", "--snapshot", "disk@clean"]).await;
+    assert!(clone.contains("began as:     disk@clean"), "{clone}");
+    let json = ok(data, &["volume", "snapshots", "disk", "--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json[0]["name"], &json[0]["clones"][0]), (&"clean".into(), &"two".into()));
+    let table = ok(data, &["volume", "snapshots", "disk"]).await;
+    assert!(table.contains("clean") && table.contains("two"), "{table}");
+    let kept = refused(data, &["volume", "delete-snapshot", "disk", "clean"], 1).await;
+    assert!(kept.contains("two. Delete them first"), "{kept}");
+    let careful = refused(data, &["volume", "rollback", "disk", "clean"], 1).await;
+    assert!(careful.contains("would be lost"), "{careful}");
+    ok(data, &["volume", "rollback", "disk", "clean", "--discard"]).await;
+    let image = ["volume", "image", "disk@clean", "os", "--any-content"];
+    assert!(ok(data, &image).await.starts_with("os@1: disk of 4.00 MiB"));
+    ok(data, &["volume", "delete", "two"]).await;
+    ok(data, &["volume", "delete-snapshot", "disk", "clean"]).await;
+    ok(data, &["volume", "delete", "disk"]).await;
+    assert!(ok(data, &["volume", "list"]).await.contains("no volumes"));
+}
+
+#[tokio::test]
 async fn wrong_usage_and_failures_have_their_exit_codes() {
     let server = Server::start().await;
     let data = server.folder.path();

@@ -206,6 +206,7 @@ async fn a_snapshot_becomes_an_image_and_the_image_a_volume() {
         ("snapshot=disk@none", "snapshot_unknown"),
         ("snapshot=disk", "snapshot_unknown"),
         ("snapshot=disk@mended&format=raw", "no_format"),
+        ("snapshot=disk@mended&size=4194304", "no_format"),
         ("size=5", "no_format"),
     ] {
         assert_eq!(code(add(from).await), wanted, "{from}");
@@ -261,4 +262,13 @@ async fn what_a_kill_leaves_of_a_snapshot_is_cleared_away() {
     std::fs::rename(folder.path().join("aside"), &root).unwrap();
     let server = Server::start_in(folder).await;
     io(&server, "disk@whole", &["read -P 1 0 1M"]).await;
+    // When it does not come back, it can be given up.
+    let folder = server.stop().await;
+    std::fs::remove_file(&root).unwrap();
+    let server = Server::start_in(folder).await;
+    assert_eq!(show(&server, "disk").await.state, Condition::Unavailable);
+    delete(&server, "disk", "whole").await.unwrap();
+    let server = again(server).await;
+    assert_eq!(show(&server, "disk").await.state, Condition::Well);
+    io(&server, "disk", &["read -P 1 0 1M"]).await;
 }

@@ -14,12 +14,7 @@ use cairn_core::{
     seal::SealKey,
     sign::VerifyingKey,
     units::{BLOCK_BYTES, BlockIndex, ByteCount},
-    volume::{
-        Place,
-        checkpoint::{Root, Secret},
-        extent_map::ExtentMap,
-        table::SegmentTable,
-    },
+    volume::{Place, extent_map::ExtentMap, table::SegmentTable},
 };
 
 use super::{
@@ -56,7 +51,7 @@ impl<S: SegmentReader> Snapshot<S> {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(
+    fn open(
         segments: S,
         signed: &[u8],
         volume: VolumeId,
@@ -122,14 +117,14 @@ impl<S: SegmentReader> Snapshot<S> {
 ///
 /// # Errors
 /// [`OpenError`].
-pub(super) fn segments_of_root<S: SegmentReader>(
+fn segments_of_root<S: SegmentReader>(
     segments: &S,
     signed: &[u8],
     volume: VolumeId,
     verifier: &VerifyingKey,
     key: &SealKey,
 ) -> Result<Vec<SegmentId>, OpenError> {
-    let (root, secret): (Root, Secret) = opened(signed, volume, verifier, key)?;
+    let (root, secret) = opened(signed, volume, verifier, key)?;
     let table = load_table(segments, &Frames::new(), &root, &secret)?;
     let mut ids: Vec<SegmentId> = root.metas.iter().map(|meta| meta.id).collect();
     ids.extend(table.iter().map(|(_, slot)| slot.id));
