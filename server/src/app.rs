@@ -14,6 +14,7 @@ use crate::{
     api::session::LoginLimit,
     db::Db,
     events::Events,
+    finder::Finder,
     jobs::Bell,
     limits::SiteLimits,
     register::Registrations,
@@ -62,6 +63,10 @@ pub struct Inner {
     pub(crate) swarms: Swarms,
     /// Who waits until others hold what goes with its disk.
     pub(crate) waves: Waves,
+    /// Finds segments that the store lacks.
+    pub finder: Arc<Finder>,
+    /// Held by who makes a bundle.
+    pub bundling: tokio::sync::Mutex<()>,
     /// The volumes, open.
     pub volumes: Volumes,
     /// Something about an agent changed: whoever holds a sync looks again.

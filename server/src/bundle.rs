@@ -73,8 +73,10 @@ pub(crate) async fn assignment(
     Ok(assigned.collect())
 }
 
-/// Makes the bundle of what there is now, has clients hold it and publishes it. Doing it again does no harm.
-pub(crate) async fn refresh(app: &App, job: &JobHandle) -> anyhow::Result<()> {
+/// Makes the bundle of what there is now, has clients hold it and publishes it. Doing it again does no harm. False when
+/// clients that are to hold it are not there: it is queued for later then.
+pub(crate) async fn refresh(app: &App, job: &JobHandle) -> anyhow::Result<bool> {
+    let _alone = app.bundling.lock().await;
     let bytes = Bytes::from(collect(app).await.context("collect the bundle")?);
     let cuts: Vec<(SegmentEntry, Bytes)> =
         bundle::cut(&bytes).map(|(entry, part)| (entry, bytes.slice_ref(part))).collect();
@@ -97,12 +99,13 @@ pub(crate) async fn refresh(app: &App, job: &JobHandle) -> anyhow::Result<()> {
         }
     };
     match wait_for_holders(app, job, &segments).await? {
-        Wait::AllHeld => publish(app, id).await,
+        Wait::AllHeld => publish(app, id).await.map(|()| true),
         Wait::NobodyThere => {
-            app.queue_after(Kind::Bundle, AGAIN_AFTER).await.context("queue the bundle again")
+            let queued = app.queue_after(Kind::Bundle, AGAIN_AFTER).await;
+            queued.context("queue the bundle again").map(|()| false)
         }
         // Whoever joins or lends more queues it.
-        Wait::NobodyCarries => Ok(()),
+        Wait::NobodyCarries => Ok(true),
     }
 }
 
@@ -124,16 +127,12 @@ async fn collect(app: &App) -> anyhow::Result<Vec<u8>> {
         // One that was taken apart since it was listed has none.
         manifests.extend(manifest(app, version.id).await?);
     }
-    let mut images = app.db.images().await?;
-    images.sort_by_key(|image| image.id);
-    let mut maps = Vec::new();
-    for image in images {
-        maps.extend(app.db.stripe_map_of_image(image.id).await?);
-    }
+    let maps = app.db.stripe_maps().await?;
     let files = files.iter().map(|(name, content)| Item::BootFile { name, content });
     let manifests = manifests.iter().map(|signed| Item::Manifest(signed));
-    let maps = maps.iter().map(|signed| Item::StripeMap(signed));
-    let items: Vec<_> = files.chain(manifests).chain(maps).collect();
+    let stripe_maps = maps.iter().map(|kept| Item::StripeMap(&kept.signed));
+    let roots = maps.iter().filter_map(|kept| kept.root.as_deref()).map(Item::VolumeRoot);
+    let items: Vec<_> = files.chain(manifests).chain(stripe_maps).chain(roots).collect();
     Ok(bundle::encode(&items))
 }
 

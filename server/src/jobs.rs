@@ -11,7 +11,10 @@ use tokio::{sync::Notify, task::JoinSet, time::Instant};
 pub use crate::db::job::{JobProgress, Kind};
 use crate::{
     app::App,
-    db::job::{Ended, JobRow},
+    db::{
+        job::{Ended, JobRow},
+        volume::VolumeLayout,
+    },
     events::Event,
     moment::Moment,
 };
@@ -85,13 +88,18 @@ impl App {
         Ok(())
     }
 
-    /// Queues [`Kind::Scatter`] for every image, and the bundle: the fleet changed.
+    /// Queues [`Kind::Scatter`] for every image and volume, and the bundle: the fleet changed.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn queue_scatter_of_all(&self, delay: Duration) -> crate::db::Result<()> {
         for image in self.db.images().await? {
-            self.queue_after(Kind::Scatter { image: image.id }, delay).await?;
+            self.queue_after(Kind::Scatter { set: image.id.into() }, delay).await?;
+        }
+        for volume in self.db.volumes().await? {
+            if volume.layout != VolumeLayout::Server {
+                self.queue_after(Kind::Scatter { set: volume.id.into() }, delay).await?;
+            }
         }
         self.queue_after(Kind::Bundle, delay).await
     }
@@ -148,8 +156,8 @@ async fn run(app: App, job: JobRow) {
     app.events.emit(Event::JobChanged { id: job.id, state: "running".to_owned() }).await;
     let handle = JobHandle { app: app.clone(), id: job.id, told: Mutex::new(None) };
     let done = match job.kind {
-        Kind::Scatter { image } => crate::scatter::converge(&app, image, &handle).await,
-        Kind::Bundle => crate::bundle::refresh(&app, &handle).await,
+        Kind::Scatter { set } => crate::scatter::converge(&app, set, &handle).await,
+        Kind::Bundle => crate::bundle::refresh(&app, &handle).await.map(|_| ()),
         Kind::RemoveVersion { version } => crate::removal::remove(&app, version, &handle).await,
     };
     let error = done.as_ref().err().map(|error| format!("{error:#}"));

@@ -25,6 +25,7 @@ mod dashboard;
 pub mod db;
 mod deployments;
 pub mod events;
+pub mod finder;
 pub mod jobs;
 mod limits;
 mod machines;

@@ -13,7 +13,7 @@ use crate::{
 /// Removes a version that [`crate::db::Db::begin_removal`] marked. Doing it again does no harm.
 pub(crate) async fn remove(app: &App, version: VersionId, job: &JobHandle) -> anyhow::Result<()> {
     let Some(image) = app.db.image_of_removal(version).await? else { return Ok(()) };
-    crate::scatter::converge(app, image, job).await?;
+    crate::scatter::converge(app, image.into(), job).await?;
     let unused = app.db.unused_data_segments(image).await?;
     crate::scatter::forget_bytes(app, version, &unused).await?;
     app.db.forget_version(version).await?;

@@ -15,9 +15,10 @@ use std::{
 
 use anyhow::Context as _;
 use cairn_array::{
+    peer::PeerClient,
     store::{Device, Store},
     swarm::Swarms,
-    tls::{self, Member, NameTable, Papers, Token, local_addresses},
+    tls::{self, Member, NameTable, Papers, Token, Trust, local_addresses},
 };
 use cairn_pxe::{DhcpMode, FullDhcp, PayloadFiles, PxeConfig};
 use rustix::fs::{FlockOperation, flock};
@@ -38,6 +39,7 @@ use crate::{
     config::{DhcpChoice, ServeOptions, reachable},
     db::{Db, token::TokenKind},
     events::Events,
+    finder::Finder,
     jobs,
     limits::SiteLimits,
     moment::Moment,
@@ -188,15 +190,18 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let directory = DirectoryKeeper::open(&db, &site).await?;
     let limits = SiteLimits::open(&db).await?;
     let generation = db.next_generation().await?;
+    let names = Arc::new(NameTable::default());
+    let store = Arc::new(open_store(&options, first_start)?);
+    let finder = finder(&site, &db, &store, &names)?;
     let app = App::new(Inner {
         events: Events::new(db.clone()),
         db,
         site,
         data_dir: data_dir.clone(),
-        store: Arc::new(open_store(&options, first_start)?),
+        store,
         address,
         bound,
-        names: Arc::new(NameTable::default()),
+        names,
         boot_folder: options.boot_folder(),
         ipxe_dir: options.ipxe_dir.clone(),
         boot: Arc::default(),
@@ -212,6 +217,8 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         limits,
         swarms: Swarms::default(),
         waves: crate::waves::Waves::default(),
+        finder: Arc::new(finder),
+        bundling: tokio::sync::Mutex::default(),
         volumes: Volumes::new(generation),
         agents_changed: Changes::default(),
         holdings_changed: Changes::default(),
@@ -239,10 +246,25 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     Ok(Running { app, bound, boot, nbd, first_start, services, _lock: lock })
 }
 
+/// Shows clients the server's own papers.
+fn finder(
+    site: &Site,
+    db: &Db,
+    store: &Arc<Store>,
+    names: &Arc<NameTable>,
+) -> anyhow::Result<Finder> {
+    let papers = site.server_papers(None)?;
+    let trust = Trust::Ca(site.authority().ca_pem().to_owned());
+    let client = tls::client(&trust, Some(&papers), Arc::clone(names))?;
+    let (db, store) = (db.clone(), Arc::clone(store));
+    Ok(Finder::new(db, store, site.verifying_key(), PeerClient::new(client)))
+}
+
 /// What runs beside the requests.
 fn run_beside(app: &App, papers: Papers, services: &mut JoinSet<anyhow::Result<()>>) {
     app.tasks.spawn(bundle::watch_payload(app.clone()));
     app.tasks.spawn(presence::watch(app.clone()));
+    app.tasks.spawn(volumes::scatter::watch(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers));
     let worker = app.clone();
     services.spawn(async move {
@@ -307,6 +329,11 @@ pub(crate) fn lock(data_dir: &Path) -> anyhow::Result<File> {
 
 /// Takes up what a stop or a kill cut short, before anybody is served.
 async fn take_up(app: &App) -> anyhow::Result<()> {
+    for agent in app.db.approved_agents().await? {
+        if let Some(address) = agent.address {
+            app.names.set(Member::Agent(agent.id), address);
+        }
+    }
     let begun = SystemTime::now();
     let volumes_cut_short = volumes::open_all(app).await.context("open volumes")?;
     let cut_short = register::clear_away(app).await;
@@ -317,11 +344,6 @@ async fn take_up(app: &App) -> anyhow::Result<()> {
     let resumed = app.db.resume_jobs(Moment::now()).await?;
     if resumed > 0 {
         tracing::info!(resumed, "jobs that were cut short are begun again");
-    }
-    for agent in app.db.approved_agents().await? {
-        if let Some(address) = agent.address {
-            app.names.set(Member::Agent(agent.id), address);
-        }
     }
     // It says where this server is, which may be elsewhere than before.
     directory::rebuild(app).await

@@ -38,7 +38,7 @@ pub(crate) async fn note_links(app: &App) -> anyhow::Result<()> {
 /// Sends a magic packet to every client that holds a part of the image. Those that are awake take no notice.
 pub(crate) async fn holders(app: &App, image: ImageId) -> anyhow::Result<()> {
     note_links(app).await?;
-    let assigned = app.db.assignments_of_image(image).await.context("list holders")?;
+    let assigned = app.db.assignments_of_set(image.into()).await.context("list holders")?;
     let holders: std::collections::BTreeSet<_> =
         assigned.into_iter().map(|(agent, _)| agent).collect();
     let links = app.db.links().await.context("read links")?;

@@ -100,8 +100,8 @@ async fn obstacle(app: &App, clients: &[AgentRow]) -> anyhow::Result<Option<Stri
     let alive: BTreeSet<AgentId> =
         fleet.iter().filter(|agent| !is_lost(agent)).map(|agent| agent.id).collect();
     for image in app.db.images().await.context("list images")? {
-        let Some(map) = present_map(app, image.id).await? else { continue };
-        let held = app.db.holders_of_image(image.id).await.context("list holders")?;
+        let Some(map) = present_map(app, image.id.into()).await? else { continue };
+        let held = app.db.holders_of_set(image.id.into()).await.context("list holders")?;
         let holds = |agent: AgentId, id: SegmentId| {
             alive.contains(&agent) && held.get(&id).is_some_and(|all| all.contains(&agent))
         };

@@ -9,12 +9,13 @@
 //!      8     2  version = 1
 //!     10     2  reserved, zero
 //!                 then until the end, for each item:
-//!                 kind (u8: 1 boot file, 2 manifest, 3 stripe map)
+//!                 kind (u8: 1 boot file, 2 manifest, 3 stripe map, 4 root of a volume)
 //!                 name (u32 length ≤ 64, UTF-8; of a boot file, else empty)
 //!                 content (u32 length ≤ 256 MiB)
 //! ```
 //!
-//! What changes least comes first (boot files, then manifests by age, then stripe maps), and there is no table of
+//! What changes least comes first (boot files, then manifests by age, then stripe
+//! maps, then roots), and there is no table of
 //! contents in front: so a change leaves the segments before it as they are, and clients fetch little anew.
 
 use crate::{
@@ -40,6 +41,8 @@ pub enum Item<'a> {
     Manifest(&'a [u8]),
     /// A signed stripe map.
     StripeMap(&'a [u8]),
+    /// A signed root of a volume.
+    VolumeRoot(&'a [u8]),
 }
 
 /// The bytes of a bundle of these items, in this order.
@@ -52,6 +55,7 @@ pub fn encode(items: &[Item<'_>]) -> Vec<u8> {
             Item::BootFile { name, content } => (1, *name, *content),
             Item::Manifest(signed) => (2, "", *signed),
             Item::StripeMap(signed) => (3, "", *signed),
+            Item::VolumeRoot(signed) => (4, "", *signed),
         };
         writer.u8(kind);
         writer.bytes(name.as_bytes());
@@ -77,6 +81,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Item<'_>>, DecodeError> {
             (1, false) => Item::BootFile { name, content },
             (2, true) => Item::Manifest(content),
             (3, true) => Item::StripeMap(content),
+            (4, true) => Item::VolumeRoot(content),
             _ => return Err(DecodeError::Inconsistent { field: "kind" }),
         });
     }
@@ -103,11 +108,13 @@ mod tests {
             files in vec(("[a-z.]{1,20}", vec(any::<u8>(), 0..200)), 0..4),
             manifests in vec(vec(any::<u8>(), 0..200), 0..4),
             maps in vec(vec(any::<u8>(), 0..200), 0..4),
+            roots in vec(vec(any::<u8>(), 0..200), 0..4),
         ) {
             let mut items = Vec::new();
             items.extend(files.iter().map(|(name, content)| Item::BootFile { name, content }));
             items.extend(manifests.iter().map(|signed| Item::Manifest(signed)));
             items.extend(maps.iter().map(|signed| Item::StripeMap(signed)));
+            items.extend(roots.iter().map(|signed| Item::VolumeRoot(signed)));
             let bytes = encode(&items);
             prop_assert_eq!(decode(&bytes).unwrap(), items);
             let mut again = Vec::new();

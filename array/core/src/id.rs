@@ -80,9 +80,27 @@ identifier! {
     VersionId, 16
 }
 identifier! {
-    /// A stripe set: the stripes of one image over all its versions.
+    /// An image, over all its versions.
     ImageId, 16
 }
+identifier! {
+    /// A stripe set, whose segments form stripes with each other: those of an image over all its versions, or those of a
+    /// volume. It has the id of the one or the other.
+    StripeSetId, 16
+}
+
+impl From<ImageId> for StripeSetId {
+    fn from(image: ImageId) -> Self {
+        Self(image.0)
+    }
+}
+
+impl From<VolumeId> for StripeSetId {
+    fn from(volume: VolumeId) -> Self {
+        Self(volume.0)
+    }
+}
+
 identifier! {
     /// A site: one server, its CA and its fleet.
     SiteId, 16

@@ -1,4 +1,4 @@
-//! The layout an image shall have next, from the one it has: which segments form stripes, which parity stays, who holds what.
+//! The layout a set of segments shall have next, from the one it has: which segments form stripes, which parity stays, who holds what.
 //!
 //! Data segments are whole, so a new layout rewrites parity only:
 //!
@@ -16,25 +16,52 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use crate::id::{AgentId, ImageId, SegmentId};
+use crate::id::{AgentId, StripeSetId, SegmentId};
 use crate::placement::{PlaceError, Row, Spare, place};
 use crate::planner::Redundancy;
 use crate::stripe_map::{HolderIndex, Shard, Stripe, StripeIndex, StripeMap};
 use crate::units::Generation;
 
-/// A data segment of the image, in any of its versions.
+/// A data segment of the set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataSegment {
     pub id: SegmentId,
     /// Sealed bytes.
     pub bytes: u32,
+    /// The server's device that it is on. It counts with [`Share::Parity`] only.
+    pub device: usize,
+}
+
+/// Which shards of a stripe clients hold. The server keeps the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Share {
+    /// Data and parity.
+    #[default]
+    All,
+    /// The data.
+    Data,
+    /// The parity: the data of a stripe are on as many devices of the server.
+    Parity,
+}
+
+/// What protects a set, and which part of that clients hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spread {
+    pub redundancy: Redundancy,
+    pub share: Share,
+}
+
+impl From<Redundancy> for Spread {
+    fn from(redundancy: Redundancy) -> Self {
+        Self { redundancy, share: Share::All }
+    }
 }
 
 /// A client of the plan's group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     pub agent: AgentId,
-    /// How many segments of this image it has room for, those it holds included.
+    /// How many segments of this set it has room for, those it holds included.
     pub room: u64,
 }
 
@@ -74,18 +101,19 @@ pub struct Transfer {
     pub to: AgentId,
 }
 
-/// Decides the layout of the data segments, given in the order of the image. `held` is what clients of the group have beyond
-/// what `now` says.
+/// Decides the layout of the data segments, given in the order of the image or volume. `held` is what clients of the group
+/// have beyond what `now` says.
 ///
 /// # Errors
 /// [`PlaceError`] when the members have too little room for it: the plan was made for others.
 pub fn converge(
     now: Option<&StripeMap>,
     data: &[DataSegment],
-    redundancy: Redundancy,
+    spread: impl Into<Spread>,
     members: &[Member],
     held: &Held,
 ) -> Result<Layout, PlaceError> {
+    let spread = spread.into();
     let mut members = members.to_vec();
     members.sort_unstable_by_key(|member| member.agent);
     members.dedup_by_key(|member| member.agent);
@@ -93,12 +121,12 @@ pub fn converge(
         return Err(PlaceError::TooManyHolders { count: members.len() });
     }
     let holders: Vec<_> = members.iter().map(|member| member.agent).collect();
-    let stripes = regroup(now, data, redundancy, &holders);
-    let rows: Vec<_> = stripes.iter().map(|stripe| row(stripe, redundancy)).collect();
+    let stripes = regroup(now, data, spread, &holders);
+    let rows: Vec<_> = stripes.iter().map(|stripe| row(stripe, spread)).collect();
     let rooms: Vec<_> = members.iter().map(|member| member.room).collect();
-    let table = place(&rows, &spares(&stripes, held, &holders, redundancy), &rooms)?;
+    let table = place(&rows, &spares(&stripes, held, &holders, spread), &rooms)?;
     let stripes = stripes.into_iter().zip(table).map(|(mut stripe, row)| {
-        settle(&mut stripe, row, redundancy);
+        settle(&mut stripe, row, spread);
         stripe
     });
     Ok(Layout { stripes: stripes.collect(), holders })
@@ -119,7 +147,7 @@ impl Layout {
     #[must_use]
     pub fn map(
         &self,
-        image: ImageId,
+        set: StripeSetId,
         number: Generation,
         computed: &HashMap<(StripeIndex, u8), SegmentId>,
     ) -> Option<StripeMap> {
@@ -141,11 +169,11 @@ impl Layout {
             })
         });
         let stripes = stripes.collect::<Option<_>>()?;
-        Some(StripeMap { image, number, holders: self.holders.clone(), stripes })
+        Some(StripeMap { set, number, holders: self.holders.clone(), stripes })
     }
 }
 
-/// What the holders of a map shall hold and do not by an older map of the same image.
+/// What the holders of a map shall hold and do not by an older map of the same set.
 #[must_use]
 pub fn transfers(now: Option<&StripeMap>, next: &StripeMap) -> Vec<Transfer> {
     let held: HashSet<(SegmentId, AgentId)> = now
@@ -166,7 +194,7 @@ pub fn transfers(now: Option<&StripeMap>, next: &StripeMap) -> Vec<Transfer> {
 fn regroup(
     now: Option<&StripeMap>,
     data: &[DataSegment],
-    redundancy: Redundancy,
+    Spread { redundancy, share }: Spread,
     holders: &[AgentId],
 ) -> Vec<PlannedStripe> {
     let translate = |map: &StripeMap, shard: &Shard| {
@@ -176,15 +204,19 @@ fn regroup(
         positions.sort_unstable();
         Shard { holders: positions, ..shard.clone() }
     };
-    let wanted: HashSet<_> = data.iter().map(|segment| segment.id).collect();
+    let wanted: HashMap<_, _> = data.iter().map(|segment| (segment.id, segment.device)).collect();
+    let is_spread = |shards: &[Shard]| {
+        let mut devices = HashSet::new();
+        share != Share::Parity || shards.iter().all(|shard| devices.insert(wanted.get(&shard.id)))
+    };
     let mut kept = Vec::new();
     let mut short = Vec::new();
     let mut where_now = HashMap::new();
     for (map, stripe) in now.iter().flat_map(|map| map.stripes.iter().map(move |s| (*map, s))) {
         let shards: Vec<_> = stripe.data.iter().map(|shard| translate(map, shard)).collect();
         where_now.extend(shards.iter().map(|shard| (shard.id, shard.holders.clone())));
-        let alive = shards.iter().all(|shard| wanted.contains(&shard.id));
-        if stripe.k == redundancy.k() && alive {
+        let alive = shards.iter().all(|shard| wanted.contains_key(&shard.id));
+        if stripe.k == redundancy.k() && alive && is_spread(&shards) {
             let parity =
                 stripe.parity.iter().map(|shard| PlannedParity::Keep(translate(map, shard)));
             let kept_stripe = PlannedStripe { k: stripe.k, parity: parity.collect(), data: shards };
@@ -195,7 +227,8 @@ fn regroup(
     let id_of = |stripe: &PlannedStripe| stripe.data.iter().map(|s| s.id).collect::<Vec<_>>();
     let mut placed: HashSet<_> = kept.iter().chain(&short).flat_map(id_of).collect();
     let new = data.iter().filter(|segment| !placed.contains(&segment.id)).count();
-    if new > 0 || short.len() > 1 {
+    // On unequal devices there may be many short stripes.
+    if new > 0 || (short.len() > 1 && share != Share::Parity) {
         let dissolved: HashSet<_> = short.iter().flat_map(id_of).collect();
         placed.retain(|id| !dissolved.contains(id));
     } else {
@@ -208,7 +241,11 @@ fn regroup(
             pool.push(Shard { id: segment.id, bytes: segment.bytes, holders });
         }
     }
-    kept.extend(group(pool, redundancy.k()).into_iter().map(|data| PlannedStripe {
+    let grouped = match share {
+        Share::All | Share::Data => group(pool, redundancy.k()),
+        Share::Parity => group_by_device(pool, redundancy.k(), &wanted),
+    };
+    kept.extend(grouped.into_iter().map(|data| PlannedStripe {
         k: redundancy.k(),
         data,
         parity: Vec::new(),
@@ -275,6 +312,30 @@ fn group(pool: Vec<Shard>, k: u8) -> Vec<Vec<Shard>> {
     stripes.into_iter().map(|stripe| stripe.into_iter().map(|(_, shard)| shard).collect()).collect()
 }
 
+/// Forms stripes of up to k segments on different devices, from the fullest devices first.
+fn group_by_device(
+    pool: Vec<Shard>,
+    k: u8,
+    devices: &HashMap<SegmentId, usize>,
+) -> Vec<Vec<Shard>> {
+    let mut queues: BTreeMap<usize, VecDeque<Shard>> = BTreeMap::new();
+    for shard in pool {
+        let device = devices.get(&shard.id).copied().unwrap_or_default();
+        queues.entry(device).or_default().push_back(shard);
+    }
+    let mut queues: Vec<_> = queues.into_values().collect();
+    let mut stripes = Vec::new();
+    loop {
+        queues.sort_by_key(|queue| std::cmp::Reverse(queue.len()));
+        let stripe: Vec<_> =
+            queues.iter_mut().take(k.into()).filter_map(VecDeque::pop_front).collect();
+        if stripe.is_empty() {
+            return stripes;
+        }
+        stripes.push(stripe);
+    }
+}
+
 fn pop(
     queues: &mut BTreeMap<HolderIndex, VecDeque<(usize, Shard)>>,
     holder: HolderIndex,
@@ -287,22 +348,19 @@ fn pop(
     shard
 }
 
-/// The places of a stripe as placement sees them: its copies, or its data and parity shards.
-fn row(stripe: &PlannedStripe, redundancy: Redundancy) -> Row {
+/// The places of a stripe as placement sees them: its copies, or the shards that clients hold.
+fn row(stripe: &PlannedStripe, Spread { redundancy, share }: Spread) -> Row {
+    if let Redundancy::Copies { count } = redundancy {
+        let now = stripe.data.iter().flat_map(|shard| &shard.holders).copied().map(Some);
+        return now.chain(std::iter::repeat(None)).take(count.into()).collect();
+    }
+    let data = stripe.data.iter().map(|shard| &shard.holders).filter(|_| share != Share::Parity);
     let parity = stripe.parity.iter().map(|parity| match parity {
         PlannedParity::Keep(shard) => &shard.holders,
         PlannedParity::Compute { holders, .. } => holders,
     });
-    match redundancy {
-        Redundancy::Copies { count } => {
-            let now = stripe.data.iter().flat_map(|shard| &shard.holders).copied().map(Some);
-            now.chain(std::iter::repeat(None)).take(count.into()).collect()
-        }
-        Redundancy::Parity { .. } => {
-            let data = stripe.data.iter().map(|shard| &shard.holders);
-            data.chain(parity).map(|holders| holders.first().copied()).collect()
-        }
-    }
+    let parity = parity.filter(|_| share != Share::Data);
+    data.chain(parity).map(|holders| holders.first().copied()).collect()
 }
 
 /// The places whose shards somebody of the group has although they are not his.
@@ -310,7 +368,7 @@ fn spares(
     stripes: &[PlannedStripe],
     held: &Held,
     holders: &[AgentId],
-    redundancy: Redundancy,
+    Spread { redundancy, share }: Spread,
 ) -> Vec<Spare> {
     let mut spares = Vec::new();
     if held.is_empty() {
@@ -321,7 +379,8 @@ fn spares(
             PlannedParity::Keep(shard) => Some(shard),
             PlannedParity::Compute { .. } => None,
         });
-        let shards = planned.data.iter().map(Some).chain(kept).enumerate();
+        let data = planned.data.iter().map(Some).filter(|_| share != Share::Parity);
+        let shards = data.chain(kept.filter(|_| share != Share::Data)).enumerate();
         for (shard_at, shard) in shards.filter_map(|(at, shard)| Some((at, shard?))) {
             // Copies of a segment are all the same: any place of the row will do.
             let places = match redundancy {
@@ -342,19 +401,27 @@ fn spares(
 }
 
 /// Writes the holders that placement chose into the stripe.
-fn settle(stripe: &mut PlannedStripe, mut row: Vec<HolderIndex>, redundancy: Redundancy) {
+fn settle(
+    stripe: &mut PlannedStripe,
+    mut row: Vec<HolderIndex>,
+    Spread { redundancy, share }: Spread,
+) {
     if let (Redundancy::Copies { .. }, Some(shard)) = (redundancy, stripe.data.first_mut()) {
         row.sort_unstable();
         shard.holders = row;
         return;
     }
-    let data = stripe.data.iter_mut().map(|shard| &mut shard.holders);
-    let parity = stripe.parity.iter_mut().map(|parity| match parity {
-        PlannedParity::Keep(shard) => &mut shard.holders,
-        PlannedParity::Compute { holders, .. } => holders,
-    });
-    for (holders, holder) in data.chain(parity).zip(row) {
-        *holders = vec![holder];
+    let mut row = row.into_iter();
+    let mut placed = |is_placed: bool| row.by_ref().take(usize::from(is_placed)).collect();
+    for shard in &mut stripe.data {
+        shard.holders = placed(share != Share::Parity);
+    }
+    for parity in &mut stripe.parity {
+        let holders = match parity {
+            PlannedParity::Keep(shard) => &mut shard.holders,
+            PlannedParity::Compute { holders, .. } => holders,
+        };
+        *holders = placed(share != Share::Data);
     }
 }
 

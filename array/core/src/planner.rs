@@ -19,6 +19,7 @@ use std::collections::HashSet;
 
 use crate::availability::WorstHour;
 use crate::id::AgentId;
+use crate::layout::{Share, Spread};
 use crate::stripe_map::MAX_DATA;
 use crate::units::{ByteCount, SEGMENT_MAX_BYTES};
 
@@ -124,6 +125,7 @@ impl std::fmt::Display for Redundancy {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     pub redundancy: Redundancy,
+    pub share: Share,
     /// The clients that hold it, ascending, at least as many as a stripe is wide.
     pub group: Vec<AgentId>,
     /// The probability that a given stripe is readable without the server.
@@ -133,6 +135,14 @@ pub struct Plan {
 /// Why there is no plan; the text says what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    #[error(
+        "data on the clients and parity on the server take at least 2 clients: join another with `cairn-agent join`"
+    )]
+    OneClient,
+    #[error(
+        "parity on the clients protects data on 2 to {MAX_DATA} devices of the server, which has {0}: give it more with `serve --store FOLDER`, each on a disk of its own"
+    )]
+    Devices(usize),
     #[error("no approved client lends any space: join one with `cairn-agent join` and approve it")]
     NoClients,
     #[error(
@@ -150,10 +160,35 @@ pub enum Refusal {
 }
 
 impl Plan {
+    /// How stripes are laid out by it.
+    #[must_use]
+    pub const fn spread(&self) -> Spread {
+        Spread { redundancy: self.redundancy, share: self.share }
+    }
+
     /// Says what may be lost, for people.
     #[must_use]
     pub fn sentence(&self) -> String {
         let clients = self.group.len();
+        let (k, m) = (self.redundancy.k(), self.redundancy.m());
+        match self.share {
+            Share::All => {}
+            Share::Data => {
+                return format!(
+                    "Any {m} of the {clients} clients may be lost, while the server lives; the server, while all of the clients live."
+                );
+            }
+            Share::Parity => {
+                let more = if m > 1 {
+                    format!(", or any {} and any 1 of the clients", m - 1)
+                } else {
+                    String::new()
+                };
+                return format!(
+                    "Any {m} of the server's {k} devices may be lost, while all of the {clients} clients live{more}; all of the clients, while the devices live."
+                );
+            }
+        }
         match (self.redundancy, self.redundancy.losses()) {
             (Redundancy::Copies { .. }, 0) if clients == 1 => {
                 "Either the server or the one client may be lost, not both.".to_owned()
@@ -269,7 +304,91 @@ pub fn plan_again(
     }
     let mut members: Vec<_> = group.iter().map(|candidate| candidate.agent).collect();
     members.sort_unstable();
-    Ok(Plan { redundancy: present, alone, group: members })
+    Ok(Plan { redundancy: present, share: Share::All, alone, group: members })
+}
+
+/// Plans a whole copy of `needed` sealed bytes, striped over all clients that have room.
+///
+/// # Errors
+/// [`Refusal`], which says what to do.
+pub fn plan_mirror(candidates: &[Candidate], needed: ByteCount) -> Result<Plan, Refusal> {
+    plan_share(candidates, needed, |_| Ok((Redundancy::Copies { count: 1 }, Share::All)))
+}
+
+/// Plans data striped over the clients, with parity on the server: as much of it as makes [`PROMISE`] hold while the server
+/// lives.
+///
+/// # Errors
+/// [`Refusal`], which says what to do.
+pub fn plan_server_parity(candidates: &[Candidate], needed: ByteCount) -> Result<Plan, Refusal> {
+    plan_share(candidates, needed, |ranked| {
+        let width = ranked.len().min(MAX_DATA);
+        let k = u8::try_from(width).unwrap_or(u8::MAX);
+        if k < 2 {
+            return Err(Refusal::OneClient);
+        }
+        let rarest = rarest(ranked, width);
+        let suffices = |m: &u8| at_least(usize::from(k - m), &rarest) >= PROMISE;
+        let m = (1..k).find(suffices).unwrap_or(k);
+        Ok((Redundancy::Parity { k, m }, Share::Data))
+    })
+}
+
+/// Plans parity on the clients for data that is striped over so many devices of the server: two rows from 4 clients on, so
+/// that one client may be lost together with a device.
+///
+/// # Errors
+/// [`Refusal`], which says what to do.
+pub fn plan_client_parity(
+    candidates: &[Candidate],
+    needed: ByteCount,
+    devices: usize,
+) -> Result<Plan, Refusal> {
+    let k = u8::try_from(devices).ok().filter(|k| (2..=MAX_DATA).contains(&usize::from(*k)));
+    let k = k.ok_or(Refusal::Devices(devices))?;
+    plan_share(candidates, needed, |ranked| {
+        let m = if ranked.len() < 4 { 1 } else { 2 };
+        Ok((Redundancy::Parity { k, m }, Share::Parity))
+    })
+}
+
+/// A plan over all clients that have room.
+fn plan_share(
+    candidates: &[Candidate],
+    needed: ByteCount,
+    decide: impl FnOnce(&[Candidate]) -> Result<(Redundancy, Share), Refusal>,
+) -> Result<Plan, Refusal> {
+    let ranked = rank(candidates);
+    if ranked.is_empty() {
+        return Err(Refusal::NoClients);
+    }
+    let (redundancy, share) = decide(&ranked)?;
+    let width = match share {
+        Share::All => redundancy.width(),
+        Share::Data => redundancy.k().into(),
+        Share::Parity => redundancy.m().into(),
+    };
+    let segment = SEGMENT_MAX_BYTES as u64;
+    let rooms: Vec<_> = ranked.iter().map(Candidate::slots).collect();
+    let needed_stripes = needed.0.div_ceil(segment).max(1).div_ceil(redundancy.k().into());
+    let fits = stripes_that_fit(&rooms, width);
+    if needed_stripes > fits {
+        let missing = (needed_stripes - fits).saturating_mul(width as u64);
+        return Err(Refusal::TooLittleRoom {
+            needed,
+            fits: ByteCount(fits.saturating_mul(u64::from(redundancy.k()) * segment)),
+            missing: ByteCount(missing.saturating_mul(segment)),
+        });
+    }
+    let alone = match share {
+        Share::All => at_least(redundancy.k().into(), &rarest(&ranked, width)),
+        // Without the server there is no parity, or no data.
+        Share::Data => at_least(width, &rarest(&ranked, width)),
+        Share::Parity => 0.0,
+    };
+    let mut group: Vec<_> = ranked.iter().map(|candidate| candidate.agent).collect();
+    group.sort_unstable();
+    Ok(Plan { redundancy, share, group, alone })
 }
 
 /// The stripes of `width` different clients each that fit into the clients' room.
@@ -346,7 +465,7 @@ fn choose(group: &[Candidate], needed_slots: u64) -> Option<Plan> {
     let mut members: Vec<_> = group.iter().map(|c| c.agent).collect();
     members.sort_unstable();
     let alone = at_least(redundancy.k().into(), &rarest(group, width));
-    Some(Plan { redundancy, group: members, alone })
+    Some(Plan { redundancy, share: Share::All, group: members, alone })
 }
 
 /// What a stripe over `width` clients of the group is made of.

@@ -1,4 +1,4 @@
-//! The stripe map of an image: which segments form a stripe, with what parity, and who holds them.
+//! The stripe map of a set (an image, or a volume): which segments form a stripe, with what parity, and who holds them.
 //!
 //! It is kept apart from the manifests because it changes as clients come and go while a manifest never
 //! does. Data segments are whole, so a new k or m rewrites parity and this map, and nothing else. Whoever
@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | 0 | 8 | magic `CAIRNSTR` |
 //! | 8 | 2 | version, 1 |
-//! | 10 | 16 | image id |
+//! | 10 | 16 | id of the stripe set |
 //! | 26 | 8 | number of the map |
 //! | 34 | 4 | holder count *h*, ≤ 65,535 |
 //! | 38 | 16 *h* | holders: agent ids, no one twice |
@@ -35,7 +35,7 @@
 //! | 1 | holder count *c*; 0 when only the server has it |
 //! | 2 *c* | positions in the holder table, strictly ascending |
 //!
-//! Why in that order: magic and version first, so that a stranger is refused before anything is read; image and
+//! Why in that order: magic and version first, so that a stranger is refused before anything is read; set and
 //! number next, so that an old map is recognised by its first 34 bytes; the holder table before the stripes, so that
 //! one pass checks each position as it comes; the counts of a stripe before its shards, so that what is coming is known.
 //!
@@ -47,7 +47,7 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::{DecodeError, Reader, Writer};
-use crate::id::{AgentId, ImageId, SegmentId};
+use crate::id::{AgentId, StripeSetId, SegmentId};
 use crate::sign::{SigningKey, VerifyingKey};
 use crate::units::{Generation, SEGMENT_MAX_BYTES};
 
@@ -61,9 +61,9 @@ pub const CONTEXT: &str = "cairn stripe map";
 pub const MAX_DATA: usize = 32;
 /// The most places in a stripe: the field of the code has 255 elements other than zero.
 pub const MAX_WIDTH: usize = 255;
-/// The most holders of one image.
+/// The most holders of one set.
 pub const MAX_HOLDERS: usize = 65_535;
-/// The most stripes of one image: 16 TiB of segments even if each stripe held one.
+/// The most stripes of one set: 16 TiB of segments even if each stripe held one.
 pub const MAX_STRIPES: usize = 4 << 20;
 
 /// The fewest bytes a stripe takes: its counts and one shard without holders.
@@ -111,10 +111,10 @@ pub struct Stripe {
     pub parity: Vec<Shard>,
 }
 
-/// Where the segments of an image are, over all its versions.
+/// Where the segments of a set are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StripeMap {
-    pub image: ImageId,
+    pub set: StripeSetId,
     pub number: Generation,
     pub holders: Vec<AgentId>,
     pub stripes: Vec<Stripe>,
@@ -255,7 +255,7 @@ impl StripeMap {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::with_header(MAGIC, VERSION);
-        out.put(self.image.as_bytes());
+        out.put(self.set.as_bytes());
         out.u64(self.number.0);
         out.count(self.holders.len());
         self.holders.iter().for_each(|agent| out.put(agent.as_bytes()));
@@ -271,7 +271,7 @@ impl StripeMap {
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body);
         reader.header(MAGIC, VERSION)?;
-        let image = ImageId(reader.array()?);
+        let set = StripeSetId(reader.array()?);
         let number = Generation(reader.u64()?);
         let count = reader.count("holder count", MAX_HOLDERS, AgentId::BYTES)?;
         let holders =
@@ -282,7 +282,7 @@ impl StripeMap {
             stripes.push(Stripe::read(&mut reader)?);
         }
         reader.finish()?;
-        let map = Self { image, number, holders, stripes };
+        let map = Self { set, number, holders, stripes };
         map.check()?;
         Ok(map)
     }

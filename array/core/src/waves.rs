@@ -46,7 +46,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        id::ImageId,
+        id::StripeSetId,
         layout::{DataSegment, Held, Member, converge},
         planner::Redundancy,
         units::Generation,
@@ -59,7 +59,7 @@ mod tests {
     /// A map for so many clients, as the real layout makes it.
     fn map(clients: u8, redundancy: Redundancy, segments: u8) -> StripeMap {
         let data: Vec<_> =
-            (0..segments).map(|n| DataSegment { id: SegmentId([n; 32]), bytes: 4096 }).collect();
+            (0..segments).map(|n| DataSegment { id: SegmentId([n; 32]), bytes: 4096, device: 0 }).collect();
         let members: Vec<_> =
             (0..clients).map(|n| Member { agent: agent(n), room: 1000 }).collect();
         let layout = converge(None, &data, redundancy, &members, &Held::new()).unwrap();
@@ -70,7 +70,7 @@ mod tests {
             ((stripe, row), SegmentId(id))
         });
         let computed = computed.collect();
-        layout.map(ImageId([1; 16]), Generation(1), &computed).unwrap()
+        layout.map(StripeSetId([1; 16]), Generation(1), &computed).unwrap()
     }
 
     fn is_readable(map: &StripeMap, gone: &BTreeSet<AgentId>) -> bool {

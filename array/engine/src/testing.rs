@@ -238,7 +238,7 @@ fn spread(version: &Version, store: &Memory, agents: &[AgentId]) -> (StripeMap, 
     let data: Vec<_> = version
         .public
         .segments()
-        .map(|entry| DataSegment { id: entry.id, bytes: entry.bytes })
+        .map(|entry| DataSegment { id: entry.id, bytes: entry.bytes, device: 0 })
         .collect();
     let candidates: Vec<_> = agents
         .iter()
@@ -255,7 +255,7 @@ fn spread(version: &Version, store: &Memory, agents: &[AgentId]) -> (StripeMap, 
     let layout = converge(None, &data, redundancy, &members, &Held::new()).unwrap();
     let mut parity = Memory::default();
     let computed = compute_parity(&layout, store, &mut parity);
-    (layout.map(version.public.image, Generation(1), &computed).unwrap(), parity)
+    (layout.map(version.public.image.into(), Generation(1), &computed).unwrap(), parity)
 }
 
 fn compute_parity(

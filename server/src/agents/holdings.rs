@@ -74,9 +74,8 @@ pub(super) async fn holdings(
     if let Some(number) = own.no_room {
         app.full_disks.note(agent.id, number);
     }
-    let images = app.db.note_holdings(agent.id, &own).await?;
-    for image in images {
-        app.queue_after(Kind::Scatter { image }, SETTLE).await?;
+    for set in app.db.note_holdings(agent.id, &own).await? {
+        app.queue_after(Kind::Scatter { set }, SETTLE).await?;
     }
     for bad in others {
         note_bad_segment(&app, bad, format!("agent {}", agent.name)).await?;

@@ -132,8 +132,8 @@ pub(crate) async fn note_missing_segment(
     holder: Option<AgentId>,
 ) -> Result<(), ApiError> {
     let Some(holder) = holder else { return Ok(()) };
-    let holders = match app.db.image_of_segment(segment).await? {
-        Some(image) => app.db.holders_of_image(image).await?,
+    let holders = match app.db.set_of_segment(segment).await? {
+        Some(set) => app.db.holders_of_set(set).await?,
         None => return Ok(()),
     };
     if holders.get(&segment).is_some_and(|all| all.contains(&holder))
@@ -144,7 +144,7 @@ pub(crate) async fn note_missing_segment(
     Ok(())
 }
 
-/// Somebody got bytes that did not match their id: the holder looks again, and the image is brought in order.
+/// Somebody got bytes that did not match their id: the holder looks again, and its set is brought in order.
 pub(crate) async fn note_bad_segment(
     app: &App,
     bad: BadSegment,
@@ -156,8 +156,8 @@ pub(crate) async fn note_bad_segment(
     {
         app.agents_changed.notify();
     }
-    if let Some(image) = app.db.image_of_segment(bad.segment).await? {
-        app.queue_after(Kind::Scatter { image }, SETTLE).await?;
+    if let Some(set) = app.db.set_of_segment(bad.segment).await? {
+        app.queue_after(Kind::Scatter { set }, SETTLE).await?;
     }
     app.events
         .emit(Event::SegmentBad {

@@ -148,7 +148,7 @@ impl From<&VersionRow> for Version {
 }
 
 async fn view(app: &App, row: ImageRow, versions: &[VersionRow]) -> Result<Image, ApiError> {
-    let count = app.db.scatter_count_of_image(row.id).await?;
+    let count = app.db.scatter_count_of_set(row.id.into()).await?;
     let mine = versions.iter().filter(|version| version.image == row.id);
     Ok(Image {
         name: row.name,

@@ -33,7 +33,7 @@ pub struct Job {
 impl From<JobRow> for Job {
     fn from(row: JobRow) -> Self {
         let subject = match row.kind {
-            Kind::Scatter { image } => image.to_string(),
+            Kind::Scatter { set } => set.to_string(),
             Kind::Bundle => "this site".to_owned(),
             Kind::RemoveVersion { version } => version.to_string(),
         };

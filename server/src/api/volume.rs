@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     app::App,
-    db::volume::{Origin, VolumeRow, VolumeStage},
+    db::volume::{Origin, VolumeLayout, VolumeRow, VolumeStage},
     volumes::{self, Beginning, CreateError, NewVolume, UseError},
 };
 
@@ -33,6 +33,9 @@ pub struct Volume {
     pub size: u64,
     /// `NAME@N` of the image that it began as, or `VOLUME@SNAPSHOT`.
     pub origin: Option<String>,
+    pub layout: VolumeLayout,
+    /// What may be lost without losing it, in words; none of a volume that is on the server only, or not placed yet.
+    pub promise: Option<String>,
     pub created: String,
     pub state: Condition,
     /// Why it is not well, in words.
@@ -75,6 +78,13 @@ pub struct VolumeRequest {
     pub image: Option<String>,
     /// `VOLUME@SNAPSHOT`: it begins as this snapshot, of which it copies nothing.
     pub snapshot: Option<String>,
+    /// Who holds a part of it: the server only, if nothing is said.
+    #[serde(default = "on_the_server")]
+    pub layout: VolumeLayout,
+}
+
+const fn on_the_server() -> VolumeLayout {
+    VolumeLayout::Server
 }
 
 /// A new size.
@@ -137,6 +147,9 @@ fn refuse_create(error: CreateError) -> ApiError {
         CreateError::NoSize => "no_size",
         CreateError::Size(_) => "bad_size",
         CreateError::SmallerThanOrigin(_) => "smaller_than_origin",
+        CreateError::Layout(..) => {
+            return ApiError::conflict("layout_does_not_hold", error.to_string());
+        }
         CreateError::UnknownSnapshot => {
             return ApiError::not_found("snapshot_unknown", error.to_string());
         }
@@ -173,6 +186,8 @@ pub(super) async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> 
         name: row.name,
         size: row.size.0,
         origin,
+        layout: row.layout,
+        promise: row.promise,
         created: row.created.to_text(),
         state: Condition::Changing,
         reason: None,
@@ -268,7 +283,8 @@ pub(crate) async fn create(
             ));
         }
     };
-    let new = NewVolume { name: name.clone(), size: request.size.map(ByteCount), beginning };
+    let size = request.size.map(ByteCount);
+    let new = NewVolume { name: name.clone(), size, beginning, layout: request.layout };
     let worker = app.clone();
     let made = in_order(&app, async move { volumes::create(&worker, new).await }).await?;
     made.map_err(refuse_create)?;

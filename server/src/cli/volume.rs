@@ -23,6 +23,7 @@ use crate::api::{
     snapshot::{RollbackRequest, Snapshot, SnapshotRequest},
     volume::{Condition, PapersRequest, ResizeRequest, Volume, VolumePapers, VolumeRequest},
 };
+use crate::db::volume::VolumeLayout;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -46,6 +47,9 @@ enum Verb {
         /// Begin as this snapshot, of which nothing is copied
         #[arg(long, value_name = "VOLUME@SNAPSHOT")]
         snapshot: Option<String>,
+        /// Who holds a part of it: server, mirror, swarm, client-parity or server-parity
+        #[arg(long, default_value = "server", value_parser = layout)]
+        layout: VolumeLayout,
         #[arg(long)]
         json: bool,
     },
@@ -114,9 +118,9 @@ impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = self.remote.connect()?;
         match self.verb {
-            Verb::Create { name, size, image, snapshot, json: as_json } => {
+            Verb::Create { name, size, image, snapshot, layout, json: as_json } => {
                 let size = size.map(|size| size.0);
-                let request = VolumeRequest { name, size, image, snapshot };
+                let request = VolumeRequest { name, size, image, snapshot, layout };
                 let made: Volume = client.post_json("/api/v1/volumes", &request).await?;
                 if as_json { json(&made) } else { show(&made) }
             }
@@ -169,6 +173,10 @@ impl Args {
     }
 }
 
+fn layout(word: &str) -> Result<VolumeLayout, &'static str> {
+    word.parse().map_err(|_| "say server, mirror, swarm, client-parity or server-parity")
+}
+
 fn path(name: &str) -> String {
     format!("/api/v1/volumes/{}", part(name))
 }
@@ -218,13 +226,14 @@ fn list(volumes: &[Volume]) -> anyhow::Result<()> {
             volume.name.clone(),
             bytes(volume.size),
             bytes(volume.stored),
+            volume.layout.word().to_owned(),
             or_dash(volume.origin.clone()),
             volume.connections.to_string(),
             condition(volume),
         ]
     });
     table(
-        &["name", "size", "stored", "began as", "connections", "state"],
+        &["name", "size", "stored", "layout", "began as", "connections", "state"],
         rows.collect(),
         "no volumes",
     )
@@ -234,6 +243,10 @@ fn show(volume: &Volume) -> anyhow::Result<()> {
     line(&format!("name:         {}", volume.name))?;
     line(&format!("size:         {} ({} bytes)", bytes(volume.size), volume.size))?;
     line(&format!("began as:     {}", or_dash(volume.origin.clone())))?;
+    line(&format!("layout:       {}", volume.layout))?;
+    if let Some(promise) = &volume.promise {
+        line(&format!("safety:       {promise}"))?;
+    }
     line(&format!("created:      {}", volume.created))?;
     line(&format!("state:        {}", condition(volume)))?;
     line(&format!("connections:  {}", volume.connections))?;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_array::wire::{AssignedSegment, Holdings};
 use cairn_core::{
-    id::{AgentId, ImageId, SegmentId},
+    id::{AgentId, StripeSetId, SegmentId},
     units::{ByteCount, Generation},
 };
 use sqlx::{Sqlite, Transaction};
@@ -24,7 +24,7 @@ pub(crate) struct HoldingCount {
     pub(crate) bytes: ByteCount,
 }
 
-/// How far the segments of one image have been scattered.
+/// How far the segments of one set have been scattered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScatterCount {
     /// Pairs of agent and segment that the server wants.
@@ -96,22 +96,22 @@ async fn lose(
 }
 
 impl Db {
-    /// Makes `wanted` the whole of what agents are to hold of one image, and raises the assignment number of every agent
+    /// Makes `wanted` the whole of what agents are to hold of one set, and raises the assignment number of every agent
     /// whose share changed. Returns those agents.
     ///
     /// # Errors
     /// When the database fails, or `wanted` names a segment or an agent that is not there.
-    pub async fn assign_image(
+    pub async fn assign_set(
         &self,
-        image: ImageId,
+        set: StripeSetId,
         wanted: &[(AgentId, SegmentId)],
     ) -> Result<Vec<AgentId>> {
         let mut transaction = self.write().await?;
         let present: BTreeSet<(AgentId, SegmentId)> = sqlx::query(
             "SELECT assignment.agent, assignment.segment FROM assignment
-             JOIN segment ON segment.id = assignment.segment WHERE segment.image = $1",
+             JOIN segment ON segment.id = assignment.segment WHERE segment.stripe_set = $1",
         )
-        .bind(image.as_bytes().as_slice())
+        .bind(set.as_bytes().as_slice())
         .fetch_all(&mut *transaction)
         .await?
         .iter()
@@ -196,12 +196,12 @@ impl Db {
         Ok((number, segments, recheck))
     }
 
-    /// Takes over what an agent says about its DSF. Returns the images that lost a segment by it.
+    /// Takes over what an agent says about its DSF. Returns the sets that lost a segment by it.
     pub(crate) async fn note_holdings(
         &self,
         agent: AgentId,
         holdings: &Holdings,
-    ) -> Result<Vec<ImageId>> {
+    ) -> Result<Vec<StripeSetId>> {
         let mut transaction = self.write().await?;
         let mut lost = Vec::new();
         if holdings.full {
@@ -233,10 +233,10 @@ impl Db {
                 .execute(&mut *transaction)
                 .await?;
         }
-        let mut images = BTreeSet::new();
+        let mut sets = BTreeSet::new();
         for id in lost {
             let row = sqlx::query(
-                "SELECT segment.image FROM assignment JOIN segment ON segment.id = assignment.segment
+                "SELECT segment.stripe_set FROM assignment JOIN segment ON segment.id = assignment.segment
                  WHERE assignment.agent = $1 AND assignment.segment = $2",
             )
             .bind(agent.as_bytes().as_slice())
@@ -244,11 +244,11 @@ impl Db {
             .fetch_optional(&mut *transaction)
             .await?;
             if let Some(row) = row {
-                images.insert(ImageId(row.id("image")?));
+                sets.insert(StripeSetId(row.id("stripe_set")?));
             }
         }
         transaction.commit().await?;
-        Ok(images.into_iter().collect())
+        Ok(sets.into_iter().collect())
     }
 
     /// Notes that agents may not have these segments as they should be: each counts as a holder again once it has looked.
@@ -280,22 +280,22 @@ impl Db {
         Ok(known)
     }
 
-    /// The approved agents that say they hold each segment of an image.
+    /// The approved agents that say they hold each segment of a set.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn holders_of_image(
+    pub async fn holders_of_set(
         &self,
-        image: ImageId,
+        set: StripeSetId,
     ) -> Result<BTreeMap<SegmentId, Vec<AgentId>>> {
         let mut holders: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let rows = sqlx::query(
             "SELECT holding.segment, holding.agent FROM holding
-             JOIN segment ON segment.id = holding.segment AND segment.image = $1
+             JOIN segment ON segment.id = holding.segment AND segment.stripe_set = $1
              JOIN agent ON agent.id = holding.agent AND agent.state = 'approved'
              ORDER BY holding.segment, holding.agent",
         )
-        .bind(image.as_bytes().as_slice())
+        .bind(set.as_bytes().as_slice())
         .fetch_all(&self.pool)
         .await?;
         for row in &rows {
@@ -305,16 +305,16 @@ impl Db {
         Ok(holders)
     }
 
-    /// What agents are to hold of an image now.
+    /// What agents are to hold of a set now.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn assignments_of_image(&self, image: ImageId) -> Result<Vec<(AgentId, SegmentId)>> {
+    pub async fn assignments_of_set(&self, set: StripeSetId) -> Result<Vec<(AgentId, SegmentId)>> {
         sqlx::query(
             "SELECT assignment.agent, assignment.segment FROM assignment
-             JOIN segment ON segment.id = assignment.segment AND segment.image = $1",
+             JOIN segment ON segment.id = assignment.segment AND segment.stripe_set = $1",
         )
-        .bind(image.as_bytes().as_slice())
+        .bind(set.as_bytes().as_slice())
         .fetch_all(&self.pool)
         .await?
         .iter()
@@ -322,19 +322,19 @@ impl Db {
         .collect()
     }
 
-    /// Slots of each agent that other images than this one take.
+    /// Slots of each agent that other sets than this one take.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn slots_taken_by_other_images(
+    pub async fn slots_taken_by_other_sets(
         &self,
-        image: ImageId,
+        set: StripeSetId,
     ) -> Result<BTreeMap<AgentId, u64>> {
         sqlx::query(
             "SELECT assignment.agent, count(*) AS slots FROM assignment
-             JOIN segment ON segment.id = assignment.segment AND segment.image <> $1 GROUP BY assignment.agent",
+             JOIN segment ON segment.id = assignment.segment AND segment.stripe_set <> $1 GROUP BY assignment.agent",
         )
-        .bind(image.as_bytes().as_slice())
+        .bind(set.as_bytes().as_slice())
         .fetch_all(&self.pool)
         .await?
         .iter()
@@ -342,19 +342,19 @@ impl Db {
         .collect()
     }
 
-    /// How far an image is scattered.
+    /// How far a set is scattered.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn scatter_count_of_image(&self, image: ImageId) -> Result<ScatterCount> {
+    pub async fn scatter_count_of_set(&self, set: StripeSetId) -> Result<ScatterCount> {
         let row = sqlx::query(
             "SELECT count(*) AS wanted, coalesce(sum(segment.bytes), 0) AS wanted_bytes,
                     count(holding.segment) AS held,
                     coalesce(sum(CASE WHEN holding.segment IS NULL THEN 0 ELSE segment.bytes END), 0) AS held_bytes
-             FROM assignment JOIN segment ON segment.id = assignment.segment AND segment.image = $1
+             FROM assignment JOIN segment ON segment.id = assignment.segment AND segment.stripe_set = $1
              LEFT JOIN holding ON holding.agent = assignment.agent AND holding.segment = assignment.segment",
         )
-        .bind(image.as_bytes().as_slice())
+        .bind(set.as_bytes().as_slice())
         .fetch_one(&self.pool)
         .await?;
         Ok(ScatterCount {
@@ -368,7 +368,7 @@ impl Db {
     /// Clients that hold a part of an image.
     pub(crate) async fn client_count_of_image(&self, name: &str) -> Result<u64> {
         sqlx::query(
-            "SELECT count(DISTINCT holding.agent) AS clients FROM image JOIN segment ON segment.image = image.id
+            "SELECT count(DISTINCT holding.agent) AS clients FROM image JOIN segment ON segment.stripe_set = image.id
              JOIN holding ON holding.segment = segment.id WHERE image.name = $1",
         )
         .bind(name)

@@ -12,6 +12,7 @@ use sqlx::sqlite::SqliteRow;
 use super::{
     Columns as _, Db, DbError, Result, integer,
     segment::{SegmentRow, add_segments},
+    stripe_set::{self, Owner},
     violates, words,
 };
 use crate::moment::Moment;
@@ -158,6 +159,7 @@ impl Db {
             version: VersionId(row.id("id")?),
             number: row.small("number")?,
         };
+        stripe_set::add(&mut *transaction, Owner::Image(new.image)).await?;
         transaction.commit().await.map_err(DbError::from)?;
         Ok(new)
     }
@@ -168,7 +170,7 @@ impl Db {
     /// When the database fails.
     pub async fn finish_version(&self, new: NewVersion, done: Registered<'_>) -> Result<()> {
         let mut transaction = self.write().await?;
-        add_segments(&mut transaction, new.image, done.segments).await?;
+        add_segments(&mut transaction, new.image.into(), done.segments).await?;
         for (position, segment) in (0_u32..).zip(done.segments) {
             sqlx::query(
                 "INSERT INTO version_segment (version, position, segment) VALUES ($1, $2, $3)",
@@ -230,7 +232,7 @@ impl Db {
             .execute(&mut *transaction)
             .await?;
         sqlx::query(
-            "DELETE FROM segment WHERE image = $1 AND class = 'data'
+            "DELETE FROM segment WHERE stripe_set = $1 AND class = 'data'
              AND NOT EXISTS (SELECT 1 FROM version_segment WHERE segment = segment.id)
              AND NOT EXISTS (SELECT 1 FROM version WHERE image = $1 AND state = 'registering')",
         )

@@ -1,6 +1,6 @@
 //! The queue of work. A row is claimed by making it `running`; at start, what was running is queued again.
 
-use cairn_core::id::{ImageId, VersionId};
+use cairn_core::id::{StripeSetId, VersionId};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 
@@ -22,8 +22,8 @@ words! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Kind {
-    /// Bring stripes, parity and assignments of an image to what the planner wants now.
-    Scatter { image: ImageId },
+    /// Bring stripes, parity and assignments of an image or a volume to what the planner wants now.
+    Scatter { set: StripeSetId },
     /// Have clients hold what the site needs without this server.
     Bundle,
     /// Take a version apart: its own segments leave the fleet and the store.
@@ -43,7 +43,7 @@ impl Kind {
 
     fn unique_key(self) -> String {
         match self {
-            Self::Scatter { image } => format!("scatter/{image}"),
+            Self::Scatter { set } => format!("scatter/{set}"),
             Self::Bundle => "bundle".to_owned(),
             Self::RemoveVersion { version } => format!("remove-version/{version}"),
         }

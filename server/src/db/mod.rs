@@ -32,6 +32,7 @@ pub(crate) mod recovered;
 pub mod segment;
 pub mod setting;
 pub mod snapshot;
+pub mod stripe_set;
 pub mod target;
 pub mod token;
 pub mod volume;

@@ -14,6 +14,7 @@ use sqlx::{Sqlite, Transaction};
 use super::{
     Db, Result, integer,
     segment::{SegmentRow, add_segments},
+    stripe_set::{self, Owner},
 };
 use crate::{bundle::SHARE, moment::Moment, recover::Row};
 
@@ -112,6 +113,7 @@ async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row)
     .bind(created)
     .execute(&mut **transaction)
     .await?;
+    stripe_set::add(&mut **transaction, Owner::Image(row.image)).await?;
     sqlx::query(
         "INSERT INTO version (id, image, number, state, format, size, stored, added, content_key, created)
          VALUES ($1, $2, $3, 'ready', 'raw', $4, $5, $6, $7, $8)",
@@ -135,8 +137,8 @@ async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row)
     };
     let data: Vec<_> = row.segments.iter().map(of(SegmentClass::Data)).collect();
     let parity: Vec<_> = row.parity.iter().map(of(SegmentClass::Parity)).collect();
-    add_segments(transaction, row.image, &data).await?;
-    add_segments(transaction, row.image, &parity).await?;
+    add_segments(transaction, row.image.into(), &data).await?;
+    add_segments(transaction, row.image.into(), &parity).await?;
     for (position, segment) in (0_u32..).zip(&row.segments) {
         sqlx::query("INSERT INTO version_segment (version, position, segment) VALUES ($1, $2, $3)")
             .bind(row.version.as_bytes().as_slice())
@@ -151,7 +153,7 @@ async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row)
 async fn keep_placement(transaction: &mut Transaction<'static, Sqlite>, row: &Row) -> Result<()> {
     if let Some((number, signed)) = &row.map {
         sqlx::query(
-            "INSERT INTO stripe_map (image, number, signed) VALUES ($1, $2, $3) ON CONFLICT (image) DO NOTHING",
+            "INSERT INTO stripe_map (stripe_set, number, signed) VALUES ($1, $2, $3) ON CONFLICT (stripe_set) DO NOTHING",
         )
         .bind(row.image.as_bytes().as_slice())
         .bind(integer(number.0))

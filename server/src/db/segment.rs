@@ -4,12 +4,11 @@ use std::str::FromStr;
 
 use cairn_array::wire::SegmentClass;
 use cairn_core::{
-    id::{ImageId, SegmentId, VersionId},
-    units::Generation,
+    id::{ImageId, SegmentId, StripeSetId, VersionId},
 };
 use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
 
-use super::{Columns as _, Db, DbError, Result, UnknownWord, integer};
+use super::{Columns as _, Db, Result, UnknownWord};
 
 /// A segment without its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,16 +48,16 @@ pub(super) fn segment(row: &SqliteRow) -> Result<SegmentRow> {
 
 pub(super) async fn add_segments(
     transaction: &mut Transaction<'static, Sqlite>,
-    image: ImageId,
+    set: StripeSetId,
     segments: &[SegmentRow],
 ) -> Result<()> {
     for segment in segments {
         sqlx::query(
-            "INSERT INTO segment (id, image, bytes, class) VALUES ($1, $2, $3, $4)
+            "INSERT INTO segment (id, stripe_set, bytes, class) VALUES ($1, $2, $3, $4)
              ON CONFLICT (id) DO NOTHING",
         )
         .bind(segment.id.as_bytes().as_slice())
-        .bind(image.as_bytes().as_slice())
+        .bind(set.as_bytes().as_slice())
         .bind(segment.bytes)
         .bind(class_word(segment.class))
         .execute(&mut **transaction)
@@ -81,17 +80,17 @@ impl Db {
             .collect()
     }
 
-    /// Adds segments to an image; those already there stay as they are.
+    /// Adds segments to a set; those already there stay as they are.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn add_segments_of_image(
+    pub async fn add_segments_of_set(
         &self,
-        image: ImageId,
+        set: StripeSetId,
         segments: &[SegmentRow],
     ) -> Result<()> {
         let mut transaction = self.write().await?;
-        add_segments(&mut transaction, image, segments).await?;
+        add_segments(&mut transaction, set, segments).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -135,13 +134,13 @@ impl Db {
         .collect()
     }
 
-    /// All segments of an image, data and parity, live or not.
+    /// All segments of a set, data and parity, live or not.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn segments_of_image(&self, image: ImageId) -> Result<Vec<SegmentRow>> {
-        sqlx::query("SELECT id, bytes, class FROM segment WHERE image = $1 ORDER BY id")
-            .bind(image.as_bytes().as_slice())
+    pub async fn segments_of_set(&self, set: StripeSetId) -> Result<Vec<SegmentRow>> {
+        sqlx::query("SELECT id, bytes, class FROM segment WHERE stripe_set = $1 ORDER BY id")
+            .bind(set.as_bytes().as_slice())
             .fetch_all(&self.pool)
             .await?
             .iter()
@@ -149,16 +148,16 @@ impl Db {
             .collect()
     }
 
-    /// The image a segment belongs to.
+    /// The set a segment belongs to.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn image_of_segment(&self, id: SegmentId) -> Result<Option<ImageId>> {
-        sqlx::query("SELECT image FROM segment WHERE id = $1")
+    pub async fn set_of_segment(&self, id: SegmentId) -> Result<Option<StripeSetId>> {
+        sqlx::query("SELECT stripe_set FROM segment WHERE id = $1")
             .bind(id.as_bytes().as_slice())
             .fetch_optional(&self.pool)
             .await?
-            .map(|row| row.id("image").map(ImageId))
+            .map(|row| row.id("stripe_set").map(StripeSetId))
             .transpose()
     }
 
@@ -172,7 +171,7 @@ impl Db {
         Ok(sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM version_segment WHERE version = $2 AND segment = $1)
                  OR EXISTS (SELECT 1 FROM segment WHERE id = $1
-                   AND image IN (SELECT image FROM version WHERE id = $2))",
+                   AND stripe_set IN (SELECT image FROM version WHERE id = $2))",
         )
         .bind(id.as_bytes().as_slice())
         .bind(version.as_bytes().as_slice())
@@ -204,7 +203,7 @@ impl Db {
     /// When the database fails.
     pub async fn unused_data_segments(&self, image: ImageId) -> Result<Vec<SegmentId>> {
         sqlx::query(
-            "SELECT id FROM segment WHERE image = $1 AND class = 'data'
+            "SELECT id FROM segment WHERE stripe_set = $1 AND class = 'data'
              AND NOT EXISTS (SELECT 1 FROM version_segment
                JOIN version ON version.id = version_segment.version AND version.state <> 'removing'
                WHERE version_segment.segment = segment.id)",
@@ -215,70 +214,5 @@ impl Db {
         .iter()
         .map(|row| row.id("id").map(SegmentId))
         .collect()
-    }
-
-    /// Keeps the signed stripe map of an image in place of an older one; says whether it was newer.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn keep_stripe_map(
-        &self,
-        image: ImageId,
-        number: Generation,
-        signed: &[u8],
-    ) -> Result<bool> {
-        let done = sqlx::query(
-            "INSERT INTO stripe_map (image, number, signed) VALUES ($1, $2, $3)
-             ON CONFLICT (image) DO UPDATE SET number = excluded.number, signed = excluded.signed
-             WHERE excluded.number > stripe_map.number",
-        )
-        .bind(image.as_bytes().as_slice())
-        .bind(integer(number.0))
-        .bind(signed)
-        .execute(&self.pool)
-        .await?;
-        Ok(done.rows_affected() > 0)
-    }
-
-    /// The signed stripe map of an image.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn stripe_map_of_image(&self, image: ImageId) -> Result<Option<Vec<u8>>> {
-        Ok(sqlx::query_scalar("SELECT signed FROM stripe_map WHERE image = $1")
-            .bind(image.as_bytes().as_slice())
-            .fetch_optional(&self.pool)
-            .await?)
-    }
-
-    /// The signed stripe maps of all images whose segments a version uses.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn stripe_maps_of_version(&self, version: VersionId) -> Result<Vec<Vec<u8>>> {
-        Ok(sqlx::query_scalar(
-            "SELECT signed FROM stripe_map WHERE image IN (
-               SELECT image FROM version WHERE id = $1
-               UNION SELECT segment.image FROM version_segment
-               JOIN segment ON segment.id = version_segment.segment
-               WHERE version_segment.version = $1)",
-        )
-        .bind(version.as_bytes().as_slice())
-        .fetch_all(&self.pool)
-        .await?)
-    }
-
-    /// Keeps what the planner promised for an image, in words.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn note_promise_of_image(&self, image: ImageId, promise: &str) -> Result<()> {
-        sqlx::query("UPDATE image SET promise = $2 WHERE id = $1")
-            .bind(image.as_bytes().as_slice())
-            .bind(promise)
-            .execute(&self.pool)
-            .await
-            .map_err(DbError::from)?;
-        Ok(())
     }
 }

@@ -2,7 +2,7 @@ use cairn_array::wire::{
     Firmware, Holdings, MachineIdentity, MemberState, SegmentClass, TargetHello,
 };
 use cairn_core::{
-    id::{AgentId, ImageId, InstallId, MachineId, SegmentId},
+    id::{AgentId, InstallId, MachineId, SegmentId, StripeSetId},
     manifest::SegmentEntry,
 };
 
@@ -118,10 +118,10 @@ async fn a_removed_version_takes_only_its_own_segments() {
     assert_eq!(ids(db.live_segments_of_image(first.image).await.unwrap()), [2, 3]);
     assert_eq!(db.unused_data_segments(first.image).await.unwrap(), [segment(1).id]);
     db.forget_version(first.version).await.unwrap();
-    assert_eq!(ids(db.segments_of_image(first.image).await.unwrap()), [2, 3]);
+    assert_eq!(ids(db.segments_of_set(first.image.into()).await.unwrap()), [2, 3]);
     assert!(db.begin_removal(second.version).await.unwrap());
     db.forget_version(second.version).await.unwrap();
-    assert!(db.segments_of_image(first.image).await.unwrap().is_empty());
+    assert!(db.segments_of_set(first.image.into()).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -130,9 +130,9 @@ async fn an_assignment_wakes_only_those_whose_share_changed() {
     let new = version(&db, "os", 1, &[segment(1), segment(2)]).await;
     let (a, b) = (agent(&db, 1).await, agent(&db, 2).await);
     let (s1, s2) = (segment(1).id, segment(2).id);
-    assert_eq!(db.assign_image(new.image, &[(a, s1), (b, s2)]).await.unwrap(), [a, b]);
-    assert_eq!(db.assign_image(new.image, &[(a, s1), (b, s2)]).await.unwrap(), []);
-    assert_eq!(db.assign_image(new.image, &[(a, s1), (b, s2), (b, s1)]).await.unwrap(), [b]);
+    assert_eq!(db.assign_set(new.image.into(), &[(a, s1), (b, s2)]).await.unwrap(), [a, b]);
+    assert_eq!(db.assign_set(new.image.into(), &[(a, s1), (b, s2)]).await.unwrap(), []);
+    assert_eq!(db.assign_set(new.image.into(), &[(a, s1), (b, s2), (b, s1)]).await.unwrap(), [b]);
     let full = Holdings {
         full: true,
         stored: vec![s1, SegmentId([99; 32])],
@@ -144,12 +144,12 @@ async fn an_assignment_wakes_only_those_whose_share_changed() {
     let (number, segments, recheck) = db.assignment_of_agent(b).await.unwrap();
     assert_eq!((number, segments.len(), recheck.len()), (Generation(2), 2, 0));
     assert_eq!(segments[0].sources, [a]);
-    let count = db.scatter_count_of_image(new.image).await.unwrap();
+    let count = db.scatter_count_of_set(new.image.into()).await.unwrap();
     assert_eq!((count.wanted, count.held, count.held_bytes), (3, 1, ByteCount(100)));
 
     // A target says that `a` served it wrong bytes: it is no holder until it has looked again.
     assert_eq!(db.doubt_holdings(&[(a, s1), (a, s2)]).await.unwrap(), 1);
-    assert!(db.holders_of_image(new.image).await.unwrap().is_empty());
+    assert!(db.holders_of_set(new.image.into()).await.unwrap().is_empty());
     let (number, _, recheck) = db.assignment_of_agent(a).await.unwrap();
     assert_eq!((number, recheck), (Generation(2), vec![s1]));
     let stored = Holdings { stored: vec![s1], ..Holdings::default() };
@@ -157,15 +157,15 @@ async fn an_assignment_wakes_only_those_whose_share_changed() {
     assert!(db.assignment_of_agent(a).await.unwrap().2.is_empty());
 
     let dropped = Holdings { dropped: vec![s1], ..Holdings::default() };
-    assert_eq!(db.note_holdings(a, &dropped).await.unwrap(), [new.image]);
+    assert_eq!(db.note_holdings(a, &dropped).await.unwrap(), [new.image.into()]);
     assert!(db.move_agent(b, &[MemberState::Approved], MemberState::Revoked).await.unwrap());
-    assert_eq!(db.assignments_of_image(new.image).await.unwrap(), [(a, s1)]);
+    assert_eq!(db.assignments_of_set(new.image.into()).await.unwrap(), [(a, s1)]);
 }
 
 #[tokio::test]
 async fn jobs_are_queued_once_and_resumed() {
     let (_folder, db) = open().await;
-    let kind = Kind::Scatter { image: ImageId([1; 16]) };
+    let kind = Kind::Scatter { set: StripeSetId([1; 16]) };
     db.queue_job(kind, Moment(500), NOW).await.unwrap();
     db.queue_job(kind, Moment(400), NOW).await.unwrap();
     assert_eq!(db.jobs(10).await.unwrap().len(), 1);

@@ -6,7 +6,11 @@ use cairn_core::{
 };
 use sqlx::{Row as _, sqlite::SqliteRow};
 
-use super::{Columns as _, Db, DbError, Result, integer, violates, words};
+use super::{
+    Columns as _, Db, DbError, Result, integer,
+    stripe_set::{self, Owner},
+    violates, words,
+};
 use crate::moment::Moment;
 
 const GENERATION: &str = "controller_generation";
@@ -21,6 +25,22 @@ words! {
     }
 }
 
+words! {
+    /// Who holds a part of a volume's segments, beside its journal on the server.
+    VolumeLayout {
+        /// The server alone.
+        Server = "server",
+        /// The server holds the data, and the clients a whole copy of it.
+        Mirror = "mirror",
+        /// The server holds the data, and the clients the data and parity.
+        Swarm = "swarm",
+        /// The server holds the data, on several devices, and the clients the parity.
+        ClientParity = "client-parity",
+        /// The clients hold the data, and the server the parity.
+        ServerParity = "server-parity",
+    }
+}
+
 /// A volume.
 #[derive(Clone, Debug)]
 pub struct VolumeRow {
@@ -31,6 +51,9 @@ pub struct VolumeRow {
     /// age, for the server and the recovery key.
     pub content_key: Vec<u8>,
     pub origin: Option<Origin>,
+    pub layout: VolumeLayout,
+    /// What the planner promised for it, in words, when it was last placed.
+    pub promise: Option<String>,
     pub created: Moment,
 }
 
@@ -60,6 +83,8 @@ fn volume(row: &SqliteRow) -> Result<VolumeRow> {
         stage: row.word("state")?,
         content_key: row.try_get("content_key")?,
         origin: version.or(snapshot),
+        layout: row.word("layout")?,
+        promise: row.maybe_text("promise")?,
         created: row.moment("created")?,
     })
 }
@@ -75,9 +100,10 @@ impl Db {
             Some(Origin::Version(id)) => (Some(id), None),
             Some(Origin::Snapshot(id)) => (None, Some(id)),
         };
+        let mut transaction = self.write().await?;
         sqlx::query(
-            "INSERT INTO volume (id, name, size, state, content_key, origin, snapshot, created)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            "INSERT INTO volume (id, name, size, state, content_key, origin, snapshot, layout, created)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
         .bind(row.id.as_bytes().as_slice())
         .bind(&row.name)
@@ -86,8 +112,9 @@ impl Db {
         .bind(row.content_key.as_slice())
         .bind(version.as_ref().map(|id| id.as_bytes().as_slice()))
         .bind(snapshot.as_ref().map(|id| id.as_bytes().as_slice()))
+        .bind(row.layout.word())
         .bind(row.created.0)
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await
         .map_err(|error| {
             if violates(&error, "volume.name") {
@@ -96,7 +123,8 @@ impl Db {
                 DbError::Sql(error).into()
             }
         })?;
-        Ok(())
+        stripe_set::add(&mut *transaction, Owner::Volume(row.id)).await?;
+        Ok(transaction.commit().await.map_err(DbError::from)?)
     }
 
     /// All volumes, by name.
@@ -110,6 +138,18 @@ impl Db {
             .iter()
             .map(volume)
             .collect()
+    }
+
+    /// A volume.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn volume(&self, id: VolumeId) -> Result<Option<VolumeRow>> {
+        let row = sqlx::query("SELECT * FROM volume WHERE id = $1")
+            .bind(id.as_bytes().as_slice())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.as_ref().map(volume).transpose()
     }
 
     /// Notes what becomes of a volume.

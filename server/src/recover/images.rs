@@ -8,7 +8,7 @@ use cairn_array::{authority::SiteKeys, install::Fetcher, random, store::Store, w
 use cairn_core::{
     bundle::Item,
     fetch::Limits,
-    id::{AgentId, ImageId, SegmentId, VersionId},
+    id::{AgentId, ImageId, SegmentId, StripeSetId, VersionId},
     manifest::{Public, Secret, SegmentEntry},
     seal::SealKey,
     stripe_map::StripeMap,
@@ -46,7 +46,7 @@ pub(super) struct Map {
 pub(super) struct Found {
     /// By name and number.
     versions: Vec<Version>,
-    maps: BTreeMap<ImageId, Map>,
+    maps: BTreeMap<StripeSetId, Map>,
 }
 
 /// A version to be written down.
@@ -95,7 +95,8 @@ pub(super) fn read(keys: &SiteKeys, recovery: &Identity, items: &[Item<'_>]) -> 
     let (mut versions, mut maps) = (Vec::new(), BTreeMap::new());
     for item in items {
         match item {
-            Item::BootFile { .. } => {}
+            // Volumes are not recovered.
+            Item::BootFile { .. } | Item::VolumeRoot(_) => {}
             Item::Manifest(signed) => {
                 let public = Public::open(&verifier, signed).context("open a manifest")?;
                 let content_key = recovery.unwrap_key(&public.wrapped_key)?;
@@ -105,7 +106,7 @@ pub(super) fn read(keys: &SiteKeys, recovery: &Identity, items: &[Item<'_>]) -> 
             }
             Item::StripeMap(signed) => {
                 let map = StripeMap::open(&verifier, signed).context("open a stripe map")?;
-                maps.insert(map.image, Map { map, signed: Bytes::copy_from_slice(signed) });
+                maps.insert(map.set, Map { map, signed: Bytes::copy_from_slice(signed) });
             }
         }
     }
@@ -214,7 +215,7 @@ pub(super) fn rows(
         let once = || segments.iter().map(|entry| (entry.id, u64::from(entry.bytes)));
         let stored = once().filter(|(id, _)| seen.insert(*id)).map(|(_, bytes)| bytes).sum();
         let added = once().filter(|(id, _)| older.insert(*id)).map(|(_, bytes)| bytes).sum();
-        let map = found.maps.get(&version.public.image);
+        let map = found.maps.get(&version.public.image.into());
         let (parity, holders) = map.map(|map| parts(&map.map)).unwrap_or_default();
         let member = |(agent, _): &(AgentId, SegmentId)| directory.is_member(agent);
         rows.push(Row {

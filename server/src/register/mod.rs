@@ -141,7 +141,7 @@ async fn take(
         return Ok(Outcome::Identical { number });
     }
     commit(app, &name, new, done, stored).await?;
-    app.queue(Kind::Scatter { image: new.image }).await.context("queue the scatter")?;
+    app.queue(Kind::Scatter { set: new.image.into() }).await.context("queue the scatter")?;
     Ok(Outcome::Added { number: new.number })
 }
 
@@ -360,8 +360,9 @@ impl SegmentSource for StoreSource {
         match self.0.store.get_segment(id).await {
             Ok(bytes) => Ok(Found::Here(bytes)),
             Err(StoreError::NotFound { .. }) => {
-                let computed = crate::scatter::compute_on_demand(&self.0, id).await?;
-                Ok(computed.map_or(Found::NotHere, Found::Here))
+                // What clients are to hold they may have lost: it is made again from the rest.
+                let found = self.0.finder.elsewhere(id).await?;
+                Ok(found.map_or(Found::NotHere, Found::Here))
             }
             Err(error) => Err(error).context("read a segment"),
         }

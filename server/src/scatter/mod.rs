@@ -1,4 +1,4 @@
-//! Scattering: brings what the fleet holds of an image to what the planner wants.
+//! Scattering: brings what the fleet holds of a set (an image, or a volume) to what the planner wants.
 //!
 //! ```text
 //!   plan ─► layout ─► missing parity ─► assign old and new ─► wait for the holders ─► publish the map ─► assign new only
@@ -21,23 +21,29 @@ use anyhow::Context as _;
 use cairn_array::{dsf::SlotCount, wire::SegmentClass};
 use cairn_core::{
     availability::{WorstHour, worst_hour},
-    id::{AgentId, ImageId, SegmentId, VersionId},
-    layout::{DataSegment, Held, Layout, Member, converge as lay_out},
-    planner::{Candidate, Plan, Redundancy, plan_again},
+    id::{AgentId, SegmentId, StripeSetId, VersionId},
+    layout::{DataSegment, Held, Layout, Member, Share, converge as lay_out},
+    planner::{
+        Candidate, Plan, Redundancy, Refusal, plan_again, plan_client_parity, plan_mirror,
+        plan_server_parity,
+    },
     stripe_map::StripeMap,
     units::{ByteCount, Generation, SEGMENT_MAX_BYTES},
 };
 
-pub(crate) use parity::compute_on_demand;
-
 use crate::{
     app::App,
     bundle::{segments_of, slots_taken},
-    db::agent::AgentRow,
+    db::{
+        agent::AgentRow,
+        stripe_set::{KeptMap, Owner},
+        volume::VolumeLayout,
+    },
     events::Event,
     jobs::{JobHandle, Kind},
     moment::Moment,
     register::forget_manifest,
+    volumes::scatter::{self as volume_scatter, Gathered},
 };
 
 /// A client that was not heard of for so long is asleep: nobody waits for it.
@@ -75,22 +81,27 @@ enum Wait {
     NoRoom(Vec<(AgentId, u64)>),
 }
 
-/// Makes stripes, parity and assignments of an image what the planner wants for the present fleet.
+/// Makes stripes, parity and assignments of a set what the planner wants for the present fleet.
 ///
 /// # Errors
 /// When the store or the database fails.
-pub async fn converge(app: &App, image: ImageId, job: &JobHandle) -> anyhow::Result<()> {
+pub async fn converge(app: &App, set: StripeSetId, job: &JobHandle) -> anyhow::Result<()> {
+    let Some(owner) = app.db.owner_of_set(set).await.context("look for the set")? else {
+        return Ok(());
+    };
     let mut limits = Limits::new();
     loop {
         let fleet = app.db.approved_agents().await.context("list agents")?;
-        match attempt(app, image, job, &fleet, &limits).await? {
+        let Some(gathered) = gather(app, owner).await? else { return Ok(()) };
+        let scattering = Scattering { app, set, owner, gathered, job };
+        match scattering.attempt(&fleet, &limits).await? {
             Attempt::Done => return Ok(()),
             Attempt::FleetChanged => {
-                tracing::info!(%image, "the fleet changed while an image was scattered: planning again");
+                tracing::info!(%set, "the fleet changed while segments were scattered: planning again");
             }
             Attempt::NoRoom(full) => {
                 for (agent, slots) in full {
-                    tracing::warn!(%image, %agent, slots, "an agent's disk is full: others take over");
+                    tracing::warn!(%set, %agent, slots, "an agent's disk is full: others take over");
                     // Always less than the time before, so that this ends.
                     let limit = limits.entry(agent).or_insert(u64::MAX);
                     *limit = slots.min(limit.saturating_sub(1));
@@ -100,80 +111,166 @@ pub async fn converge(app: &App, image: ImageId, job: &JobHandle) -> anyhow::Res
     }
 }
 
-async fn attempt(
-    app: &App,
-    image: ImageId,
-    job: &JobHandle,
-    fleet: &[AgentRow],
-    limits: &Limits,
-) -> anyhow::Result<Attempt> {
-    let present = present_map(app, image).await?;
+/// What is to be scattered of a set; none when it is left as it is.
+async fn gather(app: &App, owner: Owner) -> anyhow::Result<Option<Gathered>> {
+    let image = match owner {
+        Owner::Volume(volume) => return volume_scatter::gather(app, volume).await,
+        Owner::Image(image) => image,
+    };
     let segments = app.db.live_segments_of_image(image).await.context("list segments")?;
-    let data: Vec<_> = segments
-        .iter()
-        .filter(|segment| segment.class == SegmentClass::Data)
-        .map(|segment| DataSegment { id: segment.id, bytes: segment.bytes })
-        .collect();
-    if data.is_empty() {
-        assign(app, image, &Pairs::new()).await?;
-        return Ok(Attempt::Done);
+    let data = segments.iter().filter(|segment| segment.class == SegmentClass::Data);
+    let data = data.map(|segment| DataSegment { id: segment.id, bytes: segment.bytes, device: 0 });
+    Ok(Some(Gathered { data: data.collect(), root: None, layout: VolumeLayout::Swarm, devices: 1 }))
+}
+
+/// A plan for what may hold it.
+pub(crate) fn plan(
+    layout: VolumeLayout,
+    devices: usize,
+    candidates: &[Candidate],
+    needed: ByteCount,
+    present: Option<Redundancy>,
+) -> Result<Plan, Refusal> {
+    match layout {
+        VolumeLayout::Swarm | VolumeLayout::Server => plan_again(candidates, needed, present),
+        VolumeLayout::Mirror => plan_mirror(candidates, needed),
+        VolumeLayout::ServerParity => plan_server_parity(candidates, needed),
+        VolumeLayout::ClientParity => plan_client_parity(candidates, needed, devices),
     }
-    let held: Held =
-        app.db.holders_of_image(image).await.context("list holders")?.into_iter().collect();
-    let (candidates, worst) =
-        candidates(app, image, fleet, &old_holders(present.as_ref(), &held), limits).await?;
-    let needed = data.iter().map(|segment| u64::from(segment.bytes)).sum();
-    let redundancy = present.as_ref().and_then(redundancy_of);
-    let plan = match plan_again(&candidates, ByteCount(needed), redundancy) {
-        Ok(plan) => plan,
-        Err(refusal) => {
-            let promise = format!("Only the server is sure to hold it: {refusal}.");
-            app.db.note_promise_of_image(image, &promise).await.context("note the promise")?;
-            return Ok(Attempt::Done);
+}
+
+/// One run over a set, with what was gathered for it.
+struct Scattering<'a> {
+    app: &'a App,
+    set: StripeSetId,
+    owner: Owner,
+    gathered: Gathered,
+    job: &'a JobHandle,
+}
+
+impl Scattering<'_> {
+    async fn attempt(&self, fleet: &[AgentRow], limits: &Limits) -> anyhow::Result<Attempt> {
+        let Self { app, set, owner, gathered, job } = self;
+        let (app, set) = (*app, *set);
+        let present = present_map(app, set).await?;
+        let data = &gathered.data;
+        if data.is_empty() {
+            return self.withdraw(present.as_ref()).await;
         }
-    };
-    let members = members(&candidates, &plan);
-    let layout = lay_out(present.as_ref(), &data, plan.redundancy, &members, &held)
-        .context("lay out the stripes")?;
-    let next = complete(app, image, &layout, present.as_ref()).await?;
-    let (old, new) = (pairs(present.as_ref()), pairs(Some(&next)));
-    let approved: BTreeSet<_> = fleet.iter().map(|agent| agent.id).collect();
-    let kept = kept_by_lost(fleet, &held);
-    let both = old.union(&new).filter(|(agent, _)| approved.contains(agent)).copied();
-    assign(app, image, &both.chain(kept.iter().copied()).collect()).await?;
-    check_returned(app, present.as_ref(), &new, &held).await?;
-    let all_held = match wait_for_holders(app, image, job, fleet, &new).await? {
-        Wait::AllHeld => true,
-        Wait::SomeSleep => false,
-        Wait::FleetChanged => return Ok(Attempt::FleetChanged),
-        Wait::NoRoom(full) => return Ok(Attempt::NoRoom(full)),
-    };
-    publish(app, image, present.as_ref(), &next).await?;
-    promise(app, image, &plan, worst, all_held).await?;
-    if all_held {
-        assign(app, image, &new.union(&kept).copied().collect()).await?;
-        drop_surplus(app, image, &next).await?;
-        // Machines may wait for others to hold what goes with their disks.
-        app.targets_changed.notify();
-    } else {
-        app.queue_after(Kind::Scatter { image }, AGAIN_AFTER)
-            .await
-            .context("queue the scatter again")?;
+        let held: Held =
+            app.db.holders_of_set(set).await.context("list holders")?.into_iter().collect();
+        let (candidates, worst) =
+            candidates(app, set, fleet, &old_holders(present.as_ref(), &held), limits).await?;
+        let needed = ByteCount(data.iter().map(|segment| u64::from(segment.bytes)).sum());
+        let redundancy = present.as_ref().and_then(redundancy_of);
+        let planned = plan(gathered.layout, gathered.devices, &candidates, needed, redundancy);
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(refusal) => {
+                let promise = format!("Only the server is sure to hold it: {refusal}.");
+                app.db.note_promise(*owner, &promise).await.context("note the promise")?;
+                return Ok(Attempt::Done);
+            }
+        };
+        let members = members(&candidates, &plan);
+        let layout = lay_out(present.as_ref(), data, plan.spread(), &members, &held)
+            .context("lay out the stripes")?;
+        let next = complete(app, set, &layout, present.as_ref()).await?;
+        let (old, new) = (pairs(present.as_ref()), pairs(Some(&next)));
+        let approved: BTreeSet<_> = fleet.iter().map(|agent| agent.id).collect();
+        let kept = kept_by_lost(fleet, &held);
+        let both = old.union(&new).filter(|(agent, _)| approved.contains(agent)).copied();
+        assign(app, set, &both.chain(kept.iter().copied()).collect()).await?;
+        check_returned(app, present.as_ref(), &new, &held).await?;
+        let all_held = match wait_for_holders(app, set, job, fleet, &new).await? {
+            Wait::AllHeld => true,
+            Wait::SomeSleep => false,
+            Wait::FleetChanged => return Ok(Attempt::FleetChanged),
+            Wait::NoRoom(full) => return Ok(Attempt::NoRoom(full)),
+        };
+        self.publish(present.as_ref(), &next, all_held).await?;
+        promise(app, *owner, &plan, worst, all_held).await?;
+        if all_held && self.settle(&next, &new.union(&kept).copied().collect(), plan.share).await? {
+            // Machines may wait for others to hold what goes with their disks.
+            app.targets_changed.notify();
+        } else {
+            app.queue_after(Kind::Scatter { set }, AGAIN_AFTER)
+                .await
+                .context("queue the scatter again")?;
+        }
+        Ok(Attempt::Done)
     }
-    Ok(Attempt::Done)
+
+    /// Nothing is to be held any more.
+    async fn withdraw(&self, present: Option<&StripeMap>) -> anyhow::Result<Attempt> {
+        assign(self.app, self.set, &Pairs::new()).await?;
+        if let (Owner::Volume(volume), Some(_)) = (self.owner, present) {
+            self.app.db.forget_stripe_map(self.set).await.context("forget the stripe map")?;
+            volume_scatter::release(self.app, volume, &BTreeSet::new()).await?;
+            self.app.queue(Kind::Bundle).await.context("queue the bundle")?;
+        }
+        Ok(Attempt::Done)
+    }
+
+    async fn publish(
+        &self,
+        present: Option<&StripeMap>,
+        next: &StripeMap,
+        all_held: bool,
+    ) -> anyhow::Result<()> {
+        let app = self.app;
+        let same = present.is_some_and(|map| map.number >= next.number);
+        if same && self.gathered.root.is_none() {
+            return Ok(());
+        }
+        let kept = KeptMap {
+            signed: next.sign(app.site.signer()),
+            root: self.gathered.root.as_ref().map(|root| root.to_vec()),
+        };
+        let published = app.db.keep_stripe_map(self.set, next.number, &kept).await;
+        // What is settled next brings it to the clients.
+        let settled = all_held && matches!(self.owner, Owner::Volume(_));
+        if published.context("publish the stripe map")? && !settled {
+            app.queue(Kind::Bundle).await.context("queue the bundle")?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of what the published map does not name, now that clients hold all that it does. False when that must wait
+    /// until the clients know it.
+    async fn settle(&self, map: &StripeMap, wanted: &Pairs, share: Share) -> anyhow::Result<bool> {
+        let (app, set) = (self.app, self.set);
+        if let Owner::Volume(volume) = self.owner {
+            volume_scatter::release(app, volume, &data_of(map)).await?;
+            // What clients know of it, without the server, is what the bundle says.
+            if !crate::bundle::refresh(app, self.job).await? {
+                return Ok(false);
+            }
+        }
+        assign(app, set, wanted).await?;
+        drop_surplus(app, set, map, share).await?;
+        if let Owner::Volume(volume) = self.owner {
+            let named = data_of(map);
+            volume_scatter::forget_dead(app, volume, &named).await?;
+            if share == Share::Data {
+                volume_scatter::offload(app, volume, &named).await?;
+            }
+        }
+        Ok(true)
+    }
 }
 
 /// The stripe map that is published now.
-pub(super) async fn present_map(app: &App, image: ImageId) -> anyhow::Result<Option<StripeMap>> {
-    let signed = app.db.stripe_map_of_image(image).await.context("read the stripe map")?;
-    signed
-        .map(|signed| {
-            StripeMap::open(&app.site.verifying_key(), &signed).context("open the stripe map")
+pub(super) async fn present_map(app: &App, set: StripeSetId) -> anyhow::Result<Option<StripeMap>> {
+    let kept = app.db.stripe_map_of_set(set).await.context("read the stripe map")?;
+    kept
+        .map(|kept| {
+            StripeMap::open(&app.site.verifying_key(), &kept.signed).context("open the stripe map")
         })
         .transpose()
 }
 
-/// The clients that hold the image by its map, or by what they say when it has none yet.
+/// The clients that hold the set by its map, or by what they say when it has none yet.
 fn old_holders(present: Option<&StripeMap>, held: &Held) -> BTreeSet<AgentId> {
     match present {
         Some(map) => map.holders.iter().copied().collect(),
@@ -204,29 +301,37 @@ async fn check_returned(
     let doubted: Vec<_> = new.iter().filter(returned).copied().collect();
     let doubted = app.db.doubt_holdings(&doubted).await.context("have segments checked")?;
     if doubted > 0 {
-        tracing::info!(image = %present.image, segments = doubted, "what clients that came back have is used again");
+        tracing::info!(set = %present.set, segments = doubted, "what clients that came back have is used again");
         app.agents_changed.notify();
     }
     Ok(())
 }
 
-/// What an image is protected by now.
+/// What a set is protected by now.
 fn redundancy_of(map: &StripeMap) -> Option<Redundancy> {
     let stripe = map.stripes.first()?;
     let m = u8::try_from(stripe.parity.len()).ok()?;
     (stripe.k > 1).then_some(Redundancy::Parity { k: stripe.k, m })
 }
 
-/// What each client that is not lost has room for, less what other images take of it, and how often it is there in the
+/// What the present clients have room for, of a set that none of them has anything of.
+pub(crate) async fn candidates_for(app: &App, set: StripeSetId) -> anyhow::Result<Vec<Candidate>> {
+    let fleet = app.db.approved_agents().await.context("list agents")?;
+    let (candidates, _) =
+        candidates(app, set, &fleet, &BTreeSet::new(), &Limits::new()).await?;
+    Ok(candidates)
+}
+
+/// What each client that is not lost has room for, less what other sets take of it, and how often it is there in the
 /// worst hour of use.
 async fn candidates(
     app: &App,
-    image: ImageId,
+    set: StripeSetId,
     fleet: &[AgentRow],
     holders: &BTreeSet<AgentId>,
     limits: &Limits,
 ) -> anyhow::Result<(Vec<Candidate>, WorstHour)> {
-    let taken = app.db.slots_taken_by_other_images(image).await.context("count slots")?;
+    let taken = app.db.slots_taken_by_other_sets(set).await.context("count slots")?;
     let bundle = segments_of(&app.db.bundles().await.context("list bundles")?).len();
     let mut weeks = app.db.weeks().await.context("read availabilities")?;
     let fleet: Vec<_> = fleet
@@ -262,15 +367,20 @@ fn members(candidates: &[Candidate], plan: &Plan) -> Vec<Member> {
 /// Computes the parity that is missing; the map of the layout. The present one when nothing changed.
 async fn complete(
     app: &App,
-    image: ImageId,
+    set: StripeSetId,
     layout: &Layout,
     present: Option<&StripeMap>,
 ) -> anyhow::Result<StripeMap> {
-    let computed = parity::compute(app, image, layout).await?;
+    let computed = parity::compute(app, set, layout).await?;
     let number = present.map_or(Generation(1), |map| Generation(map.number.0 + 1));
-    let next = layout.map(image, number, &computed).context("complete the stripe map")?;
+    let next = layout.map(set, number, &computed).context("complete the stripe map")?;
     let same = present.filter(|map| map.stripes == next.stripes && map.holders == next.holders);
     Ok(same.cloned().unwrap_or(next))
+}
+
+/// The data segments that a map names.
+fn data_of(map: &StripeMap) -> BTreeSet<SegmentId> {
+    map.stripes.iter().flat_map(|stripe| stripe.data.iter().map(|shard| shard.id)).collect()
 }
 
 fn pairs(map: Option<&StripeMap>) -> Pairs {
@@ -282,9 +392,9 @@ fn pairs(map: Option<&StripeMap>) -> Pairs {
         .collect()
 }
 
-async fn assign(app: &App, image: ImageId, wanted: &Pairs) -> anyhow::Result<()> {
+async fn assign(app: &App, set: StripeSetId, wanted: &Pairs) -> anyhow::Result<()> {
     let wanted: Vec<_> = wanted.iter().copied().collect();
-    let changed = app.db.assign_image(image, &wanted).await.context("assign segments")?;
+    let changed = app.db.assign_set(set, &wanted).await.context("assign segments")?;
     if !changed.is_empty() {
         app.agents_changed.notify();
     }
@@ -294,7 +404,7 @@ async fn assign(app: &App, image: ImageId, wanted: &Pairs) -> anyhow::Result<()>
 /// Waits until whoever is there holds what he shall, or cannot.
 async fn wait_for_holders(
     app: &App,
-    image: ImageId,
+    set: StripeSetId,
     job: &JobHandle,
     fleet: &[AgentRow],
     wanted: &Pairs,
@@ -307,7 +417,7 @@ async fn wait_for_holders(
         }
         let held: Pairs = app
             .db
-            .holders_of_image(image)
+            .holders_of_set(set)
             .await
             .context("list holders")?
             .into_iter()
@@ -355,24 +465,10 @@ fn same_fleet(before: &[AgentRow], now: &[AgentRow]) -> bool {
     of(before) == of(now)
 }
 
-async fn publish(
-    app: &App,
-    image: ImageId,
-    present: Option<&StripeMap>,
-    next: &StripeMap,
-) -> anyhow::Result<()> {
-    if present.is_some_and(|map| map.number >= next.number) {
-        return Ok(());
-    }
-    let signed = next.sign(app.site.signer());
-    app.db.keep_stripe_map(image, next.number, &signed).await.context("publish the stripe map")?;
-    app.queue(Kind::Bundle).await.context("queue the bundle")
-}
-
 /// Says what may be lost. What sleeping clients do not hold yet is not promised.
 async fn promise(
     app: &App,
-    image: ImageId,
+    owner: Owner,
     plan: &Plan,
     worst: WorstHour,
     all_held: bool,
@@ -381,8 +477,14 @@ async fn promise(
         1 => "1 client".to_owned(),
         many => format!("{many} clients"),
     };
+    let (hours, since) = match owner {
+        Owner::Image(_) => (plan.hours(worst), ""),
+        Owner::Volume(_) => {
+            (String::new(), " What was written since its last checkpoint is on the server only.")
+        }
+    };
     let promise =
-        format!("{} on {clients}. {}{}", plan.redundancy, plan.sentence(), plan.hours(worst));
+        format!("{} on {clients}. {}{hours}{since}", plan.redundancy, plan.sentence());
     let promise = if all_held {
         promise
     } else {
@@ -390,7 +492,8 @@ async fn promise(
             "Keep the server: some clients sleep and do not hold their part yet. Then: {promise}"
         )
     };
-    app.db.note_promise_of_image(image, &promise).await.context("note the promise")?;
+    app.db.note_promise(owner, &promise).await.context("note the promise")?;
+    let Owner::Image(image) = owner else { return Ok(()) };
     if let Some(row) = app.db.images().await?.into_iter().find(|row| row.id == image) {
         app.events.emit(Event::ImageChanged { name: row.name }).await;
     }
@@ -398,13 +501,19 @@ async fn promise(
 }
 
 /// Forgets parity that no stripe has any more, and the server's copies of parity that clients hold.
-async fn drop_surplus(app: &App, image: ImageId, map: &StripeMap) -> anyhow::Result<()> {
+async fn drop_surplus(
+    app: &App,
+    set: StripeSetId,
+    map: &StripeMap,
+    share: Share,
+) -> anyhow::Result<()> {
     let named: BTreeSet<_> =
         map.stripes.iter().flat_map(|stripe| stripe.parity.iter().map(|shard| shard.id)).collect();
-    let rows = app.db.segments_of_image(image).await.context("list segments")?;
+    let rows = app.db.segments_of_set(set).await.context("list segments")?;
     let parity = rows.iter().filter(|row| row.class == SegmentClass::Parity).map(|row| row.id);
     let (kept, surplus): (Vec<_>, Vec<_>) = parity.partition(|id| named.contains(id));
-    for id in kept.iter().chain(&surplus) {
+    let kept = kept.iter().filter(|_| share != Share::Data);
+    for id in kept.chain(&surplus) {
         app.store.delete_segment(*id).await.context("delete parity from the store")?;
     }
     app.db.forget_segments(&surplus).await.context("forget parity")

@@ -1,13 +1,12 @@
-//! Computing parity from the data segments in the store.
+//! Computing parity from the data segments.
 
 use std::collections::HashMap;
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use cairn_array::{dsf::CheckedSegment, wire::SegmentClass};
 use cairn_core::{
     erasure::Recipe,
-    id::{ImageId, SegmentId},
+    id::{SegmentId, StripeSetId},
     layout::{Layout, PlannedParity, PlannedStripe},
     stripe_map::{ShardPlace, StripeIndex},
 };
@@ -17,7 +16,7 @@ use crate::{app::App, db::segment::SegmentRow};
 /// Computes and stores every row that the layout lacks, a stripe at a time: k + m segments are in memory.
 pub(super) async fn compute(
     app: &App,
-    image: ImageId,
+    set: StripeSetId,
     layout: &Layout,
 ) -> anyhow::Result<HashMap<(StripeIndex, u8), SegmentId>> {
     let mut computed = HashMap::new();
@@ -38,7 +37,7 @@ pub(super) async fn compute(
             });
             app.store.put_checked(&shard).await.context("store parity")?;
         }
-        app.db.add_segments_of_image(image, &segments).await.context("write down parity")?;
+        app.db.add_segments_of_set(set, &segments).await.context("write down parity")?;
     }
     Ok(computed)
 }
@@ -62,7 +61,7 @@ async fn rows_of(
     let mut sources = Vec::with_capacity(data.len());
     for id in data {
         sources.push(
-            app.store.get_segment(*id).await.with_context(|| format!("read data segment {id}"))?,
+            app.finder.find(*id).await.with_context(|| format!("read data segment {id}"))?,
         );
     }
     let places: Vec<_> = rows.iter().map(|(row, _)| ShardPlace(k.saturating_add(*row))).collect();
@@ -75,21 +74,4 @@ async fn rows_of(
     })
     .await
     .context("wait for parity")?
-}
-
-/// A parity segment that the store does not keep, made again from its stripe: how a client that lost it gets it back.
-///
-/// # Errors
-/// When the store or the database fails.
-pub(crate) async fn compute_on_demand(app: &App, id: SegmentId) -> anyhow::Result<Option<Bytes>> {
-    let Some(image) = app.db.image_of_segment(id).await? else { return Ok(None) };
-    let Some(map) = super::present_map(app, image).await? else { return Ok(None) };
-    let found = map.stripes.iter().find_map(|stripe| {
-        let row = stripe.parity.iter().position(|shard| shard.id == id)?;
-        Some((stripe, u8::try_from(row).ok()?))
-    });
-    let Some((stripe, row)) = found else { return Ok(None) };
-    let ids: Vec<_> = stripe.data.iter().map(|shard| shard.id).collect();
-    let shards = rows_of(app, stripe.k, &ids, &[(row, stripe.parity_bytes() as usize)]).await?;
-    Ok(shards.into_iter().find(|shard| shard.id() == id).map(|shard| shard.bytes().clone()))
 }

@@ -30,7 +30,7 @@ pub(super) async fn base(app: &App, version: &VersionRow, blocks: u64) -> anyhow
     }
     let mut map = ExtentMap::default();
     for (entry, key) in public.map.iter().zip(&secret.map_keys) {
-        let bytes = app.store.get_segment(entry.id).await.context("read a map segment")?;
+        let bytes = app.finder.find(entry.id).await.context("read a map segment")?;
         for page in pages_of(&bytes, &key.key, public.data.len())? {
             let mut runs = Vec::with_capacity(page.extents.len());
             for extent in &page.extents {

@@ -1,27 +1,29 @@
 //! Making a volume: empty, or as a clone of an image's version or of a snapshot.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use cairn_array::{
     random,
-    volume::{Base, DiskMedium, StoreSegments, Volume, journal_blocks},
+    volume::{Base, DiskMedium, Volume, journal_blocks},
 };
 use cairn_core::{
-    id::VolumeId,
+    id::{StripeSetId, VolumeId},
+    planner::Refusal,
     seal::SealKey,
     units::ByteCount,
     volume::{SizeError, blocks_of},
 };
 
-use super::{Entry, blocking, clone, journal_file, keys, name, open::start};
+use super::{Entry, blocking, clone, journal_file, keys, name, open::start, segment_reader};
 use crate::{
     app::App,
     db::{
         image::VersionRow,
         snapshot::SnapshotRow,
-        volume::{AddVolumeError, Origin, VolumeRow, VolumeStage},
+        volume::{AddVolumeError, Origin, VolumeLayout, VolumeRow, VolumeStage},
     },
+    scatter,
     moment::Moment,
 };
 
@@ -38,6 +40,7 @@ pub struct NewVolume {
     pub size: Option<ByteCount>,
     /// What it begins as; zeros without.
     pub beginning: Option<Beginning>,
+    pub layout: VolumeLayout,
 }
 
 /// What a volume begins as.
@@ -59,6 +62,8 @@ pub enum CreateError {
     Size(#[from] SizeError),
     #[error("what it begins as has {0} bytes: the volume cannot be smaller")]
     SmallerThanOrigin(u64),
+    #[error("{0} does not hold: {1}")]
+    Layout(VolumeLayout, Refusal),
     #[error("there is no such snapshot: `cairn-server volume snapshots` shows them")]
     UnknownSnapshot,
     #[error(transparent)]
@@ -106,9 +111,9 @@ impl Found {
             Self::Snapshot(snapshot) => snapshot,
         };
         let of = app.volumes.by_id(snapshot.volume).context("its volume cannot be opened")?;
-        let (id, store) = (snapshot.id, Arc::clone(&app.store));
+        let (id, segments) = (snapshot.id, segment_reader(app));
         let base =
-            blocking(move || Ok(of.open_snapshot(StoreSegments::new(store), id)?.into_base()));
+            blocking(move || Ok(of.open_snapshot(segments, id)?.into_base()));
         Ok(Base { blocks, ..base.await? })
     }
 }
@@ -125,6 +130,21 @@ fn size_of(new: &NewVolume, found: Option<&Found>) -> Result<ByteCount, CreateEr
     }
 }
 
+/// Refuses a layout whose promise the present clients and devices cannot keep even for a volume without data.
+async fn check_layout(app: &App, layout: VolumeLayout) -> Result<(), CreateError> {
+    if layout == VolumeLayout::Server {
+        return Ok(());
+    }
+    // No set has it yet.
+    let id = StripeSetId(random::array()?);
+    let candidates = scatter::candidates_for(app, id).await?;
+    let devices = app.store.devices();
+    match scatter::plan(layout, devices, &candidates, ByteCount(0), None) {
+        Ok(_) => Ok(()),
+        Err(refusal) => Err(CreateError::Layout(layout, refusal)),
+    }
+}
+
 /// Makes a volume, and serves it.
 ///
 /// # Errors
@@ -137,6 +157,7 @@ pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError>
     };
     let size = size_of(&new, found.as_ref())?;
     let blocks = blocks_of(size)?;
+    check_layout(app, new.layout).await?;
     let content_key = SealKey(random::array()?);
     let row = VolumeRow {
         id: VolumeId(random::array()?),
@@ -145,6 +166,8 @@ pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError>
         stage: VolumeStage::Creating,
         content_key: app.site.wrap_content_key(&content_key)?,
         origin: found.as_ref().map(Found::origin),
+        layout: new.layout,
+        promise: None,
         created: Moment::now(),
     };
     app.db.add_volume(&row).await.map_err(|error| match error {
@@ -171,12 +194,12 @@ async fn make(
         None => None,
     };
     let (keys, name) = (keys(app, row)?, name(app, row));
-    let (file, id, store) = (journal_file(app, row.id), row.id, Arc::clone(&app.store));
+    let (file, id, segments) = (journal_file(app, row.id), row.id, segment_reader(app));
     let runtime = tokio::runtime::Handle::current();
     let journal = (row.size.0 / JOURNAL_ONE_OF).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end());
     let capacity = journal_blocks(ByteCount(journal));
     let volume = blocking(move || {
-        let medium = DiskMedium::create(&file, capacity, id, store, runtime)?;
+        let medium = DiskMedium::create(&file, capacity, id, segments, runtime)?;
         let volume = Volume::create(medium, name, keys, blocks, capacity)?;
         if let Some(base) = base {
             // All that it begins with is somebody else's.
@@ -187,7 +210,8 @@ async fn make(
     })
     .await?;
     app.db.set_volume_stage(row.id, VolumeStage::Ready).await.context("note a volume")?;
-    let entry = Entry { id: row.id, open: Ok(volume), snapshots: BTreeMap::new() };
+    let entry =
+        Entry { id: row.id, layout: row.layout, open: Ok(volume), snapshots: BTreeMap::new() };
     app.volumes.entries().insert(row.name.clone(), entry);
     Ok(())
 }

@@ -11,6 +11,7 @@
 mod clone;
 mod create;
 mod open;
+pub(crate) mod scatter;
 mod served;
 mod shared;
 pub(crate) mod snapshots;
@@ -23,10 +24,11 @@ use std::{
 
 use anyhow::Context as _;
 use cairn_array::volume::{
-    DiskMedium, RootName, RunningVolume, Usage, VolumeKeys, VolumeName, VolumeState, root_name,
+    DiskMedium, Elsewhere, RootName, RunningVolume, StoreSegments, Usage, VolumeKeys, VolumeName,
+    VolumeState, root_name,
 };
 use cairn_core::{
-    id::{SegmentId, VolumeId},
+    id::{SegmentId, SnapshotId, VolumeId},
     units::{ByteCount, Generation},
 };
 
@@ -37,7 +39,9 @@ pub use served::Served;
 
 use crate::{
     app::App,
-    db::volume::{VolumeRow, VolumeStage},
+    db::volume::{VolumeLayout, VolumeRow, VolumeStage},
+    finder::Finder,
+    jobs::Kind,
 };
 
 type Open = Arc<RunningVolume<DiskMedium>>;
@@ -46,6 +50,7 @@ type Open = Arc<RunningVolume<DiskMedium>>;
 #[derive(Debug)]
 struct Entry {
     id: VolumeId,
+    layout: VolumeLayout,
     /// Or why it cannot be opened.
     open: Result<Open, String>,
     snapshots: BTreeMap<String, snapshots::Kept>,
@@ -132,6 +137,22 @@ impl Volumes {
         entries.values().find(|entry| entry.id == id)?.open.clone().ok()
     }
 
+    /// The volume of this id, when it is open, with its snapshots.
+    fn with_snapshots(&self, id: VolumeId) -> Option<(Open, Vec<SnapshotId>)> {
+        let entries = self.entries();
+        let entry = entries.values().find(|entry| entry.id == id)?;
+        let snapshots = entry.snapshots.values().map(|kept| kept.id).collect();
+        Some((entry.open.clone().ok()?, snapshots))
+    }
+
+    /// The volumes that clients hold a part of, with the number of their last root.
+    fn roots_to_scatter(&self) -> BTreeMap<VolumeId, u64> {
+        let entries = self.entries();
+        let scattered = entries.values().filter(|entry| entry.layout != VolumeLayout::Server);
+        let root = |entry: &Entry| Some((entry.id, entry.open.as_ref().ok()?.checkpoints()));
+        scattered.filter_map(root).collect()
+    }
+
     /// Closes all: what the journals have is sealed. Blocks.
     pub(crate) fn close(&self) {
         let entries = std::mem::take(&mut *self.entries());
@@ -144,6 +165,12 @@ impl Volumes {
 /// Whether nobody but the table of volumes has it.
 fn is_idle(open: &Open) -> bool {
     Arc::strong_count(open) == 1
+}
+
+/// Reads segments from the store, or from clients when the store lacks one.
+pub(super) fn segment_reader(app: &App) -> StoreSegments {
+    let elsewhere: Arc<dyn Elsewhere> = Arc::<Finder>::clone(&app.finder);
+    StoreSegments::new(Arc::clone(&app.store), Some(elsewhere))
 }
 
 pub(super) fn journal_file(app: &App, id: VolumeId) -> PathBuf {
@@ -228,6 +255,7 @@ async fn remove_parts(app: &App, id: VolumeId, open: Option<Open>) -> anyhow::Re
     // From here on it goes, if need be at the next start.
     let staged = app.db.set_volume_stage(id, VolumeStage::Removing).await;
     staged.context("mark a volume as being removed")?;
+    scatter::withdraw(app, id, open.as_ref()).await?;
     let segments = match open {
         Some(open) => {
             // Sealing what is thrown away would be in vain.
@@ -252,5 +280,7 @@ async fn remove_parts(app: &App, id: VolumeId, open: Option<Open>) -> anyhow::Re
         }
         _ => {}
     }
-    app.db.forget_volume(id).await.context("forget a volume")
+    app.db.forget_volume(id).await.context("forget a volume")?;
+    // Clients need not know it any more.
+    app.queue(Kind::Bundle).await.context("queue the bundle")
 }

@@ -5,11 +5,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context as _;
 use cairn_array::volume::{DiskMedium, RunningVolume, Volume};
-use cairn_core::id::{SegmentId, SnapshotId, VolumeId};
+use cairn_core::{
+    id::{SnapshotId, VolumeId},
+    manifest::SegmentEntry,
+};
 
 use super::{
-    Entry, Open, blocking, journal_file, keys, name, remove_parts, shared::Shared,
-    snapshots::delete_root,
+    Entry, Open, blocking, journal_file, keys, name, remove_parts, scatter, segment_reader,
+    shared::Shared, snapshots::delete_root,
 };
 use crate::{
     app::App,
@@ -48,6 +51,7 @@ pub(crate) async fn open_all(app: &App) -> anyhow::Result<bool> {
                 tracing::error!(volume = row.name, error = why, "a volume cannot be opened");
                 why
             }),
+            layout: row.layout,
             snapshots: of_it.map(Entry::snapshot).collect(),
         };
         app.volumes.entries().insert(row.name, entry);
@@ -81,12 +85,15 @@ async fn open(
 
 /// Opens a volume, without threads and without knowledge of what it shares.
 pub(super) async fn closed(app: &App, row: &VolumeRow) -> anyhow::Result<Closed> {
+    let scattered = scatter::data_of(app, row.id).await?;
     let (keys, name) = (keys(app, row)?, name(app, row));
-    let (file, id, store) = (journal_file(app, row.id), row.id, Arc::clone(&app.store));
+    let (file, id, segments) = (journal_file(app, row.id), row.id, segment_reader(app));
     let runtime = tokio::runtime::Handle::current();
     blocking(move || {
-        let medium = DiskMedium::open(&file, id, store, runtime)?;
-        Ok(Volume::open(medium, name, keys)?)
+        let medium = DiskMedium::open(&file, id, segments, runtime)?;
+        let volume = Volume::open(medium, name, keys)?;
+        volume.retain(scattered);
+        Ok(volume)
     })
     .await
 }
@@ -100,7 +107,7 @@ pub(super) fn start(volume: Closed) -> anyhow::Result<Open> {
 fn start_all(
     opened: BTreeMap<VolumeId, (VolumeRow, anyhow::Result<(Closed, Shared)>)>,
 ) -> Vec<(VolumeRow, anyhow::Result<Open>)> {
-    let of_snapshot = |volume: VolumeId, id: SnapshotId| -> anyhow::Result<Vec<SegmentId>> {
+    let of_snapshot = |volume: VolumeId, id: SnapshotId| -> anyhow::Result<Vec<SegmentEntry>> {
         match opened.get(&volume) {
             Some((_, Ok((volume, _)))) => Ok(volume.segments_of_snapshot(id)?),
             _ => anyhow::bail!("the volume it was taken of cannot be opened"),

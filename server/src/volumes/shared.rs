@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 
 use anyhow::Context as _;
-use cairn_core::id::{SegmentId, SnapshotId, VolumeId};
+use cairn_core::{
+    id::{SegmentId, SnapshotId, VolumeId},
+    manifest::SegmentEntry,
+};
 
 use crate::{
     app::App,
@@ -50,12 +53,13 @@ impl Shared {
     /// When one snapshot cannot say.
     pub(super) fn segments(
         &self,
-        mut of_snapshot: impl FnMut(VolumeId, SnapshotId) -> anyhow::Result<Vec<SegmentId>>,
+        mut of_snapshot: impl FnMut(VolumeId, SnapshotId) -> anyhow::Result<Vec<SegmentEntry>>,
     ) -> anyhow::Result<HashSet<SegmentId>> {
         let mut all: HashSet<SegmentId> = self.segments.iter().copied().collect();
         for (volume, snapshot) in &self.snapshots {
             let of = of_snapshot(*volume, *snapshot);
-            all.extend(of.with_context(|| format!("read the root of its snapshot {snapshot}"))?);
+            let of = of.with_context(|| format!("read the root of its snapshot {snapshot}"))?;
+            all.extend(of.iter().map(|entry| entry.id));
         }
         Ok(all)
     }

@@ -18,6 +18,7 @@ use cairn_core::id::{SegmentId, SnapshotId};
 use super::{
     Entry, Open, UseError, blocking, is_idle,
     open::{self, Closed, start},
+    segment_reader,
     shared::Shared,
 };
 use crate::{
@@ -35,7 +36,7 @@ pub(crate) type OpenSnapshot = Arc<Snapshot<StoreSegments>>;
 /// A snapshot as the server has it.
 #[derive(Debug)]
 pub(super) struct Kept {
-    id: SnapshotId,
+    pub(super) id: SnapshotId,
     open: Weak<Snapshot<StoreSegments>>,
 }
 
@@ -134,8 +135,7 @@ pub(crate) fn open(app: &App, volume: &str, name: &str) -> Result<OpenSnapshot, 
         }
         (entry.open.clone().map_err(UseError::Unavailable)?, kept.id)
     };
-    let segments = StoreSegments::new(Arc::clone(&app.store));
-    let opened = base.open_snapshot(segments, id).context("open a snapshot")?;
+    let opened = base.open_snapshot(segment_reader(app), id).context("open a snapshot")?;
     let opened = Arc::new(opened);
     let mut entries = app.volumes.entries();
     let kept = entries.get_mut(volume).and_then(|entry| entry.snapshots.get_mut(name));
@@ -253,9 +253,9 @@ async fn become_snapshot(
     });
     ended.await?;
     let volume = reopen(app, row, pinned).await?;
-    let store = Arc::clone(&app.store);
+    let segments = segment_reader(app);
     blocking(move || {
-        let base = volume.open_snapshot(StoreSegments::new(store), id)?.into_base();
+        let base = volume.open_snapshot(segments, id)?.into_base();
         volume.become_base(base)?;
         Ok(volume)
     })

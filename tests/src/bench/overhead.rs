@@ -67,7 +67,7 @@ fn trials(plan: &Plan, there: f64) -> Result<f64> {
             let mut id = [0; 32];
             id[..4].copy_from_slice(&number.to_be_bytes());
             let bytes = u32::try_from(SEGMENT_MAX_BYTES)?;
-            Ok(DataSegment { id: SegmentId(id), bytes })
+            Ok(DataSegment { id: SegmentId(id), bytes, device: 0 })
         })
         .collect::<Result<_>>()?;
     let layout = converge(None, &data, plan.redundancy, &members, &Held::new())?;

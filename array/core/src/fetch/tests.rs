@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::erasure::Recipe;
-use crate::id::ImageId;
+use crate::id::StripeSetId;
 use crate::layout::{DataSegment, Held, Member, converge};
 use crate::planner::Redundancy;
 use crate::units::Generation;
@@ -79,7 +79,7 @@ fn fleet(
     segments: u32,
 ) -> Fleet {
     let data: Vec<_> = (0..segments)
-        .map(|n| DataSegment { id: SegmentId::of(&n.to_le_bytes()), bytes: 4_000_000 - n })
+        .map(|n| DataSegment { id: SegmentId::of(&n.to_le_bytes()), bytes: 4_000_000 - n, device: 0 })
         .collect();
     let peers: BTreeMap<_, _> = (0..).map(agent).zip(natures.iter().copied()).collect();
     let members: Vec<_> =
@@ -91,7 +91,7 @@ fn fleet(
             ((index, row), SegmentId::of(&[&index.0.to_le_bytes()[..], &[row]].concat()))
         })
         .collect();
-    let map = layout.map(ImageId([0; 16]), Generation(1), &computed).unwrap();
+    let map = layout.map(StripeSetId([0; 16]), Generation(1), &computed).unwrap();
     let wanted = data.iter().map(|s| Wanted { id: s.id, bytes: s.bytes }).collect();
     Fleet { limits: Limits::default(), peers, server, map, wanted }
 }
@@ -504,6 +504,7 @@ fn a_rebuild_plan_is_what_the_recipe_takes() {
         .map(|bytes| DataSegment {
             id: SegmentId::of(bytes),
             bytes: u32::try_from(bytes.len()).unwrap(),
+            device: 0,
         })
         .collect();
     let members: Vec<_> = (0..5).map(|n| Member { agent: agent(n), room: 10 }).collect();
@@ -521,7 +522,7 @@ fn a_rebuild_plan_is_what_the_recipe_takes() {
         computed.insert((index, row), SegmentId::of(&parity));
         stored.insert(SegmentId::of(&parity), parity);
     }
-    let map = layout.map(ImageId([0; 16]), Generation(1), &computed).unwrap();
+    let map = layout.map(StripeSetId([0; 16]), Generation(1), &computed).unwrap();
     map.check().unwrap();
     let wanted: Vec<_> = data.iter().map(|s| Wanted { id: s.id, bytes: s.bytes }).collect();
     for gone in 0..5 {

@@ -7,7 +7,7 @@ use crate::units::{ByteCount, SEGMENT_MAX_BYTES};
 
 fn segments(range: std::ops::Range<u32>) -> Vec<DataSegment> {
     range
-        .map(|n| DataSegment { id: SegmentId::of(&n.to_le_bytes()), bytes: 4_000_000 + n % 1000 })
+        .map(|n| DataSegment { id: SegmentId::of(&n.to_le_bytes()), bytes: 4_000_000 + n % 1000, device: 0 })
         .collect()
 }
 
@@ -39,7 +39,7 @@ fn realise(layout: &Layout, number: u64) -> StripeMap {
             ((index, row), parity_id(stripe.k, &stripe.data, row))
         })
         .collect();
-    let map = layout.map(ImageId([1; 16]), Generation(number), &computed).unwrap();
+    let map = layout.map(StripeSetId([1; 16]), Generation(number), &computed).unwrap();
     map.check().unwrap();
     map
 }
@@ -167,7 +167,7 @@ fn what_fits_is_not_changed() {
     let again =
         converge(Some(&first), &data, redundancy(&members, 100), &members, &Held::new()).unwrap();
     assert_eq!(again.to_compute().count(), 0);
-    assert_eq!(again.map(first.image, first.number, &HashMap::new()), Some(first));
+    assert_eq!(again.map(first.set, first.number, &HashMap::new()), Some(first));
 }
 
 #[test]

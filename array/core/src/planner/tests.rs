@@ -174,6 +174,7 @@ proptest! {
             Err(Refusal::TooLittleRoom { fits, missing, .. }) => {
                 prop_assert!(fits.0 < needed * GIB && missing.0 > 0);
             }
+            Err(other) => prop_assert!(false, "{other}"),
         }
     }
 

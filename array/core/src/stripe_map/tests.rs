@@ -12,7 +12,7 @@ fn shard(seed: u32, bytes: u32, holders: Vec<u16>) -> Shard {
 
 fn map_of(stripes: Vec<Stripe>) -> StripeMap {
     StripeMap {
-        image: ImageId([3; 16]),
+        set: StripeSetId([3; 16]),
         number: Generation(7),
         holders: (0..8).map(|n| AgentId([n; 16])).collect(),
         stripes,

@@ -14,7 +14,7 @@
 //! - Bytes that do not hash to their id are neither stored nor returned.
 //! - An object is under its name whole or not at all, as long as the machine runs; after a power cut that
 //!   holds for what [`Store::flush`] has covered. So metadata that names a segment is committed after a flush.
-//! - A segment is written to one device, the one with most free space; it is looked for on all.
+//! - A segment is written to one device, in turn to those with most free space; it is looked for on all.
 //! - A missing device is never taken for an empty one: what could be on it is "lost", not "not found".
 //! - A device whose sync failed is not synced again: what it dropped cannot be known.
 
@@ -22,7 +22,13 @@ mod blob;
 mod device;
 mod object;
 
-use std::{collections::HashSet, fs::File, io, time::SystemTime};
+use std::{
+    collections::HashSet,
+    fs::File,
+    io,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::SystemTime,
+};
 
 use bytes::Bytes;
 use cairn_core::{
@@ -40,6 +46,9 @@ use crate::dsf::CheckedSegment;
 
 /// Deletions under way at once while unreferenced segments go.
 const DELETIONS_AT_ONCE: usize = 8;
+
+/// Devices take turns whose room is less than the most by at most one in so many.
+const TURNS_WITHIN: u64 = 10;
 
 /// A segment in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +77,8 @@ pub struct DeviceSpace {
 #[derive(Debug)]
 pub struct Store {
     devices: Vec<Device>,
+    /// Whose turn it is to take an object.
+    turn: AtomicUsize,
 }
 
 impl Store {
@@ -76,7 +87,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoDevice`] when there is none.
     pub fn new(devices: Vec<Device>) -> Result<Self, StoreError> {
-        if devices.is_empty() { Err(StoreError::NoDevice) } else { Ok(Self { devices }) }
+        if devices.is_empty() { Err(StoreError::NoDevice) } else { Ok(Self { devices, turn: AtomicUsize::default() }) }
     }
 
     /// Stores a segment after checking it; what was under its id is replaced. Durable after [`Self::flush`].
@@ -143,6 +154,29 @@ impl Store {
     /// [`StoreError::Lost`] when it may be on a missing device.
     pub async fn has_segment(&self, id: SegmentId) -> Result<bool, StoreError> {
         Ok(!self.holders(&segment_path(id)).await?.is_empty())
+    }
+
+    /// How many devices there are.
+    #[must_use]
+    pub const fn devices(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// The device that a segment is on, by its number; the first, when there are several.
+    ///
+    /// # Errors
+    /// [`StoreError::Lost`] when it may be on a missing device.
+    pub async fn device_of_segment(&self, id: SegmentId) -> Result<Option<usize>, StoreError> {
+        let path = segment_path(id);
+        let mut lost = None;
+        for (number, device) in self.devices.iter().enumerate() {
+            match object::exists(device, &path).await {
+                Ok(true) => return Ok(Some(number)),
+                Ok(false) => {}
+                Err(error) => lost = Some(error),
+            }
+        }
+        lost.map_or(Ok(None), Err)
     }
 
     /// Deletes a segment wherever it is; true when it was somewhere.
@@ -300,6 +334,13 @@ impl Store {
             with_room.push((std::cmp::Reverse(free), device));
         }
         with_room.sort_by_key(|(free, _)| *free);
+        // Those that have about as much room as the first take turns: data is striped over them.
+        let most = with_room.first().map_or(0, |(free, _)| free.0);
+        let equal = with_room.partition_point(|(free, _)| free.0 >= most - most / TURNS_WITHIN);
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        if let Some(equals) = with_room.get_mut(..equal).filter(|equals| !equals.is_empty()) {
+            equals.rotate_left(turn % equals.len());
+        }
         Ok(with_room.into_iter().map(|(_, device)| device).collect())
     }
 

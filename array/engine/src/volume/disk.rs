@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSlice},
     os::unix::fs::{DirBuilderExt as _, FileExt as _},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::Mutex,
 };
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     dsf::CheckedSegment,
-    store::{BlobName, Store, StoreError},
+    store::{BlobName, StoreError},
 };
 
 /// What replaying reads at once.
@@ -68,11 +68,11 @@ impl DiskMedium {
         file: &Path,
         capacity: u64,
         volume: VolumeId,
-        store: Arc<Store>,
+        segments: StoreSegments,
         runtime: Handle,
     ) -> Result<Self, MediumError> {
         make_journal(file, capacity).map_err(journal("make"))?;
-        Self::open(file, volume, store, runtime)
+        Self::open(file, volume, segments, runtime)
     }
 
     /// # Errors
@@ -80,7 +80,7 @@ impl DiskMedium {
     pub fn open(
         file: &Path,
         volume: VolumeId,
-        store: Arc<Store>,
+        segments: StoreSegments,
         runtime: Handle,
     ) -> Result<Self, MediumError> {
         let opened = File::options().read(true).write(true).open(file).map_err(journal("open"))?;
@@ -91,7 +91,7 @@ impl DiskMedium {
             direct,
             chunk: Mutex::default(),
             volume,
-            segments: StoreSegments::new(store),
+            segments,
             runtime,
         })
     }
@@ -168,6 +168,10 @@ impl SegmentReader for DiskMedium {
         wait: Wait,
     ) -> Result<bool, MediumError> {
         self.segments.read_segment(id, offset, into, wait)
+    }
+
+    fn renew(&self, id: SegmentId) -> Result<bool, MediumError> {
+        self.segments.renew(id)
     }
 }
 

@@ -77,8 +77,28 @@ impl Frames {
         }
     }
 
-    /// The plain bytes of a frame; none when that would have to wait.
+    /// The plain bytes of a frame; none when that would have to wait. A damaged segment is renewed, if it can be.
     pub(super) fn get<S: SegmentReader>(
+        &self,
+        segments: &S,
+        segment: Sealed<'_>,
+        frame: FrameIndex,
+        wait: Wait,
+    ) -> Result<Option<Bytes>, ReadError> {
+        match self.read(segments, segment, frame, wait) {
+            Err(ReadError::Frame(_)) if wait == Wait::Never => Ok(None),
+            Err(ReadError::Frame(error)) => {
+                self.opened.remove(&segment.id);
+                if !segments.renew(segment.id)? {
+                    return Err(error.into());
+                }
+                self.read(segments, segment, frame, wait)
+            }
+            read => read,
+        }
+    }
+
+    fn read<S: SegmentReader>(
         &self,
         segments: &S,
         segment: Sealed<'_>,

@@ -73,6 +73,14 @@ pub trait SegmentReader: Send + Sync + 'static {
         into: &mut [u8],
         wait: Wait,
     ) -> Result<bool, MediumError>;
+
+    /// What was read of a segment is damaged: gets it from somewhere else, to be read again. False when it is nowhere else.
+    ///
+    /// # Errors
+    /// [`MediumError::Segment`].
+    fn renew(&self, _id: SegmentId) -> Result<bool, MediumError> {
+        Ok(false)
+    }
 }
 
 /// See the module. All calls may block, except reads with [`Wait::Never`].

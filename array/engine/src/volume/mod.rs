@@ -29,6 +29,7 @@ mod pack;
 mod reader;
 mod running;
 mod sealer;
+mod scattered;
 mod segments;
 mod snapshot;
 mod writer;
@@ -61,7 +62,8 @@ pub use medium::{Medium, MediumError, RootName, SegmentReader, Wait};
 pub use reader::Stretch;
 pub use running::{RunningVolume, VolumeState};
 pub use sealer::SealError;
-pub use segments::StoreSegments;
+pub use scattered::Checkpoint;
+pub use segments::{Elsewhere, StoreSegments};
 pub use snapshot::{Base, Snapshot};
 
 use crate::frame::FrameError;
@@ -206,6 +208,15 @@ struct Maps {
     table: SegmentTable,
     /// Segments that others name too: snapshots, and what the volume began as. They are neither cleaned nor deleted.
     pinned: HashSet<SegmentId>,
+    /// Segments that stay in the store until they are released, named or not: parity was made of them.
+    retained: HashSet<SegmentId>,
+}
+
+impl Maps {
+    /// Whether a segment that no map of the volume names is to stay.
+    fn keeps(&self, id: &SegmentId) -> bool {
+        self.pinned.contains(id) || self.retained.contains(id)
+    }
 }
 
 /// A volume, open. See the module.
@@ -225,6 +236,8 @@ pub struct Volume<M> {
     frames: Frames,
     /// Journal positions before this are free.
     tail: AtomicU64,
+    /// The number of the last durable root.
+    checkpoints: AtomicU64,
     faulty: AtomicBool,
     /// Somebody seals when asked, so that it is worth to wait for room.
     attended: AtomicBool,

@@ -168,7 +168,8 @@ impl Schedule {
     fn pinned(&self) -> Result<HashSet<SegmentId>, OpenError> {
         let mut pinned = HashSet::new();
         for id in self.snapshots.keys() {
-            pinned.extend(self.volume.segments_of_snapshot(*id)?);
+            let named = self.volume.segments_of_snapshot(*id)?;
+            pinned.extend(named.iter().map(|entry| entry.id));
         }
         Ok(pinned)
     }

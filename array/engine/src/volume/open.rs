@@ -111,6 +111,7 @@ impl<M: Medium> Volume<M> {
             maps: Mutex::new(maps),
             frames,
             tail: AtomicU64::new(secret.cursor.position),
+            checkpoints: AtomicU64::new(root.number),
             faulty: AtomicBool::new(false),
             attended: AtomicBool::new(false),
             asked: Mutex::default(),
@@ -259,6 +260,7 @@ pub(super) fn load<S: SegmentReader>(
         sealed,
         table,
         pinned: HashSet::new(),
+        retained: HashSet::new(),
     };
     Ok(Loaded { maps, pages })
 }

@@ -164,6 +164,7 @@ impl<M: Medium> Volume<M> {
         sealer.dead.extend(sealer.pages.take_dead());
         self.switch_root(&sealer.pages, number, covers)?;
         sealer.number = number;
+        self.checkpoints.store(number, Ordering::Release);
         sealer.work = None;
         let frozen = std::mem::take(&mut lock(&self.maps).sealing);
         drop(frozen);
@@ -178,7 +179,7 @@ impl<M: Medium> Volume<M> {
         let dead = {
             let maps = lock(&self.maps);
             let dead = std::mem::take(&mut sealer.dead).into_iter();
-            dead.filter(|id| !maps.pinned.contains(id)).collect::<Vec<_>>()
+            dead.filter(|id| !maps.keeps(id)).collect::<Vec<_>>()
         };
         for id in dead {
             if let Err(error) = self.medium.delete_segment(id) {

@@ -1,12 +1,14 @@
 //! Segments in the controller's store, read a part at a time.
 
 use std::{
+    fmt,
     fs::File,
     io::{self, IoSliceMut},
     os::unix::fs::FileExt as _,
     sync::Arc,
 };
 
+use bytes::Bytes;
 use cairn_core::id::SegmentId;
 use quick_cache::sync::Cache;
 use rustix::io::{Errno, ReadWriteFlags};
@@ -16,18 +18,32 @@ use crate::store::Store;
 
 /// Segments whose files are kept open.
 const FILES: usize = 256;
+/// Segments from elsewhere that are kept: at most 64 MiB.
+const FETCHED: usize = 16;
+
+/// Whoever has segments that the store lacks.
+pub trait Elsewhere: fmt::Debug + Send + Sync {
+    /// A segment's bytes, checked. What the store should have is there again by then. Blocks.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when nobody is to have it, others when it cannot be had now.
+    fn segment(&self, id: SegmentId) -> io::Result<Bytes>;
+}
 
 /// See the module. Calls block, as [`Wait`] says.
 #[derive(Debug)]
 pub struct StoreSegments {
     store: Arc<Store>,
     files: Cache<SegmentId, Arc<File>>,
+    elsewhere: Option<Arc<dyn Elsewhere>>,
+    /// The last that came from elsewhere.
+    fetched: Cache<SegmentId, Bytes>,
 }
 
 impl StoreSegments {
     #[must_use]
-    pub fn new(store: Arc<Store>) -> Self {
-        Self { store, files: Cache::new(FILES) }
+    pub fn new(store: Arc<Store>, elsewhere: Option<Arc<dyn Elsewhere>>) -> Self {
+        Self { store, files: Cache::new(FILES), elsewhere, fetched: Cache::new(FETCHED) }
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -37,6 +53,16 @@ impl StoreSegments {
     /// Lets go of a segment that is deleted.
     pub(super) fn close(&self, id: SegmentId) {
         self.files.remove(&id);
+        self.fetched.remove(&id);
+    }
+
+    /// Gets a segment from elsewhere.
+    fn fetch(&self, id: SegmentId) -> io::Result<Bytes> {
+        let elsewhere = self.elsewhere.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let bytes = elsewhere.segment(id)?;
+        self.files.remove(&id);
+        self.fetched.insert(id, bytes.clone());
+        Ok(bytes)
     }
 
     fn file(&self, id: SegmentId, wait: Wait) -> io::Result<Option<Arc<File>>> {
@@ -60,11 +86,44 @@ impl SegmentReader for StoreSegments {
         into: &mut [u8],
         wait: Wait,
     ) -> Result<bool, MediumError> {
-        let operation = "read";
-        let failed = |source| MediumError::Segment { operation, source };
-        let Some(file) = self.file(id, wait).map_err(failed)? else { return Ok(false) };
-        read(&file, offset, into, wait).map_err(failed)
+        let failed = |source| MediumError::Segment { operation: "read", source };
+        if let Some(bytes) = self.fetched.get(&id) {
+            return copy(&bytes, offset, into).map(|()| true).map_err(failed);
+        }
+        let result = match self.file(id, wait) {
+            Ok(None) => return Ok(false),
+            Ok(Some(file)) => read(&file, offset, into, wait),
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(done) => Ok(done),
+            Err(_) if wait == Wait::Never => Ok(false),
+            Err(here) => {
+                let bytes = self.fetch(id).map_err(|elsewhere| {
+                    // That it is nowhere says less than what is wrong with it here.
+                    let nowhere = elsewhere.kind() == io::ErrorKind::NotFound;
+                    failed(if nowhere { here } else { elsewhere })
+                })?;
+                copy(&bytes, offset, into).map(|()| true).map_err(failed)
+            }
+        }
     }
+
+    fn renew(&self, id: SegmentId) -> Result<bool, MediumError> {
+        let failed = |source| MediumError::Segment { operation: "renew", source };
+        match self.fetch(id) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+fn copy(bytes: &[u8], offset: u64, into: &mut [u8]) -> io::Result<()> {
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let part = bytes.get(from..).and_then(|rest| rest.get(..into.len()));
+    into.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+    Ok(())
 }
 
 /// Fills `into`; false when not all of it is in memory and it must not wait.

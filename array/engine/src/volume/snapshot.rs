@@ -11,6 +11,7 @@ use std::{collections::HashSet, fmt};
 
 use cairn_core::{
     id::{SegmentId, SnapshotId, VolumeId},
+    manifest::SegmentEntry,
     seal::SealKey,
     sign::VerifyingKey,
     units::{BLOCK_BYTES, BlockIndex, ByteCount},
@@ -117,18 +118,18 @@ impl<S: SegmentReader> Snapshot<S> {
 ///
 /// # Errors
 /// [`OpenError`].
-fn segments_of_root<S: SegmentReader>(
+pub(super) fn segments_of_root<S: SegmentReader>(
     segments: &S,
     signed: &[u8],
     volume: VolumeId,
     verifier: &VerifyingKey,
     key: &SealKey,
-) -> Result<Vec<SegmentId>, OpenError> {
+) -> Result<Vec<SegmentEntry>, OpenError> {
     let (root, secret) = opened(signed, volume, verifier, key)?;
     let table = load_table(segments, &Frames::new(), &root, &secret)?;
-    let mut ids: Vec<SegmentId> = root.metas.iter().map(|meta| meta.id).collect();
-    ids.extend(table.iter().map(|(_, slot)| slot.id));
-    Ok(ids)
+    let mut entries = root.metas;
+    entries.extend(table.iter().map(|(_, slot)| SegmentEntry { id: slot.id, bytes: slot.bytes }));
+    Ok(entries)
 }
 
 impl<M: Medium> Volume<M> {
@@ -155,7 +156,7 @@ impl<M: Medium> Volume<M> {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn segments_of_snapshot(&self, id: SnapshotId) -> Result<Vec<SegmentId>, OpenError> {
+    pub fn segments_of_snapshot(&self, id: SnapshotId) -> Result<Vec<SegmentEntry>, OpenError> {
         let root = self.medium.root(RootName::Snapshot(id))?.ok_or(OpenError::NoRoot)?;
         let verifier = self.keys.signer.verifying_key();
         segments_of_root(&self.medium, &root, self.id, &verifier, &self.keys.content_key)
@@ -198,7 +199,7 @@ impl<M: Medium> Volume<M> {
             let mut kept: HashSet<SegmentId> = sealer.segments().into_iter().collect();
             kept.extend(maps.table.iter().map(|(_, slot)| slot.id));
             let gone = before.into_iter().filter(|id| !kept.contains(id));
-            gone.filter(|id| !maps.pinned.contains(id)).collect()
+            gone.filter(|id| !maps.keeps(id)).collect()
         };
         for id in gone {
             self.medium.delete_segment(id)?;

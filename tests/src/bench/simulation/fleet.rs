@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use anyhow::{Context as _, Result};
 use cairn_core::{
     availability::{HourOfWeek, Tally, Week, worst_hour},
-    id::{AgentId, ImageId, SegmentId},
+    id::{AgentId, StripeSetId, SegmentId},
     layout::{DataSegment, Held, Layout, Member, converge},
     planner::{Candidate, Redundancy, plan_again},
     stripe_map::{StripeIndex, StripeMap},
@@ -88,7 +88,7 @@ struct Missing {
 
 #[derive(Debug)]
 struct Image {
-    id: ImageId,
+    id: StripeSetId,
     data: Vec<DataSegment>,
     redundancy: Option<Redundancy>,
     published: Option<StripeMap>,
@@ -318,11 +318,12 @@ impl Image {
         let segment = |at: u32| DataSegment {
             id: SegmentId::of(&[number.to_le_bytes(), at.to_le_bytes()].concat()),
             bytes: 4 << 20,
+            device: 0,
         };
         let mut id = [0; 16];
         id[..4].copy_from_slice(&number.to_le_bytes());
         Self {
-            id: ImageId(id),
+            id: StripeSetId(id),
             data: (0..segments).map(segment).collect(),
             redundancy: None,
             published: None,

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cairn_array::swarm::Swarms;
 use cairn_core::{
     fetch::{Action, Failure, Fetcher, Limits, Next, Source, Ticket, Wanted as Segment},
-    id::{AgentId, ImageId, InstallId, SegmentId, VersionId},
+    id::{AgentId, StripeSetId, InstallId, SegmentId, VersionId},
     layout::{DataSegment, Held, Member, converge},
     planner::Redundancy,
     stripe_map::StripeMap,
@@ -180,7 +180,7 @@ fn install(target: usize) -> InstallId {
 impl Room {
     fn new(clients: u32, server: bool, dead: usize) -> Result<Self> {
         let data: Vec<_> = (0..SEGMENTS)
-            .map(|at| DataSegment { id: SegmentId::of(&at.to_le_bytes()), bytes: BYTES })
+            .map(|at| DataSegment { id: SegmentId::of(&at.to_le_bytes()), bytes: BYTES, device: 0 })
             .collect();
         let agents: Vec<_> = (0..clients).map(agent).collect();
         let maps = if clients > 0 { vec![map(&data, &agents)?] } else { Vec::new() };
@@ -552,6 +552,6 @@ fn map(data: &[DataSegment], agents: &[AgentId]) -> Result<StripeMap> {
         ((index, row), SegmentId::of(&[&index.0.to_le_bytes()[..], &[row]].concat()))
     });
     layout
-        .map(ImageId([1; 16]), Generation(1), &parity.collect())
+        .map(StripeSetId([1; 16]), Generation(1), &parity.collect())
         .context("complete the stripe map")
 }
