@@ -75,6 +75,9 @@ pub enum Command {
     /// Read images.
     #[command(subcommand)]
     Image(Image),
+    /// Read volumes from the clients that hold them, without the server.
+    #[command(subcommand)]
+    Volume(Volume),
     /// Install an image to a disk or file; the site's administrator approves it.
     Install {
         /// The image's name
@@ -119,6 +122,37 @@ pub enum Image {
         file: PathBuf,
         #[command(flatten)]
         alone: Alone,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// List the volumes that clients hold.
+    List {
+        /// Opens what the clients hold
+        #[arg(long, value_name = "FILE")]
+        recovery_key: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a volume, as of its last checkpoint, to a new file.
+    Read {
+        name: String,
+        /// A file that is not there yet
+        file: PathBuf,
+        /// Opens what the clients hold
+        #[arg(long, value_name = "FILE")]
+        recovery_key: PathBuf,
+    },
+    /// Serve a volume, as of its last checkpoint, read-only by NBD on this machine, until stopped.
+    Serve {
+        name: String,
+        /// Where to serve it: an address of this machine alone
+        #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10809")]
+        listen: SocketAddr,
+        /// Opens what the clients hold
+        #[arg(long, value_name = "FILE")]
+        recovery_key: PathBuf,
     },
 }
 

@@ -23,12 +23,13 @@ use cairn_core::{
     bundle::{self, Item},
     directory::Directory,
     grant::Grant,
-    id::{AgentId, VersionId},
+    id::{AgentId, VersionId, VolumeId},
     manifest::Public,
     seal::SealKey,
     sign::VerifyingKey,
     stripe_map::StripeMap,
-    units::ByteCount,
+    units::{BLOCK_BYTES, ByteCount},
+    volume::checkpoint::Root,
 };
 
 use crate::{
@@ -64,11 +65,22 @@ pub struct Map {
     pub signed: Bytes,
 }
 
-/// The images of the site that can be opened.
+/// A volume, as of its last checkpoint that clients know.
+pub struct Volume {
+    pub name: String,
+    pub id: VolumeId,
+    pub size: ByteCount,
+    /// Signed.
+    pub root: Bytes,
+    pub content_key: SealKey,
+}
+
+/// The images and volumes of the site that can be opened.
 #[derive(Debug)]
 pub struct Catalog {
     pub signing_key: VerifyingKey,
     pub images: Vec<Image>,
+    pub volumes: Vec<Volume>,
     pub stripe_maps: Vec<Map>,
 }
 
@@ -96,6 +108,12 @@ pub enum Opener {
 impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Image({})", self.full_name())
+    }
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Volume({})", self.name)
     }
 }
 
@@ -146,10 +164,7 @@ pub async fn open(home: &Home, opener: &Opener) -> Result<(Catalog, Clients)> {
             let grant = Grant::open(&signed, &membership.signing_key, site, me, now)?;
             let clients = Clients::of(home, &directory).await?;
             let bytes = bundle_of(&clients.peers, &directory).await?;
-            let (catalog, _) = catalog(membership.signing_key, &bytes, &|public| {
-                let granted = grant.versions.iter().find(|it| it.version == public.version);
-                Ok(granted.map(|granted| SealKey(granted.content_key.0)))
-            })?;
+            let (catalog, _) = catalog(membership.signing_key, &bytes, Keyring::Granted(&grant))?;
             ensure!(
                 !catalog.images.is_empty(),
                 "the clients hold none of what the grant names: the images were removed, or clients have not fetched them yet"
@@ -234,9 +249,8 @@ impl DarkSite {
         recovery: &Identity,
         bytes: &[u8],
     ) -> Result<Self> {
-        let (catalog, boot_files) = catalog(keys.signer()?.verifying_key(), bytes, &|public| {
-            recovery.unwrap_key(&public.wrapped_key).map(Some)
-        })?;
+        let verifier = keys.signer()?.verifying_key();
+        let (catalog, boot_files) = catalog(verifier, bytes, Keyring::All(recovery))?;
         Ok(Self {
             authority: keys.authority()?,
             fingerprint: keys.fingerprint()?,
@@ -248,17 +262,45 @@ impl DarkSite {
     }
 }
 
-/// Finds the content key of an image version; none when it is not to be opened.
-type KeyOf<'a> = &'a dyn Fn(&Public) -> Result<Option<SealKey>>;
+/// What opens content keys.
+#[derive(Clone, Copy)]
+enum Keyring<'a> {
+    /// Of everything.
+    All(&'a Identity),
+    /// Of the image versions that it names.
+    Granted(&'a Grant),
+}
+
+impl Keyring<'_> {
+    /// None when it is not to be opened.
+    fn of_version(self, public: &Public) -> Result<Option<SealKey>> {
+        match self {
+            Self::All(recovery) => recovery.unwrap_key(&public.wrapped_key).map(Some),
+            Self::Granted(grant) => {
+                let granted = grant.versions.iter().find(|it| it.version == public.version);
+                Ok(granted.map(|granted| SealKey(granted.content_key.0)))
+            }
+        }
+    }
+
+    /// None when it is not to be opened.
+    fn of_volume(self, root: &Root) -> Result<Option<SealKey>> {
+        match self {
+            Self::All(recovery) => recovery.unwrap_key(&root.wrapped_key).map(Some),
+            Self::Granted(_) => Ok(None),
+        }
+    }
+}
 
 /// Reads a bundle.
 fn catalog(
     signing_key: VerifyingKey,
     bytes: &[u8],
-    key_of: KeyOf<'_>,
+    keyring: Keyring<'_>,
 ) -> Result<(Catalog, Vec<BootFile>)> {
     let items = bundle::decode(bytes).context("read the bundle")?;
-    let (mut boot_files, mut stripe_maps, mut images) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut boot_files, mut stripe_maps) = (Vec::new(), Vec::new());
+    let (mut images, mut volumes) = (Vec::new(), Vec::new());
     for item in items {
         match item {
             Item::BootFile { name, content } => {
@@ -268,14 +310,30 @@ fn catalog(
                 let map = StripeMap::open(&signing_key, signed).context("open a stripe map")?;
                 stripe_maps.push(Map { map, signed: Bytes::copy_from_slice(signed) });
             }
-            Item::Manifest(signed) => images.extend(image(&signing_key, signed, key_of)?),
+            Item::Manifest(signed) => images.extend(image(&signing_key, signed, keyring)?),
+            Item::VolumeRoot(signed) => volumes.extend(volume(&signing_key, signed, keyring)?),
         }
     }
     images.sort_by(|a, b| (&a.name, a.number).cmp(&(&b.name, b.number)));
-    Ok((Catalog { signing_key, images, stripe_maps }, boot_files))
+    volumes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((Catalog { signing_key, images, volumes, stripe_maps }, boot_files))
 }
 
 impl Catalog {
+    /// The volume of this name.
+    ///
+    /// # Errors
+    /// When there is no such volume; with those that there are.
+    pub fn volume(&self, name: &str) -> Result<&Volume> {
+        let names: Vec<&str> = self.volumes.iter().map(|volume| volume.name.as_str()).collect();
+        let found = self.volumes.iter().find(|volume| volume.name == name);
+        found.with_context(|| match names.as_slice() {
+            [] => "the clients hold no volume: those that are on the server only are not with them"
+                .to_owned(),
+            _ => format!("the clients hold no volume {name}; they hold: {}", names.join(", ")),
+        })
+    }
+
     /// The image of this name, its newest version unless it names one; without a name the only one.
     ///
     /// # Errors
@@ -299,9 +357,26 @@ impl Catalog {
     }
 }
 
-fn image(signing_key: &VerifyingKey, signed: &[u8], key_of: KeyOf<'_>) -> Result<Option<Image>> {
+fn volume(
+    signing_key: &VerifyingKey,
+    signed: &[u8],
+    keyring: Keyring<'_>,
+) -> Result<Option<Volume>> {
+    let root = Root::open(signing_key, signed).context("open the root of a volume")?;
+    let Some(content_key) = keyring.of_volume(&root)? else { return Ok(None) };
+    let secret = root.open_secret(&content_key).context("open the root of a volume")?;
+    Ok(Some(Volume {
+        name: secret.name,
+        id: root.volume,
+        size: ByteCount(secret.blocks * BLOCK_BYTES as u64),
+        root: Bytes::copy_from_slice(signed),
+        content_key,
+    }))
+}
+
+fn image(signing_key: &VerifyingKey, signed: &[u8], keyring: Keyring<'_>) -> Result<Option<Image>> {
     let public = Public::open(signing_key, signed).context("open a manifest")?;
-    let Some(content_key) = key_of(&public)? else { return Ok(None) };
+    let Some(content_key) = keyring.of_version(&public)? else { return Ok(None) };
     let secret = public.open_secret(&content_key).context("open a manifest")?;
     let mut seen = std::collections::HashSet::new();
     let once = public.segments().filter(|entry| seen.insert(entry.id));
@@ -340,6 +415,7 @@ pub(crate) mod tests {
             catalog: Catalog {
                 signing_key: keys.signer().unwrap().verifying_key(),
                 images: images.iter().map(|(name, number)| listed(name, *number)).collect(),
+                volumes: Vec::new(),
                 stripe_maps: Vec::new(),
             },
             boot_files: Vec::new(),

@@ -25,7 +25,9 @@ pub mod limits;
 pub mod link;
 pub mod place;
 pub mod privilege;
+pub mod signals;
 pub mod stand_in;
 pub mod target;
+pub mod volume;
 
 pub use cairn_array::size;

@@ -27,6 +27,7 @@ use cairn_agent::{
         offline,
         terminal::Terminal,
     },
+    volume,
 };
 use cairn_array::{
     tls::{self, NameTable, Trust},
@@ -109,6 +110,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             let file = offline::require_new(&file)?;
             read_image(&home, name, file, None, alone.opener()).await
         }),
+        Command::Volume(verb) => block_on(volume_verb(&home, verb)),
         Command::Install { name, disk, server, alone } => {
             block_on(read_image(&home, name, disk, server, alone.opener()))
         }
@@ -173,6 +175,25 @@ async fn install(
         limits: RateLimits::new(home.rates()?),
     };
     installer.run(Terminal::new()).await.map(drop)
+}
+
+async fn volume_verb(home: &Home, verb: cli::Volume) -> Result<()> {
+    match verb {
+        cli::Volume::List { recovery_key, json } => {
+            let volumes = volume::list(home, &recovery_key).await?;
+            if json { print_json(&volumes) } else { say(&volume::render(&volumes)) }
+        }
+        cli::Volume::Read { name, file, recovery_key } => {
+            volume::read(home, &recovery_key, &name, &file).await?;
+            say(&format!("{name} is in {}\n", file.display()))
+        }
+        cli::Volume::Serve { name, listen, recovery_key } => {
+            let told = |bound| {
+                say(&format!("ready: {name} is served read-only at nbd://{bound}/{name}\n"))
+            };
+            volume::serve(home, &recovery_key, &name, listen, told).await
+        }
+    }
 }
 
 async fn stand_in(home: Home, options: cli::StandIn) -> Result<()> {

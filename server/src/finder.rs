@@ -108,8 +108,7 @@ impl Finder {
         };
         let Some(indexed) = self.indexed(set).await? else { return Ok(None) };
         let Some((stripe, place)) = indexed.find(id) else { return Ok(None) };
-        let others: Vec<Placed<'_>> =
-            stripe.shards().filter(|(at, _)| *at != place).collect();
+        let others: Vec<Placed<'_>> = stripe.shards().filter(|(at, _)| *at != place).collect();
         let shard = stripe.shard(place).context("look for its shard")?;
         let mut local = Vec::new();
         for (at, other) in &others {
@@ -179,7 +178,9 @@ impl Finder {
             others.iter().filter(|(place, _)| !is_here(*place)).copied().collect();
         let fetches: Vec<_> = remote
             .into_iter()
-            .map(|(place, shard)| async move { (place, self.from_holders(map, shard).await) }.boxed())
+            .map(|(place, shard)| {
+                async move { (place, self.from_holders(map, shard).await) }.boxed()
+            })
             .collect();
         let mut fetched = stream::iter(fetches).buffer_unordered(AT_ONCE);
         let mut told = String::new();

@@ -334,6 +334,7 @@ async fn take_up(app: &App) -> anyhow::Result<()> {
             app.names.set(Member::Agent(agent.id), address);
         }
     }
+    app.store.even_out_blobs().await.context("bring blobs to all devices of the store")?;
     let begun = SystemTime::now();
     let volumes_cut_short = volumes::open_all(app).await.context("open volumes")?;
     let cut_short = register::clear_away(app).await;

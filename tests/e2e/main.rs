@@ -8,6 +8,7 @@ mod deploy;
 mod faults;
 mod file_systems;
 mod lab;
+mod layouts;
 mod limits;
 mod mirror;
 mod owner;

@@ -85,7 +85,21 @@ pub struct ImageDetail {
     pub versions: Vec<VersionLine>,
 }
 
-/// How far the segments of an image are where they are to be.
+/// A volume of `volume show NAME --json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct VolumeDetail {
+    /// What may be lost, in words.
+    pub redundancy: Option<String>,
+    /// None of a volume that is on the server only.
+    pub scatter: Option<Scatter>,
+    pub state: String,
+    /// Bytes in the store.
+    pub stored: u64,
+    /// Bytes that wait to be sealed.
+    pub journal: u64,
+}
+
+/// How far the segments of an image or a volume are where they are to be.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Scatter {
     pub wanted_bytes: u64,
@@ -311,6 +325,12 @@ impl Server {
     /// The server refuses.
     pub fn image(&self, name: &str) -> Result<ImageDetail> {
         self.json(&["image", "show", name])
+    }
+
+    /// # Errors
+    /// The server refuses.
+    pub fn volume(&self, name: &str) -> Result<VolumeDetail> {
+        self.json(&["volume", "show", name])
     }
 
     /// # Errors

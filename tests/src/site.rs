@@ -1,7 +1,7 @@
 //! A whole site in a lab: a server, and clients that lend space to it.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     cairn::{
-        Agent, AgentStatus, ImageDetail, LAB_RESERVE, Server, Status, binary, eventually, join,
+        Agent, AgentStatus, ImageDetail, LAB_RESERVE, Server, Status, VolumeDetail, binary,
+        eventually, join,
     },
     dhcpd::Dhcpd,
     netns::{Host, Lab},
@@ -64,6 +65,21 @@ impl Site {
                 (Some(Dhcpd::start(&lab, &host)?), &["--boot-interface", "eth0"])
             }
         };
+        Self::serve(lab, dhcpd, options)
+    }
+
+    /// The same, with a store of these folders of the lab.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_stores(name: &str, folders: &[&str]) -> Result<Self> {
+        let lab = Lab::new(name)?;
+        let folders: Vec<_> = folders.iter().map(|folder| lab.dir().join(folder)).collect();
+        let options = stores(&folders)?;
+        Self::serve(lab, None, &options)
+    }
+
+    fn serve(mut lab: Lab, dhcpd: Option<Dhcpd>, options: &[&str]) -> Result<Self> {
         let host = lab.host("server", 1)?;
         let data_dir = lab.dir().join("server");
         let server = Server::first_start(&lab, &host, &data_dir, options)?;
@@ -123,6 +139,21 @@ impl Site {
         eventually(&format!("image {name} to be scattered"), SCATTER, || {
             let detail = self.server.image(name)?;
             Ok(detail.scatter.complete.then_some(detail))
+        })
+    }
+
+    /// Waits until clients hold what they are to hold of a volume, up to what was written last.
+    ///
+    /// # Errors
+    /// They do not in time.
+    pub fn wait_volume_scattered(&self, name: &str) -> Result<VolumeDetail> {
+        eventually(&format!("volume {name} to be scattered"), SCATTER, || {
+            let detail = self.server.volume(name)?;
+            let complete = detail.scatter.as_ref().is_some_and(|scatter| scatter.complete);
+            // What is let go of is gone when nobody works any more.
+            let jobs = self.server.status()?.jobs;
+            let done = complete && detail.journal == 0 && jobs.queued + jobs.running == 0;
+            Ok(done.then_some(detail))
         })
     }
 
@@ -287,4 +318,16 @@ impl Site {
             .log(self.lab.dir().join(format!("installer-{}.log", host.namespace())))
             .start()
     }
+}
+
+/// The options of `serve` for a store of these folders.
+///
+/// # Errors
+/// A path is not UTF-8.
+pub fn stores(folders: &[PathBuf]) -> Result<Vec<&str>> {
+    let mut options = Vec::new();
+    for folder in folders {
+        options.extend(["--store", folder.to_str().context("the path is not UTF-8")?]);
+    }
+    Ok(options)
 }

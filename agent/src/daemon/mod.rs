@@ -35,7 +35,6 @@ use cairn_array::{
 };
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::{JoinError, JoinSet},
 };
@@ -56,6 +55,7 @@ use crate::{
     lan,
     limits::RateLimits,
     link::ServerLink,
+    signals::stop_signals,
 };
 
 /// Rot reports and requests for a full list that wait for the worker.
@@ -200,11 +200,9 @@ async fn listen(membership: &Membership) -> Result<(TcpListener, u16)> {
 
 /// Waits for the first task that ends or the signal to stop, then ends all.
 async fn supervise(mut tasks: JoinSet<Result<()>>, stop: CancellationToken) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let stopped = stop_signals()?;
     let (asked, mut outcome) = tokio::select! {
-        _ = terminate.recv() => (true, Ok(())),
-        _ = interrupt.recv() => (true, Ok(())),
+        signal = stopped => (true, signal),
         Some(ended) = tasks.join_next() => (false, result(ended)),
     };
     stop.cancel();

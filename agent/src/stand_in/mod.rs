@@ -41,6 +41,7 @@ use crate::{
     home::{Home, Membership},
     leave::member_link,
     link::{CallError, Patience},
+    signals::stop_signals,
 };
 
 /// How often it looks whether the server is back.
@@ -138,20 +139,6 @@ async fn serve(
     }
     files.clear()?;
     outcome
-}
-
-/// Listens from now on; what it returns ends with the first signal to stop.
-fn stop_signals() -> Result<impl Future<Output = Result<()>>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(())
-    })
 }
 
 /// Ends when the server answers again and no machine installs any more; with `force` never.

@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use crate::id::{AgentId, StripeSetId, SegmentId};
+use crate::id::{AgentId, SegmentId, StripeSetId};
 use crate::placement::{PlaceError, Row, Spare, place};
 use crate::planner::Redundancy;
 use crate::stripe_map::{HolderIndex, Shard, Stripe, StripeIndex, StripeMap};

@@ -316,7 +316,7 @@ pub fn plan_mirror(candidates: &[Candidate], needed: ByteCount) -> Result<Plan, 
 }
 
 /// Plans data striped over the clients, with parity on the server: as much of it as makes [`PROMISE`] hold while the server
-/// lives.
+/// lives, at most half as much as there is data: the server has little disk.
 ///
 /// # Errors
 /// [`Refusal`], which says what to do.
@@ -329,7 +329,8 @@ pub fn plan_server_parity(candidates: &[Candidate], needed: ByteCount) -> Result
         }
         let rarest = rarest(ranked, width);
         let suffices = |m: &u8| at_least(usize::from(k - m), &rarest) >= PROMISE;
-        let m = (1..k).find(suffices).unwrap_or(k);
+        let half = k.div_ceil(2);
+        let m = (1..half).find(suffices).unwrap_or(half);
         Ok((Redundancy::Parity { k, m }, Share::Data))
     })
 }

@@ -47,7 +47,7 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::{DecodeError, Reader, Writer};
-use crate::id::{AgentId, StripeSetId, SegmentId};
+use crate::id::{AgentId, SegmentId, StripeSetId};
 use crate::sign::{SigningKey, VerifyingKey};
 use crate::units::{Generation, SEGMENT_MAX_BYTES};
 

@@ -58,8 +58,9 @@ mod tests {
 
     /// A map for so many clients, as the real layout makes it.
     fn map(clients: u8, redundancy: Redundancy, segments: u8) -> StripeMap {
-        let data: Vec<_> =
-            (0..segments).map(|n| DataSegment { id: SegmentId([n; 32]), bytes: 4096, device: 0 }).collect();
+        let data: Vec<_> = (0..segments)
+            .map(|n| DataSegment { id: SegmentId([n; 32]), bytes: 4096, device: 0 })
+            .collect();
         let members: Vec<_> =
             (0..clients).map(|n| Member { agent: agent(n), room: 1000 }).collect();
         let layout = converge(None, &data, redundancy, &members, &Held::new()).unwrap();

@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     app::App,
-    db::image::{BeginError, ImageFormat, ImageRow, VersionRow},
+    db::{
+        holding::ScatterCount,
+        image::{BeginError, ImageFormat, ImageRow, VersionRow},
+    },
     events::Event,
     jobs::Kind,
     register::{self, Content, Outcome, RegisterError, Upload},
@@ -45,7 +48,7 @@ pub struct Image {
     pub versions: Vec<Version>,
 }
 
-/// How far the segments of an image are where they are to be.
+/// How far the segments of an image or a volume are where they are to be.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Scatter {
     /// Copies and parity that agents are to hold, and that they reported.
@@ -55,6 +58,18 @@ pub struct Scatter {
     pub held_bytes: u64,
     /// Something is wanted, and all of it is there.
     pub complete: bool,
+}
+
+impl Scatter {
+    pub(super) const fn of(count: ScatterCount) -> Self {
+        Self {
+            wanted: count.wanted,
+            held: count.held,
+            wanted_bytes: count.wanted_bytes.0,
+            held_bytes: count.held_bytes.0,
+            complete: count.wanted > 0 && count.held == count.wanted,
+        }
+    }
 }
 
 /// A version of an image.
@@ -154,13 +169,7 @@ async fn view(app: &App, row: ImageRow, versions: &[VersionRow]) -> Result<Image
         name: row.name,
         created: row.created.to_text(),
         redundancy: row.promise,
-        scatter: Scatter {
-            wanted: count.wanted,
-            held: count.held,
-            wanted_bytes: count.wanted_bytes.0,
-            held_bytes: count.held_bytes.0,
-            complete: count.wanted > 0 && count.held == count.wanted,
-        },
+        scatter: Scatter::of(count),
         versions: mine.map(Version::from).collect(),
     })
 }

@@ -1,5 +1,6 @@
 //! Volumes: list, create, show, resize, delete, and papers for who uses one from elsewhere.
 
+use anyhow::Context as _;
 use axum::{Json, extract::State, http::StatusCode};
 use cairn_array::{
     tls::{Member, public_key_of_csr},
@@ -7,8 +8,9 @@ use cairn_array::{
     wire::split_name,
 };
 use cairn_core::{
+    id::VolumeId,
     units::ByteCount,
-    volume::{SizeError, blocks_of},
+    volume::{SizeError, blocks_of, checkpoint::Root},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -16,7 +18,7 @@ use utoipa::ToSchema;
 use super::{
     error::{ApiError, Problem},
     extract::{Body, Place},
-    image,
+    image::{self, Scatter},
     snapshot::{self, in_order},
 };
 use crate::{
@@ -35,7 +37,10 @@ pub struct Volume {
     pub origin: Option<String>,
     pub layout: VolumeLayout,
     /// What may be lost without losing it, in words; none of a volume that is on the server only, or not placed yet.
-    pub promise: Option<String>,
+    pub redundancy: Option<String>,
+    /// How far clients hold what they are to hold of it, complete when that is all up to the last checkpoint; none of a
+    /// volume that is on the server only.
+    pub scatter: Option<Scatter>,
     pub created: String,
     pub state: Condition,
     /// Why it is not well, in words.
@@ -177,6 +182,17 @@ async fn label(app: &App, origin: Origin) -> Result<Option<String>, ApiError> {
     Ok(volume.map(|volume| format!("{}@{}", volume.name, found.name)))
 }
 
+/// How far clients hold a volume of which `checkpoint` is the last.
+async fn scatter(app: &App, id: VolumeId, checkpoint: u64) -> Result<Scatter, ApiError> {
+    let scatter = Scatter::of(app.db.scatter_count_of_set(id.into()).await?);
+    let kept = app.db.stripe_map_of_set(id.into()).await?;
+    let root = kept.and_then(|kept| kept.root);
+    let verifier = app.site.verifying_key();
+    let root = root.map(|root| Root::open(&verifier, &root).context("read a root")).transpose()?;
+    let newest = root.is_some_and(|root| root.number == checkpoint);
+    Ok(Scatter { complete: scatter.complete && newest, ..scatter })
+}
+
 pub(super) async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> {
     let origin = match row.origin {
         Some(origin) => label(app, origin).await?,
@@ -187,7 +203,8 @@ pub(super) async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> 
         size: row.size.0,
         origin,
         layout: row.layout,
-        promise: row.promise,
+        redundancy: row.promise,
+        scatter: None,
         created: row.created.to_text(),
         state: Condition::Changing,
         reason: None,
@@ -218,6 +235,9 @@ pub(super) async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> 
             volume.stored = found.usage.stored.0;
             volume.journal = found.usage.journal.0;
             volume.connections = found.users as u64;
+            if row.layout != VolumeLayout::Server {
+                volume.scatter = Some(scatter(app, row.id, found.checkpoint).await?);
+            }
         }
     }
     Ok(volume)

@@ -244,8 +244,18 @@ fn show(volume: &Volume) -> anyhow::Result<()> {
     line(&format!("size:         {} ({} bytes)", bytes(volume.size), volume.size))?;
     line(&format!("began as:     {}", or_dash(volume.origin.clone())))?;
     line(&format!("layout:       {}", volume.layout))?;
-    if let Some(promise) = &volume.promise {
-        line(&format!("safety:       {promise}"))?;
+    if let Some(redundancy) = &volume.redundancy {
+        line(&format!("redundancy:   {redundancy}"))?;
+    }
+    if let Some(scatter) = volume.scatter {
+        line(&format!(
+            "on clients:   {} of {} segments ({} of {}){}",
+            scatter.held,
+            scatter.wanted,
+            bytes(scatter.held_bytes),
+            bytes(scatter.wanted_bytes),
+            if scatter.complete { "" } else { ", behind the last checkpoint" }
+        ))?;
     }
     line(&format!("created:      {}", volume.created))?;
     line(&format!("state:        {}", condition(volume)))?;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_array::wire::{AssignedSegment, Holdings};
 use cairn_core::{
-    id::{AgentId, StripeSetId, SegmentId},
+    id::{AgentId, SegmentId, StripeSetId},
     units::{ByteCount, Generation},
 };
 use sqlx::{Sqlite, Transaction};

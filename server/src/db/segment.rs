@@ -3,9 +3,7 @@
 use std::str::FromStr;
 
 use cairn_array::wire::SegmentClass;
-use cairn_core::{
-    id::{ImageId, SegmentId, StripeSetId, VersionId},
-};
+use cairn_core::id::{ImageId, SegmentId, StripeSetId, VersionId};
 use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
 
 use super::{Columns as _, Db, Result, UnknownWord};

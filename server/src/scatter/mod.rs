@@ -263,11 +263,10 @@ impl Scattering<'_> {
 /// The stripe map that is published now.
 pub(super) async fn present_map(app: &App, set: StripeSetId) -> anyhow::Result<Option<StripeMap>> {
     let kept = app.db.stripe_map_of_set(set).await.context("read the stripe map")?;
-    kept
-        .map(|kept| {
-            StripeMap::open(&app.site.verifying_key(), &kept.signed).context("open the stripe map")
-        })
-        .transpose()
+    kept.map(|kept| {
+        StripeMap::open(&app.site.verifying_key(), &kept.signed).context("open the stripe map")
+    })
+    .transpose()
 }
 
 /// The clients that hold the set by its map, or by what they say when it has none yet.
@@ -317,8 +316,7 @@ fn redundancy_of(map: &StripeMap) -> Option<Redundancy> {
 /// What the present clients have room for, of a set that none of them has anything of.
 pub(crate) async fn candidates_for(app: &App, set: StripeSetId) -> anyhow::Result<Vec<Candidate>> {
     let fleet = app.db.approved_agents().await.context("list agents")?;
-    let (candidates, _) =
-        candidates(app, set, &fleet, &BTreeSet::new(), &Limits::new()).await?;
+    let (candidates, _) = candidates(app, set, &fleet, &BTreeSet::new(), &Limits::new()).await?;
     Ok(candidates)
 }
 
@@ -483,8 +481,7 @@ async fn promise(
             (String::new(), " What was written since its last checkpoint is on the server only.")
         }
     };
-    let promise =
-        format!("{} on {clients}. {}{hours}{since}", plan.redundancy, plan.sentence());
+    let promise = format!("{} on {clients}. {}{hours}{since}", plan.redundancy, plan.sentence());
     let promise = if all_held {
         promise
     } else {

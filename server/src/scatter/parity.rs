@@ -60,9 +60,8 @@ async fn rows_of(
 ) -> anyhow::Result<Vec<CheckedSegment>> {
     let mut sources = Vec::with_capacity(data.len());
     for id in data {
-        sources.push(
-            app.finder.find(*id).await.with_context(|| format!("read data segment {id}"))?,
-        );
+        sources
+            .push(app.finder.find(*id).await.with_context(|| format!("read data segment {id}"))?);
     }
     let places: Vec<_> = rows.iter().map(|(row, _)| ShardPlace(k.saturating_add(*row))).collect();
     let lengths: Vec<_> = rows.iter().map(|(_, bytes)| *bytes).collect();

@@ -23,8 +23,8 @@ use crate::{
         snapshot::SnapshotRow,
         volume::{AddVolumeError, Origin, VolumeLayout, VolumeRow, VolumeStage},
     },
-    scatter,
     moment::Moment,
+    scatter,
 };
 
 /// A journal takes this part of its volume, within [`JOURNAL_BYTES`]: its space is the server's from the first day.
@@ -112,8 +112,7 @@ impl Found {
         };
         let of = app.volumes.by_id(snapshot.volume).context("its volume cannot be opened")?;
         let (id, segments) = (snapshot.id, segment_reader(app));
-        let base =
-            blocking(move || Ok(of.open_snapshot(segments, id)?.into_base()));
+        let base = blocking(move || Ok(of.open_snapshot(segments, id)?.into_base()));
         Ok(Base { blocks, ..base.await? })
     }
 }

@@ -71,6 +71,8 @@ pub(crate) struct Condition {
     pub(crate) size: ByteCount,
     pub(crate) state: VolumeState,
     pub(crate) usage: Usage,
+    /// The number of its last one.
+    pub(crate) checkpoint: u64,
     /// Connections to it.
     pub(crate) users: usize,
 }
@@ -117,6 +119,7 @@ impl Volumes {
             size: open.size(),
             state: open.state(),
             usage: open.usage(),
+            checkpoint: open.checkpoints(),
             // Beside the table.
             users: Arc::strong_count(open) - 1,
         };

@@ -65,8 +65,10 @@ pub(crate) async fn gather(app: &App, id: VolumeId) -> anyhow::Result<Option<Gat
     .await
     .context("read what the volume names")?;
     let class = SegmentClass::Data;
-    let rows: Vec<_> =
-        entries.iter().map(|entry| SegmentRow { id: entry.id, bytes: entry.bytes, class }).collect();
+    let rows: Vec<_> = entries
+        .iter()
+        .map(|entry| SegmentRow { id: entry.id, bytes: entry.bytes, class })
+        .collect();
     app.db.add_segments_of_set(id.into(), &rows).await.context("write down segments")?;
     // What it began as may be another set's.
     let own: HashSet<_> = data_of(app, id).await?.into_iter().collect();
@@ -103,7 +105,11 @@ pub(super) async fn data_of(app: &App, id: VolumeId) -> anyhow::Result<Vec<Segme
     Ok(data.map(|row| row.id).collect())
 }
 
-async fn dead(app: &App, id: VolumeId, named: &BTreeSet<SegmentId>) -> anyhow::Result<Vec<SegmentId>> {
+async fn dead(
+    app: &App,
+    id: VolumeId,
+    named: &BTreeSet<SegmentId>,
+) -> anyhow::Result<Vec<SegmentId>> {
     let mut dead = data_of(app, id).await?;
     dead.retain(|segment| !named.contains(segment));
     Ok(dead)

@@ -79,7 +79,11 @@ fn fleet(
     segments: u32,
 ) -> Fleet {
     let data: Vec<_> = (0..segments)
-        .map(|n| DataSegment { id: SegmentId::of(&n.to_le_bytes()), bytes: 4_000_000 - n, device: 0 })
+        .map(|n| DataSegment {
+            id: SegmentId::of(&n.to_le_bytes()),
+            bytes: 4_000_000 - n,
+            device: 0,
+        })
         .collect();
     let peers: BTreeMap<_, _> = (0..).map(agent).zip(natures.iter().copied()).collect();
     let members: Vec<_> =

@@ -7,7 +7,11 @@ use crate::units::{ByteCount, SEGMENT_MAX_BYTES};
 
 fn segments(range: std::ops::Range<u32>) -> Vec<DataSegment> {
     range
-        .map(|n| DataSegment { id: SegmentId::of(&n.to_le_bytes()), bytes: 4_000_000 + n % 1000, device: 0 })
+        .map(|n| DataSegment {
+            id: SegmentId::of(&n.to_le_bytes()),
+            bytes: 4_000_000 + n % 1000,
+            device: 0,
+        })
         .collect()
 }
 

@@ -69,7 +69,13 @@ impl Lab {
         let mut lab = Self { folder, runtime, store, served: None, generation: 1 };
         let capacity = journal / 4096;
         let (handle, store) = (lab.runtime.handle().clone(), Arc::clone(&lab.store));
-        let medium = DiskMedium::create(&lab.journal(), capacity, lab.name().id, StoreSegments::new(store, None), handle);
+        let medium = DiskMedium::create(
+            &lab.journal(),
+            capacity,
+            lab.name().id,
+            StoreSegments::new(store, None),
+            handle,
+        );
         let blocks = blocks_of(ByteCount(size)).unwrap();
         let volume = Volume::create(medium.unwrap(), lab.name(), keys(), blocks, capacity).unwrap();
         lab.serve(volume, None);
@@ -107,7 +113,13 @@ impl Lab {
         self.stop();
         self.generation += 1;
         let (handle, store) = (self.runtime.handle().clone(), Arc::clone(&self.store));
-        let medium = DiskMedium::open(&self.journal(), self.name().id, StoreSegments::new(store, None), handle).unwrap();
+        let medium = DiskMedium::open(
+            &self.journal(),
+            self.name().id,
+            StoreSegments::new(store, None),
+            handle,
+        )
+        .unwrap();
         let volume = Volume::open(medium, self.name(), keys()).unwrap();
         self.serve(volume, tls);
     }

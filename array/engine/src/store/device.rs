@@ -8,7 +8,10 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use cairn_core::units::ByteCount;
@@ -59,6 +62,8 @@ pub struct Device {
     name: String,
     backend: Arc<dyn ObjectStore>,
     local: Option<Arc<Local>>,
+    /// Bytes that were put here since it was opened.
+    taken: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -91,6 +96,7 @@ impl Device {
             name: root.display().to_string(),
             backend: Arc::new(backend),
             local: Some(Arc::new(local)),
+            taken: AtomicU64::new(0),
         })
     }
 
@@ -106,13 +112,22 @@ impl Device {
     /// A device behind any other backend. Its writes are durable when they are answered.
     #[must_use]
     pub fn remote(name: String, backend: Arc<dyn ObjectStore>) -> Self {
-        Self { name, backend, local: None }
+        Self { name, backend, local: None, taken: AtomicU64::new(0) }
     }
 
     /// What it is called in errors and listings: the folder, or the URL.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes that were put here since it was opened.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn took(&self, bytes: u64) {
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn backend(&self) -> &dyn ObjectStore {

@@ -4,7 +4,7 @@
 //! DEVICE/                     0700, locked while a server uses it
 //! ├ cairn-store               marks the folder, so that an unmounted disk is not taken for an empty one
 //! ├ segments/00 … ff/<hex>    sealed segments, by the first byte of their id
-//! └ blobs/<name>              manifests and stripe maps
+//! └ blobs/<name>              manifests and roots of volumes, the same on every device
 //! ```
 //!
 //! Everything goes through `object_store`, so a device is a local folder today and may be a bucket; what
@@ -14,7 +14,8 @@
 //! - Bytes that do not hash to their id are neither stored nor returned.
 //! - An object is under its name whole or not at all, as long as the machine runs; after a power cut that
 //!   holds for what [`Store::flush`] has covered. So metadata that names a segment is committed after a flush.
-//! - A segment is written to one device, in turn to those with most free space; it is looked for on all.
+//! - A segment is written to one device, of those with most free space the one that took least; it is looked for on all.
+//! - A blob is on every device: it is small, and nothing else says what it says.
 //! - A missing device is never taken for an empty one: what could be on it is "lost", not "not found".
 //! - A device whose sync failed is not synced again: what it dropped cannot be known.
 
@@ -22,13 +23,7 @@ mod blob;
 mod device;
 mod object;
 
-use std::{
-    collections::HashSet,
-    fs::File,
-    io,
-    sync::atomic::{AtomicUsize, Ordering},
-    time::SystemTime,
-};
+use std::{collections::HashSet, fs::File, io, time::SystemTime};
 
 use bytes::Bytes;
 use cairn_core::{
@@ -47,8 +42,8 @@ use crate::dsf::CheckedSegment;
 /// Deletions under way at once while unreferenced segments go.
 const DELETIONS_AT_ONCE: usize = 8;
 
-/// Devices take turns whose room is less than the most by at most one in so many.
-const TURNS_WITHIN: u64 = 10;
+/// Devices count as equal whose room is less than the most by at most one in so many.
+const EQUAL_WITHIN: u64 = 10;
 
 /// A segment in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +72,6 @@ pub struct DeviceSpace {
 #[derive(Debug)]
 pub struct Store {
     devices: Vec<Device>,
-    /// Whose turn it is to take an object.
-    turn: AtomicUsize,
 }
 
 impl Store {
@@ -87,7 +80,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoDevice`] when there is none.
     pub fn new(devices: Vec<Device>) -> Result<Self, StoreError> {
-        if devices.is_empty() { Err(StoreError::NoDevice) } else { Ok(Self { devices, turn: AtomicUsize::default() }) }
+        if devices.is_empty() { Err(StoreError::NoDevice) } else { Ok(Self { devices }) }
     }
 
     /// Stores a segment after checking it; what was under its id is replaced. Durable after [`Self::flush`].
@@ -234,16 +227,44 @@ impl Store {
             .await
     }
 
-    /// Stores a blob under its name; what was there is replaced, in one step. Durable after [`Self::flush`].
+    /// Stores a blob under its name, on every device; what was there is replaced, in one step on each. Durable after
+    /// [`Self::flush`].
     ///
     /// # Errors
-    /// [`StoreError::Full`]; [`StoreError::TooLarge`] above [`BLOB_MAX_BYTES`].
+    /// [`StoreError::Full`]; [`StoreError::TooLarge`] above [`BLOB_MAX_BYTES`]. Then some devices may have what was there.
     pub async fn put_blob(&self, name: &BlobName, bytes: Bytes) -> Result<(), StoreError> {
         let path = name.path();
         if bytes.len() as u64 > BLOB_MAX_BYTES {
             return Err(StoreError::TooLarge { object: path.to_string(), limit: BLOB_MAX_BYTES });
         }
-        self.put(&path, &bytes).await
+        // In this order, so that the first that has it has the newest.
+        for device in &self.devices {
+            object::put(device, &path, &bytes).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings to every device the blobs that it lacks, or has as they were before: it was added, or a write was cut short.
+    ///
+    /// # Errors
+    /// [`StoreError`] of a device that cannot be read or written.
+    pub async fn even_out_blobs(&self) -> Result<(), StoreError> {
+        if self.devices.len() < 2 {
+            return Ok(());
+        }
+        for name in self.blobs().await? {
+            let (path, newest) = (name.path(), self.get_blob(&name).await?);
+            for device in &self.devices {
+                match object::get(device, &path, BLOB_MAX_BYTES).await {
+                    Ok(bytes) if bytes == newest => {}
+                    Ok(_) | Err(StoreError::NotFound { .. }) => {
+                        object::put(device, &path, &newest).await?;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.flush().await
     }
 
     /// # Errors
@@ -313,7 +334,10 @@ impl Store {
         let mut failed = None;
         for device in self.candidates(path).await? {
             match object::put(device, path, bytes).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    device.took(bytes.len() as u64);
+                    return Ok(());
+                }
                 Err(error @ StoreError::Full { .. }) => failed = Some(error),
                 Err(error) => return Err(error),
             }
@@ -334,12 +358,11 @@ impl Store {
             with_room.push((std::cmp::Reverse(free), device));
         }
         with_room.sort_by_key(|(free, _)| *free);
-        // Those that have about as much room as the first take turns: data is striped over them.
+        // Of those that have about as much room as the first, the one that took least: data is striped over them.
         let most = with_room.first().map_or(0, |(free, _)| free.0);
-        let equal = with_room.partition_point(|(free, _)| free.0 >= most - most / TURNS_WITHIN);
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        if let Some(equals) = with_room.get_mut(..equal).filter(|equals| !equals.is_empty()) {
-            equals.rotate_left(turn % equals.len());
+        let equal = with_room.partition_point(|(free, _)| free.0 >= most - most / EQUAL_WITHIN);
+        if let Some(equals) = with_room.get_mut(..equal) {
+            equals.sort_by_key(|(_, device)| device.taken());
         }
         Ok(with_room.into_iter().map(|(_, device)| device).collect())
     }

@@ -86,14 +86,7 @@ impl DiskMedium {
         let opened = File::options().read(true).write(true).open(file).map_err(journal("open"))?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
         let direct = rustix::fs::open(file, flags, Mode::empty()).ok().map(File::from);
-        Ok(Self {
-            journal: opened,
-            direct,
-            chunk: Mutex::default(),
-            volume,
-            segments,
-            runtime,
-        })
+        Ok(Self { journal: opened, direct, chunk: Mutex::default(), volume, segments, runtime })
     }
 
     /// Reads a chunk at `offset`, as much of it as the file has.

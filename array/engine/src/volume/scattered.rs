@@ -3,14 +3,14 @@
 //! Invariant: a segment that parity was made of is in the store until it is released, whoever names it.
 
 use std::{
-    collections::{BTreeSet, HashSet}, sync::atomic::Ordering};
+    collections::{BTreeSet, HashSet},
+    sync::atomic::Ordering,
+};
 
 use bytes::Bytes;
 use cairn_core::{id::SegmentId, manifest::SegmentEntry};
 
-use super::{
-    Medium, MediumError, OpenError, RootName, Volume, lock, snapshot::segments_of_root,
-};
+use super::{Medium, MediumError, OpenError, RootName, Volume, lock, snapshot::segments_of_root};
 
 /// What a durable root tells.
 #[derive(Clone, Debug)]

@@ -48,11 +48,11 @@ pub struct Base {
 }
 
 impl<S: SegmentReader> Snapshot<S> {
-    /// Opens what a root of `volume` tells.
+    /// Opens what a root of `volume` tells, with the volume's content key.
     ///
     /// # Errors
     /// [`OpenError`].
-    fn open(
+    pub fn open(
         segments: S,
         signed: &[u8],
         volume: VolumeId,

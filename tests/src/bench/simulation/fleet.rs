@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use anyhow::{Context as _, Result};
 use cairn_core::{
     availability::{HourOfWeek, Tally, Week, worst_hour},
-    id::{AgentId, StripeSetId, SegmentId},
+    id::{AgentId, SegmentId, StripeSetId},
     layout::{DataSegment, Held, Layout, Member, converge},
     planner::{Candidate, Redundancy, plan_again},
     stripe_map::{StripeIndex, StripeMap},

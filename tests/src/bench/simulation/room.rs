@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cairn_array::swarm::Swarms;
 use cairn_core::{
     fetch::{Action, Failure, Fetcher, Limits, Next, Source, Ticket, Wanted as Segment},
-    id::{AgentId, StripeSetId, InstallId, SegmentId, VersionId},
+    id::{AgentId, InstallId, SegmentId, StripeSetId, VersionId},
     layout::{DataSegment, Held, Member, converge},
     planner::Redundancy,
     stripe_map::StripeMap,
