@@ -12,7 +12,7 @@ use std::{
 
 use cairn_tests::{
     cairn::{Server, VolumeDetail, binary, eventually},
-    image::first_difference,
+    image::{Synthetic, first_difference, synthetic_ext4},
     netns::Host,
     site::{NetworkBoot, Site, stores},
     tool,
@@ -284,4 +284,60 @@ fn what_is_overwritten_leaves_the_store_and_the_clients_and_so_does_a_volume() {
         Ok((0..3).all(|index| held(&site, index) == without[index]).then_some(()))
     })
     .unwrap();
+}
+
+#[test]
+fn the_volumes_of_a_server_that_burnt_down_are_back_as_of_their_last_checkpoints() {
+    let mut site = Site::start("volumes-burnt", NetworkBoot::Off).unwrap();
+    site.join(4, "512MiB").unwrap();
+    let wanted = Synthetic { size_mib: 32, files_mib: 12, seed: 3 };
+    let image = synthetic_ext4(&site.lab.dir().join("image.raw"), wanted).unwrap().path;
+    site.add_image(&image, "lab").unwrap();
+    let options = ["volume", "create", "clone", "--image", "lab", "--layout", "mirror"];
+    site.server.run(&options).unwrap();
+    let file = content(&site.lab.dir().join("content"), 5);
+    for layout in ["swarm", "server-parity"] {
+        create(&site.server, layout, layout).unwrap();
+        write(&site, layout, &file);
+    }
+    let change = ["qemu-io", "-f", "raw", "-c", "write -P 7 1M 1M", &format!("{NBD}/clone")];
+    tool::finish(&mut on(site.server.host(), &change)).unwrap();
+    site.wait_scattered("lab").unwrap();
+    let names = ["clone", "swarm", "server-parity"];
+    for name in names {
+        site.wait_volume_scattered(name).unwrap();
+    }
+    let before = read(&site, "clone");
+    site.wait_for_stand_ins(&[0, 1, 2, 3]).unwrap();
+    site.server.process().kill().unwrap();
+    let key = site.lab.dir().join("recovery-key.txt");
+    fs::copy(site.server.data_dir().join("recovery-key.txt"), &key).unwrap();
+    fs::remove_dir_all(site.server.data_dir()).unwrap();
+
+    let host = site.lab.host("phoenix", 200).unwrap();
+    let data_dir = site.lab.dir().join("phoenix");
+    let peer = site.agents[0].host().address().to_string();
+    let mut recover = on(&host, &[binary("cairn-server").unwrap().to_str().unwrap(), "recover"]);
+    recover.args(["--peer", &peer, "--recovery-key"]).arg(&key).arg("--data-dir").arg(&data_dir);
+    let said = tool::finish(&mut recover).unwrap();
+    assert!(names.iter().all(|name| said.contains(&format!("back:  volume {name}"))), "{said}");
+    site.server = Server::first_start(&site.lab, &host, &data_dir, &[]).unwrap();
+    let clone = site.lab.dir().join("clone.before");
+    fs::rename(before, &clone).unwrap();
+    assert_eq!(first_difference(&clone, &read(&site, "clone")).unwrap(), None);
+    for name in ["swarm", "server-parity"] {
+        assert_eq!(first_difference(&file, &read(&site, name)).unwrap(), None, "{name}");
+    }
+    // They are volumes like any other, and the image is still the clone's origin.
+    let refused = site.server.run(&["image", "remove", "lab@1"]).unwrap_err();
+    assert!(format!("{refused:#}").contains("clone"), "{refused:#}");
+    let other = content(&site.lab.dir().join("other"), 6);
+    write(&site, "swarm", &other);
+    for name in names {
+        site.wait_volume_scattered(name).unwrap();
+    }
+    site.server.process().kill().unwrap();
+    site.server.restart(&site.lab, &[]).unwrap();
+    assert_eq!(first_difference(&other, &read(&site, "swarm")).unwrap(), None);
+    assert_eq!(first_difference(&file, &read(&site, "server-parity")).unwrap(), None);
 }

@@ -8,9 +8,9 @@ use crate::recover::{self, Options, Outcome};
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     // Progress: a closed terminal is no reason to end a recovery.
     let tell = |text: &str| drop(note(text));
-    let Outcome { images, lost, clients } = recover::run(options, tell).await?;
-    for image in &images {
-        line(&format!("back:  {image}"))?;
+    let Outcome { back, lost, clients } = recover::run(options, tell).await?;
+    for name in &back {
+        line(&format!("back:  {name}"))?;
     }
     for reason in &lost {
         line(&format!("lost:  {reason}"))?;
@@ -22,5 +22,5 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     if lost.is_empty() {
         return Ok(());
     }
-    bail!("{} of {} image versions are lost", lost.len(), lost.len() + images.len())
+    bail!("{} of {} image versions and volumes are lost", lost.len(), lost.len() + back.len())
 }

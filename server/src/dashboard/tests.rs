@@ -37,8 +37,8 @@ impl Site {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
-        let flags =
-            ["serve", "--listen", "127.0.0.1:0", "--boot-listen", "127.0.0.1:0", "--data-dir"];
+        let any = "127.0.0.1:0";
+        let flags = ["serve", "--listen", any, "--boot-listen", any, "--nbd", any, "--data-dir"];
         let matches = ServeOptions::augment_args(clap::Command::new("serve"))
             .get_matches_from(flags.iter().map(std::ffi::OsStr::new).chain([data.as_os_str()]));
         let options = ServeOptions::from_arg_matches(&matches).unwrap();

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use cairn_array::{dsf::SlotCount, wire::SegmentClass};
 use cairn_core::{
     directory::Directory,
-    id::{AgentId, SegmentId},
+    id::{AgentId, SegmentId, StripeSetId},
+    manifest::SegmentEntry,
     units::{ByteCount, Generation},
 };
 
@@ -15,8 +16,13 @@ use super::{
     Db, Result, integer,
     segment::{SegmentRow, add_segments},
     stripe_set::{self, Owner},
+    volume,
 };
-use crate::{bundle::SHARE, moment::Moment, recover::Row};
+use crate::{
+    bundle::SHARE,
+    moment::Moment,
+    recover::{Row, VolumeRow},
+};
 
 /// A whole site.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +31,7 @@ pub(crate) struct Recovered<'a> {
     pub(crate) signed_directory: &'a [u8],
     /// In the order of image and number.
     pub(crate) images: &'a [Row],
+    pub(crate) volumes: &'a [VolumeRow],
     /// What agents are to hold now counts for newer than what they were told before.
     pub(crate) assignment: Generation,
     pub(crate) now: Moment,
@@ -34,7 +41,9 @@ impl Recovered<'_> {
     /// The least that each agent lends, until it says it: room for what it holds, so that nothing moves before.
     fn least_lent(&self) -> BTreeMap<AgentId, ByteCount> {
         let mut held: BTreeMap<AgentId, BTreeSet<SegmentId>> = BTreeMap::new();
-        for (agent, segment) in self.images.iter().flat_map(|row| &row.holders) {
+        let of_images = self.images.iter().flat_map(|row| &row.holders);
+        let of_volumes = self.volumes.iter().flat_map(|row| &row.holders);
+        for (agent, segment) in of_images.chain(of_volumes) {
             held.entry(*agent).or_default().insert(*segment);
         }
         let bundle = self.directory.bundle.len() as u64;
@@ -61,7 +70,17 @@ impl Db {
         keep_agents(&mut transaction, site).await?;
         for row in site.images {
             keep_version(&mut transaction, row).await?;
-            keep_placement(&mut transaction, row).await?;
+            let map = row.map.as_ref().map(|(number, signed)| (*number, signed.as_ref(), None));
+            keep_placement(&mut transaction, row.image.into(), map, &row.holders).await?;
+        }
+        for row in site.volumes {
+            keep_volume(&mut transaction, row, site.now).await?;
+            let root = Some(row.root.as_ref());
+            let map = row.map.as_ref().map(|(number, signed)| (*number, signed.as_ref(), root));
+            keep_placement(&mut transaction, row.id.into(), map, &row.holders).await?;
+        }
+        if let Some(generation) = site.volumes.iter().map(|row| row.generation).max() {
+            volume::keep_generation(&mut *transaction, generation).await?;
         }
         keep_bundle(&mut transaction, site.directory).await?;
         Ok(transaction.commit().await?)
@@ -128,17 +147,8 @@ async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row)
     .bind(created)
     .execute(&mut **transaction)
     .await?;
-    let of = |class| {
-        move |entry: &cairn_core::manifest::SegmentEntry| SegmentRow {
-            id: entry.id,
-            bytes: entry.bytes,
-            class,
-        }
-    };
-    let data: Vec<_> = row.segments.iter().map(of(SegmentClass::Data)).collect();
-    let parity: Vec<_> = row.parity.iter().map(of(SegmentClass::Parity)).collect();
-    add_segments(transaction, row.image.into(), &data).await?;
-    add_segments(transaction, row.image.into(), &parity).await?;
+    add_segments(transaction, row.image.into(), &rows(&row.segments, SegmentClass::Data)).await?;
+    add_segments(transaction, row.image.into(), &rows(&row.parity, SegmentClass::Parity)).await?;
     for (position, segment) in (0_u32..).zip(&row.segments) {
         sqlx::query("INSERT INTO version_segment (version, position, segment) VALUES ($1, $2, $3)")
             .bind(row.version.as_bytes().as_slice())
@@ -150,18 +160,52 @@ async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row)
     Ok(())
 }
 
-async fn keep_placement(transaction: &mut Transaction<'static, Sqlite>, row: &Row) -> Result<()> {
-    if let Some((number, signed)) = &row.map {
+async fn keep_volume(
+    transaction: &mut Transaction<'static, Sqlite>,
+    row: &VolumeRow,
+    now: Moment,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO volume (id, name, size, state, content_key, origin, layout, created)
+         VALUES ($1, $2, $3, 'ready', $4, $5, $6, $7)",
+    )
+    .bind(row.id.as_bytes().as_slice())
+    .bind(&row.name)
+    .bind(integer(row.size.0))
+    .bind(&row.content_key)
+    .bind(row.origin.as_ref().map(|id| id.as_bytes().as_slice()))
+    .bind(row.layout.word())
+    .bind(now.0)
+    .execute(&mut **transaction)
+    .await?;
+    stripe_set::add(&mut **transaction, Owner::Volume(row.id)).await?;
+    add_segments(transaction, row.id.into(), &rows(&row.data, SegmentClass::Data)).await?;
+    add_segments(transaction, row.id.into(), &rows(&row.parity, SegmentClass::Parity)).await
+}
+
+fn rows(entries: &[SegmentEntry], class: SegmentClass) -> Vec<SegmentRow> {
+    entries.iter().map(|entry| SegmentRow { id: entry.id, bytes: entry.bytes, class }).collect()
+}
+
+async fn keep_placement(
+    transaction: &mut Transaction<'static, Sqlite>,
+    set: StripeSetId,
+    map: Option<(Generation, &[u8], Option<&[u8]>)>,
+    holders: &[(AgentId, SegmentId)],
+) -> Result<()> {
+    if let Some((number, signed, root)) = map {
         sqlx::query(
-            "INSERT INTO stripe_map (stripe_set, number, signed) VALUES ($1, $2, $3) ON CONFLICT (stripe_set) DO NOTHING",
+            "INSERT INTO stripe_map (stripe_set, number, signed, root) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (stripe_set) DO NOTHING",
         )
-        .bind(row.image.as_bytes().as_slice())
+        .bind(set.as_bytes().as_slice())
         .bind(integer(number.0))
-        .bind(signed.as_ref())
+        .bind(signed)
+        .bind(root)
         .execute(&mut **transaction)
         .await?;
     }
-    for (agent, segment) in &row.holders {
+    for (agent, segment) in holders {
         // A shard of a version that was given up is nobody's any more.
         sqlx::query(
             "INSERT INTO assignment (agent, segment) SELECT $1, id FROM segment WHERE id = $2

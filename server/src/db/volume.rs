@@ -4,7 +4,7 @@ use cairn_core::{
     id::{SnapshotId, VersionId, VolumeId},
     units::{ByteCount, Generation},
 };
-use sqlx::{Row as _, sqlite::SqliteRow};
+use sqlx::{Executor, Row as _, Sqlite, sqlite::SqliteRow};
 
 use super::{
     Columns as _, Db, DbError, Result, integer,
@@ -87,6 +87,19 @@ fn volume(row: &SqliteRow) -> Result<VolumeRow> {
         promise: row.maybe_text("promise")?,
         created: row.moment("created")?,
     })
+}
+
+/// Notes the generation of the last controller, so that the next is newer.
+pub(super) async fn keep_generation(
+    transaction: impl Executor<'_, Database = Sqlite>,
+    generation: Generation,
+) -> Result<()> {
+    sqlx::query("INSERT INTO setting (key, value) VALUES ($1, $2)")
+        .bind(GENERATION)
+        .bind(generation.0.to_le_bytes().as_slice())
+        .execute(transaction)
+        .await?;
+    Ok(())
 }
 
 impl Db {

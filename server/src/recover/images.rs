@@ -38,15 +38,15 @@ pub(super) struct Version {
 
 /// A stripe map, as the lost server signed it.
 pub(super) struct Map {
-    map: StripeMap,
-    signed: Bytes,
+    pub(super) map: StripeMap,
+    pub(super) signed: Bytes,
 }
 
 /// What the bundle holds of images.
 pub(super) struct Found {
     /// By name and number.
     versions: Vec<Version>,
-    maps: BTreeMap<StripeSetId, Map>,
+    pub(super) maps: BTreeMap<StripeSetId, Map>,
 }
 
 /// A version to be written down.
@@ -95,7 +95,6 @@ pub(super) fn read(keys: &SiteKeys, recovery: &Identity, items: &[Item<'_>]) -> 
     let (mut versions, mut maps) = (Vec::new(), BTreeMap::new());
     for item in items {
         match item {
-            // Volumes are not recovered.
             Item::BootFile { .. } | Item::VolumeRoot(_) => {}
             Item::Manifest(signed) => {
                 let public = Public::open(&verifier, signed).context("open a manifest")?;
@@ -150,7 +149,7 @@ pub(super) async fn fetch(
 }
 
 /// The inner error is for people: some segments can be had from nobody now.
-async fn fetch_all(
+pub(super) async fn fetch_all(
     store: &Store,
     fleet: &Fleet,
     found: &Found,
@@ -239,7 +238,7 @@ pub(super) fn rows(
 }
 
 /// The parity segments of a map, and who holds what of it.
-fn parts(map: &StripeMap) -> (Vec<SegmentEntry>, Vec<(AgentId, SegmentId)>) {
+pub(super) fn parts(map: &StripeMap) -> (Vec<SegmentEntry>, Vec<(AgentId, SegmentId)>) {
     let (mut parity, mut holders) = (Vec::new(), Vec::new());
     for stripe in &map.stripes {
         let entry = |shard: &cairn_core::stripe_map::Shard| SegmentEntry {

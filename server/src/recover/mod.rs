@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   a client ─► sealed keys ─► opened with the recovery key ─► the server's papers
-//!   clients  ─► newest directory ─► bundle ─► manifests, stripe maps, boot files
+//!   clients  ─► newest directory ─► bundle ─► manifests, stripe maps, roots of volumes, boot files
 //!   clients  ─► every segment, rebuilt where nobody has it ─► store
 //!                                     secrets, rows ◄─┘ ─► a server that `serve` starts
 //! ```
@@ -15,13 +15,16 @@
 
 mod fleet;
 mod images;
+mod volumes;
 
 pub(crate) use images::Row;
+pub(crate) use volumes::Row as VolumeRow;
 
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -66,7 +69,7 @@ pub(crate) struct Options {
     /// A folder of the store (repeatable; default: `store` in the data folder)
     #[arg(long, value_name = "DIR")]
     store: Vec<PathBuf>,
-    /// Go on without images that cannot be read now; clients then drop what they hold of them
+    /// Go on without images and volumes that cannot be read now; clients then drop what they hold of them
     #[arg(long)]
     accept_loss: bool,
 }
@@ -82,9 +85,9 @@ fn peer(text: &str) -> Result<SocketAddr, String> {
 /// What came of a recovery, for people.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// `NAME@N`
-    pub(crate) images: Vec<String>,
-    /// `NAME@N`, and why.
+    /// `NAME@N` of images, then the volumes.
+    pub(crate) back: Vec<String>,
+    /// Which, and why.
     pub(crate) lost: Vec<String>,
     pub(crate) clients: usize,
 }
@@ -126,8 +129,11 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
     let folders = if store.is_empty() { vec![data_dir.join("store")] } else { store };
     let devices = folders.iter().map(|folder| Device::open_or_create(folder));
     let devices = devices.collect::<Result<_, _>>().context("open the store")?;
-    let store = Store::new(devices)?;
-    let (images, lost) = images::fetch(&store, &fleet, &found, &tell).await?;
+    let store = Arc::new(Store::new(devices)?);
+    let (images, mut lost) = images::fetch(&store, &fleet, &found, &tell).await?;
+    let volumes = volumes::read(&fleet.keys, &recovery, &items)?;
+    let (volumes, missing) = volumes::fetch(&store, &fleet, &found, volumes, &tell).await?;
+    lost.extend(missing);
     if !lost.is_empty() && !accept_loss {
         bail!(
             "{}. Switch more clients on and run this again: it goes on where it ended. With --accept-loss it goes on \
@@ -151,11 +157,17 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
     for row in &rows {
         keep_manifest(&store, row.version, row.manifest.clone()).await?;
     }
+    let (volumes, orphans) = volumes::rows(&site, &found.maps, &volumes, &rows, &next)?;
+    lost.extend(orphans);
+    for row in &volumes {
+        volumes::keep(&data_dir, &store, row).await?;
+    }
     store.flush().await.context("make the store durable")?;
     let recovered = Recovered {
         signed_directory: &next.seal(site.signer()),
         directory: &next,
         images: &rows,
+        volumes: &volumes,
         assignment: Generation(seconds()),
         now: Moment::now(),
     };
@@ -163,8 +175,9 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
     db.keep_recovered(&recovered).await.context("write down the site")?;
     db.close().await;
     fs::remove_file(data_dir.join(MARKER)).context("end the recovery")?;
-    let images = rows.iter().map(Row::name).collect();
-    Ok(Outcome { images, lost, clients: directory.members.len() })
+    let images = rows.iter().map(Row::name);
+    let volumes = volumes.iter().map(|volume| format!("volume {}", volume.name));
+    Ok(Outcome { back: images.chain(volumes).collect(), lost, clients: directory.members.len() })
 }
 
 fn seconds() -> u64 {

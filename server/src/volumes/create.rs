@@ -182,6 +182,12 @@ pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError>
     Ok(())
 }
 
+/// The ring of the journal of a volume of this size, in blocks.
+pub(crate) fn journal_capacity(size: ByteCount) -> u64 {
+    let journal = (size.0 / JOURNAL_ONE_OF).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end());
+    journal_blocks(ByteCount(journal))
+}
+
 async fn make(
     app: &App,
     row: &VolumeRow,
@@ -195,8 +201,7 @@ async fn make(
     let (keys, name) = (keys(app, row)?, name(app, row));
     let (file, id, segments) = (journal_file(app, row.id), row.id, segment_reader(app));
     let runtime = tokio::runtime::Handle::current();
-    let journal = (row.size.0 / JOURNAL_ONE_OF).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end());
-    let capacity = journal_blocks(ByteCount(journal));
+    let capacity = journal_capacity(row.size);
     let volume = blocking(move || {
         let medium = DiskMedium::create(&file, capacity, id, segments, runtime)?;
         let volume = Volume::create(medium, name, keys, blocks, capacity)?;

@@ -18,7 +18,7 @@ pub(crate) mod snapshots;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -32,8 +32,8 @@ use cairn_core::{
     units::{ByteCount, Generation},
 };
 
-pub(crate) use create::create;
 pub use create::{Beginning, CreateError, NewVolume};
+pub(crate) use create::{create, journal_capacity};
 pub(crate) use open::open_all;
 pub use served::Served;
 
@@ -41,7 +41,6 @@ use crate::{
     app::App,
     db::volume::{VolumeLayout, VolumeRow, VolumeStage},
     finder::Finder,
-    jobs::Kind,
 };
 
 type Open = Arc<RunningVolume<DiskMedium>>;
@@ -177,7 +176,12 @@ pub(super) fn segment_reader(app: &App) -> StoreSegments {
 }
 
 pub(super) fn journal_file(app: &App, id: VolumeId) -> PathBuf {
-    app.data_dir.join("volumes").join(format!("{id}.journal"))
+    journal_path(&app.data_dir, id)
+}
+
+/// Where a volume's journal is.
+pub(crate) fn journal_path(data_dir: &Path, id: VolumeId) -> PathBuf {
+    data_dir.join("volumes").join(format!("{id}.journal"))
 }
 
 pub(super) fn keys(app: &App, row: &VolumeRow) -> anyhow::Result<VolumeKeys> {
@@ -283,7 +287,5 @@ async fn remove_parts(app: &App, id: VolumeId, open: Option<Open>) -> anyhow::Re
         }
         _ => {}
     }
-    app.db.forget_volume(id).await.context("forget a volume")?;
-    // Clients need not know it any more.
-    app.queue(Kind::Bundle).await.context("queue the bundle")
+    app.db.forget_volume(id).await.context("forget a volume")
 }

@@ -154,7 +154,9 @@ pub(super) async fn withdraw(app: &App, id: VolumeId, open: Option<&Open>) -> an
         return Ok(());
     }
     app.db.assign_set(id.into(), &[]).await.context("withdraw segments")?;
+    app.db.forget_stripe_map(id.into()).await.context("forget the stripe map")?;
     app.agents_changed.notify();
+    app.queue(Kind::Bundle).await.context("queue the bundle")?;
     for parity in rows.iter().filter(|row| row.class == SegmentClass::Parity) {
         app.store.delete_segment(parity.id).await.context("delete parity")?;
     }

@@ -238,3 +238,96 @@ fn who_comes_back_gets_what_it_still_has() {
     let again = converge(Some(&back), &data, plan, &all, &held).unwrap();
     assert_eq!(realise(&again, 4).stripes, back.stripes);
 }
+
+/// What each client holds of these shards, in bytes.
+fn held_by(map: &StripeMap, shards: impl Fn(&Stripe) -> Vec<&Shard>) -> Vec<u64> {
+    let mut held = vec![0; map.holders.len()];
+    for shard in map.stripes.iter().flat_map(shards) {
+        for holder in &shard.holders {
+            held[usize::from(holder.0)] += u64::from(shard.bytes);
+        }
+    }
+    held
+}
+
+/// Segments on so many devices, the last of which has fewer.
+fn on_devices(count: u32, devices: usize) -> Vec<DataSegment> {
+    let mut data = segments(0..count);
+    for (number, segment) in data.iter_mut().enumerate() {
+        segment.device = (number % (devices * 10 - 3)) % devices;
+    }
+    data
+}
+
+#[test]
+fn each_client_holds_its_part_of_the_parity_of_the_servers_devices_and_less_the_more_clients_there_are()
+ {
+    let redundancy = Redundancy::Parity { k: 4, m: 2 };
+    let spread = Spread { redundancy, share: Share::Parity };
+    let data = on_devices(2000, 4);
+    let device_of: HashMap<_, _> =
+        data.iter().map(|segment| (segment.id, segment.device)).collect();
+    let mut largest = u64::MAX;
+    for clients in 4..=20 {
+        let members = fleet(0..clients, 5000);
+        let layout = converge(None, &data, spread, &members, &Held::new()).unwrap();
+        let map = realise(&layout, 1);
+        for stripe in &map.stripes {
+            assert!(stripe.data.iter().all(|shard| shard.holders.is_empty()));
+            let devices: HashSet<_> =
+                stripe.data.iter().map(|shard| device_of[&shard.id]).collect();
+            assert_eq!(devices.len(), stripe.data.len(), "a device has two segments of a stripe");
+            let parity: HashSet<_> =
+                stripe.parity.iter().map(|shard| shard.holders.clone()).collect();
+            assert_eq!((parity.len(), stripe.parity.len()), (2, 2));
+        }
+        let there: HashSet<_> = map.stripes.iter().flat_map(|s| &s.data).map(|s| s.id).collect();
+        assert_eq!(there.len(), data.len());
+        let held = held_by(&map, |stripe| stripe.parity.iter().collect());
+        let even = held.iter().sum::<u64>() / u64::from(clients);
+        assert!(held.iter().all(|bytes| bytes.abs_diff(even) * 20 <= even), "{held:?}");
+        let most = *held.iter().max().unwrap();
+        assert!(most < largest, "{clients} clients: {most} of {largest}");
+        largest = most;
+    }
+}
+
+#[test]
+fn a_segment_that_moved_to_another_device_is_protected_by_others() {
+    let redundancy = Redundancy::Parity { k: 2, m: 1 };
+    let spread = Spread { redundancy, share: Share::Parity };
+    let members = fleet(0..3, 100);
+    let mut data = on_devices(40, 2);
+    let before = converge(None, &data, spread, &members, &Held::new()).unwrap();
+    let before = realise(&before, 1);
+    let same = converge(Some(&before), &data, spread, &members, &Held::new()).unwrap();
+    assert_eq!(same.to_compute().count(), 0);
+    // The first device is lost, and what it had is on the second now.
+    for segment in &mut data {
+        segment.device = 1;
+    }
+    let after =
+        realise(&converge(Some(&before), &data, spread, &members, &Held::new()).unwrap(), 2);
+    assert!(after.stripes.iter().all(|stripe| stripe.data.len() == 1));
+}
+
+#[test]
+fn clients_hold_the_data_and_the_server_keeps_the_parity() {
+    let redundancy = Redundancy::Parity { k: 3, m: 2 };
+    let spread = Spread { redundancy, share: Share::Data };
+    let data = segments(0..300);
+    let members = fleet(0..5, 100);
+    let first = realise(&converge(None, &data, spread, &members, &Held::new()).unwrap(), 1);
+    for stripe in &first.stripes {
+        assert!(stripe.parity.iter().all(|shard| shard.holders.is_empty()));
+        let holders: HashSet<_> = stripe.data.iter().map(|shard| shard.holders.clone()).collect();
+        assert_eq!(holders.len(), stripe.data.len());
+    }
+    let held = held_by(&first, |stripe| stripe.data.iter().collect());
+    assert_eq!(held.iter().sum::<u64>(), data.iter().map(|it| u64::from(it.bytes)).sum::<u64>());
+    // Without one of them, the others take over its part and nothing else moves.
+    let rest = fleet([0, 1, 3, 4], 100);
+    let next = realise(&converge(Some(&first), &data, spread, &rest, &Held::new()).unwrap(), 2);
+    let moved: u64 = transfers(Some(&first), &next).iter().map(|it| u64::from(it.bytes)).sum();
+    assert_eq!(moved, held[2]);
+}

@@ -243,3 +243,50 @@ fn a_group_of_a_large_fleet_does_not_follow_every_change_of_a_measurement() {
     let replaced = plan_again(&short, ByteCount(GIB), Some(parity(32, 20))).unwrap();
     assert_eq!((replaced.redundancy, replaced.group.len()), (parity(32, 20), 52));
 }
+
+#[test]
+fn a_mirror_is_one_copy_over_all_clients() {
+    let plan = plan_mirror(&clients(&[1, 2, 0, 3]), ByteCount(5 * GIB)).unwrap();
+    assert_eq!((plan.redundancy, plan.group.len()), (Redundancy::Copies { count: 1 }, 3));
+    assert!(plan.sentence().contains("Either the server or any of the 3 clients"));
+    let refused = plan_mirror(&clients(&[1, 2, 0, 3]), ByteCount(7 * GIB)).unwrap_err();
+    let Refusal::TooLittleRoom { missing, .. } = refused else { panic!("{refused}") };
+    assert!((GIB * 9 / 10..=GIB * 11 / 10).contains(&missing.0), "{missing:?}");
+    assert_eq!(plan_mirror(&clients(&[0]), ByteCount(1)), Err(Refusal::NoClients));
+}
+
+#[test]
+fn parity_on_the_server_grows_with_how_often_clients_are_away_up_to_half() {
+    let planned = |count: usize, availability: f64| {
+        let mut fleet = clients(&vec![10; count]);
+        fleet.iter_mut().for_each(|client| client.availability = availability);
+        plan_server_parity(&fleet, ByteCount(GIB)).map(|plan| (plan.redundancy, plan.sentence()))
+    };
+    assert_eq!(planned(1, 0.8), Err(Refusal::OneClient));
+    let (redundancy, sentence) = planned(3, 0.8).unwrap();
+    assert_eq!(redundancy, Redundancy::Parity { k: 3, m: 2 });
+    assert!(sentence.contains("Any 2 of the 3 clients may be lost, while the server lives"));
+    assert_eq!(planned(20, 0.8).unwrap().0, Redundancy::Parity { k: 20, m: 10 });
+    assert_eq!(planned(20, 0.99).unwrap().0, Redundancy::Parity { k: 20, m: 3 });
+    assert_eq!(planned(60, 0.999_9).unwrap().0, Redundancy::Parity { k: 32, m: 1 });
+}
+
+#[test]
+fn parity_on_clients_needs_two_devices_and_protects_from_a_client_too_when_there_are_four() {
+    let planned = |count: usize, devices| {
+        plan_client_parity(&clients(&vec![10; count]), ByteCount(GIB), devices)
+    };
+    assert_eq!(planned(3, 1), Err(Refusal::Devices(1)));
+    assert_eq!(planned(3, 33), Err(Refusal::Devices(33)));
+    let few = planned(3, 2).unwrap();
+    assert_eq!(few.redundancy, Redundancy::Parity { k: 2, m: 1 });
+    assert!(
+        few.sentence().contains(
+            "Any 1 of the server's 2 devices may be lost, while all of the 3 clients live;"
+        )
+    );
+    let many = planned(4, 3).unwrap();
+    assert_eq!(many.redundancy, Redundancy::Parity { k: 3, m: 2 });
+    assert!(many.sentence().contains("Any 2 of the server's 3 devices"));
+    assert!(many.sentence().contains("or any 1 and any 1 of the clients"));
+}

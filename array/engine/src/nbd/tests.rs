@@ -24,7 +24,7 @@ use super::{Export, ExportError, Exports, Flushed, StatusRun, Visitor, serve};
 use crate::{
     store::{Device, Store},
     tls::{Authority, Member, new_authority, new_key_and_csr, public_key_of_csr, server_tls},
-    volume::{Change, DiskMedium, RunningVolume, Volume, VolumeKeys, VolumeName},
+    volume::{Change, DiskMedium, RunningVolume, StoreSegments, Volume, VolumeKeys, VolumeName},
 };
 
 const MIB: u64 = 1 << 20;

@@ -237,16 +237,47 @@ async fn blobs_are_replaced_in_place() {
         store.put_blob(&name, Bytes::from(text)).await.unwrap();
         assert_eq!(store.get_blob(&name).await.unwrap(), text);
     }
-    assert_eq!(
-        [&one, &two].iter().filter(|root| root.join("blobs/stripe-map/0a1b").exists()).count(),
-        1
-    );
+    assert!([&one, &two].iter().all(|root| root.join("blobs/stripe-map/0a1b").exists()));
     let other: BlobName = "manifest/0a1b".parse().unwrap();
     store.put_blob(&other, Bytes::from_static(b"text")).await.unwrap();
     assert_eq!(store.blobs().await.unwrap(), [other, name.clone()]);
     assert!(store.delete_blob(&name).await.unwrap());
     assert!(!store.delete_blob(&name).await.unwrap());
     assert_eq!(listed(&store).await, []);
+}
+
+#[tokio::test]
+async fn blobs_are_the_same_on_all_devices_after_one_was_lost_or_missed_a_write() {
+    let (_first, one) = folder();
+    let (_second, two) = folder();
+    let names: [BlobName; 2] = ["volume/0a".parse().unwrap(), "volume/0b".parse().unwrap()];
+    {
+        let store = store(&[&one, &two]);
+        for name in &names {
+            store.put_blob(name, Bytes::from_static(b"new")).await.unwrap();
+        }
+    }
+    std::fs::write(two.join("blobs/volume/0a"), "old").unwrap();
+    std::fs::remove_file(two.join("blobs/volume/0b")).unwrap();
+    store(&[&one, &two]).even_out_blobs().await.unwrap();
+    let alone = store(&[&two]);
+    for name in &names {
+        assert_eq!(alone.get_blob(name).await.unwrap(), "new");
+    }
+}
+
+#[tokio::test]
+async fn devices_with_as_much_room_take_as_much() {
+    let (_first, one) = folder();
+    let (_second, two) = folder();
+    let store = store(&[&one, &two]);
+    for seed in 0..20 {
+        let (id, bytes) = bytes_of(seed, 1000);
+        store.put_segment(id, bytes).await.unwrap();
+        assert_eq!(store.device_of_segment(id).await.unwrap(), Some(usize::from(seed % 2)));
+    }
+    assert_eq!(store.device_of_segment(SegmentId([0; 32])).await.unwrap(), None);
+    assert_eq!(store.devices(), 2);
 }
 
 #[tokio::test]

@@ -59,12 +59,13 @@ use cairn_core::{
 pub use disk::{DiskMedium, journal_blocks, root_name};
 pub use life::Usage;
 pub use medium::{Medium, MediumError, RootName, SegmentReader, Wait};
+pub use open::restore;
 pub use reader::Stretch;
 pub use running::{RunningVolume, VolumeState};
 pub use scattered::Checkpoint;
 pub use sealer::SealError;
 pub use segments::{Elsewhere, StoreSegments};
-pub use snapshot::{Base, Snapshot};
+pub use snapshot::{Base, Snapshot, segments_of_root};
 
 use crate::frame::FrameError;
 use checkpoint::Pages;

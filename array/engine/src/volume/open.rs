@@ -25,8 +25,8 @@ use cairn_core::{
 };
 
 use super::{
-    Maps, Medium, OpenError, Pages, ReadError, RootName, Sealer, SegmentReader, StoreHealth,
-    Volume, VolumeKeys, VolumeName, Wait, Writer,
+    Maps, Medium, MediumError, OpenError, Pages, ReadError, RootName, Sealer, SegmentReader,
+    StoreHealth, Volume, VolumeKeys, VolumeName, Wait, Writer,
     checkpoint::Meta,
     frames::{Frames, Sealed},
 };
@@ -44,9 +44,7 @@ impl<M: Medium> Volume<M> {
         blocks: u64,
         capacity: u64,
     ) -> Result<Self, OpenError> {
-        let ring = Ring { volume: name.id, capacity };
-        medium.write_journal(0, &[IoSlice::new(&ring.encode())])?;
-        medium.sync_journal()?;
+        restore(&medium, name.id, capacity)?;
         let draft = Draft {
             volume: name.id,
             generation: name.generation,
@@ -167,6 +165,17 @@ impl<M: Medium> Volume<M> {
         }
         Ok(self.medium.sync_journal()?)
     }
+}
+
+/// Makes an empty journal, with a ring of `capacity` blocks, for a volume whose root is in the store already: it is as the
+/// root tells.
+///
+/// # Errors
+/// [`MediumError`].
+pub fn restore<M: Medium>(medium: &M, volume: VolumeId, capacity: u64) -> Result<(), MediumError> {
+    let ring = Ring { volume, capacity };
+    medium.write_journal(0, &[IoSlice::new(&ring.encode())])?;
+    medium.sync_journal()
 }
 
 /// A root of `volume`, and its secret part.

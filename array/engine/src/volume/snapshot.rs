@@ -118,7 +118,7 @@ impl<S: SegmentReader> Snapshot<S> {
 ///
 /// # Errors
 /// [`OpenError`].
-pub(super) fn segments_of_root<S: SegmentReader>(
+pub fn segments_of_root<S: SegmentReader>(
     segments: &S,
     signed: &[u8],
     volume: VolumeId,
