@@ -88,11 +88,12 @@ pub(crate) async fn refresh(app: &App, job: &JobHandle) -> anyhow::Result<bool> 
     let segments: Vec<_> = cuts.iter().map(|(entry, _)| *entry).collect();
     let newest = app.db.bundles().await?.pop();
     let id = match newest {
-        Some(newest) if newest.segments == segments => newest.id,
+        Some(newest) if newest.segments == segments => {
+            keep(app, cuts).await?;
+            newest.id
+        }
         _ => {
-            for (entry, part) in cuts {
-                app.store.put_segment(entry.id, part).await.context("keep the bundle")?;
-            }
+            keep(app, cuts).await?;
             let id = app.db.add_bundle(&segments).await?;
             app.agents_changed.notify();
             id
@@ -107,6 +108,16 @@ pub(crate) async fn refresh(app: &App, job: &JobHandle) -> anyhow::Result<bool> 
         // Whoever joins or lends more queues it.
         Wait::NobodyCarries => Ok(true),
     }
+}
+
+/// Puts the segments that the store lacks.
+async fn keep(app: &App, cuts: Vec<(SegmentEntry, Bytes)>) -> anyhow::Result<()> {
+    for (entry, part) in cuts {
+        if !app.store.has_segment(entry.id).await.context("look for the bundle")? {
+            app.store.put_segment(entry.id, part).await.context("keep the bundle")?;
+        }
+    }
+    Ok(())
 }
 
 /// Why waiting for the holders ended.

@@ -19,8 +19,8 @@ use crate::{
     moment::Moment,
 };
 
-/// Jobs that run at once: they share disks and network with everything else here.
-const AT_ONCE: usize = 2;
+/// Jobs that run at once: they share disks and network with everything else here. A scrub may be one of them for hours.
+const AT_ONCE: usize = 3;
 /// After this many failures in a row a job is given up.
 const MAX_ATTEMPTS: u32 = 12;
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -157,6 +157,7 @@ async fn run(app: App, job: JobRow) {
     let handle = JobHandle { app: app.clone(), id: job.id, told: Mutex::new(None) };
     let done = match job.kind {
         Kind::Scatter { set } => crate::scatter::converge(&app, set, &handle).await,
+        Kind::Scrub => crate::scrub::run(&app, &handle).await,
         Kind::Bundle => crate::bundle::refresh(&app, &handle).await.map(|_| ()),
         Kind::RemoveVersion { version } => crate::removal::remove(&app, version, &handle).await,
     };

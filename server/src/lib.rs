@@ -36,6 +36,7 @@ mod recover;
 pub mod register;
 mod removal;
 pub mod scatter;
+pub mod scrub;
 mod secret;
 pub mod serve;
 pub mod site;

@@ -45,7 +45,7 @@ use crate::{
     moment::Moment,
     presence, recover,
     register::{self, Registrations},
-    secret,
+    scrub, secret,
     site::{Opened, Site, secrets},
     volumes::{self, Served, Volumes},
 };
@@ -265,6 +265,8 @@ fn run_beside(app: &App, papers: Papers, services: &mut JoinSet<anyhow::Result<(
     app.tasks.spawn(bundle::watch_payload(app.clone()));
     app.tasks.spawn(presence::watch(app.clone()));
     app.tasks.spawn(volumes::scatter::watch(app.clone()));
+    app.tasks.spawn(volumes::open_again(app.clone()));
+    app.tasks.spawn(scrub::watch(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers));
     let worker = app.clone();
     services.spawn(async move {

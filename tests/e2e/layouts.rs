@@ -167,6 +167,22 @@ fn what_the_store_loses_of_a_swarm_comes_back_from_clients() {
     site.agents[1].process().kill().unwrap();
     site.server.restart(&site.lab, &[]).unwrap();
     assert_eq!(first_difference(&file, &read(&site, "v")).unwrap(), None);
+    // What nobody reads is found by the scrub.
+    for (number, path) in segments(&store).keys().enumerate() {
+        if number % 3 == 0 {
+            fs::remove_file(path).unwrap();
+        } else if number % 3 == 1 {
+            fs::write(path, "rot").unwrap();
+        }
+    }
+    let scrub = || site.server.run(&["store", "scrub"]).unwrap();
+    let first = scrub();
+    let damaged: u64 = first.split(' ').nth(4).unwrap().parse().unwrap();
+    assert!(damaged >= 10 && first.contains(&format!("{damaged} of them are back")), "{first}");
+    eventually("the scrub to find nothing more", SOON, || {
+        Ok(scrub().contains("checked; 0 were damaged").then_some(()))
+    })
+    .unwrap();
     // By now the store has all of it again.
     site.agents[2].process().kill().unwrap();
     site.agents[3].process().kill().unwrap();

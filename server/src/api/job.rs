@@ -14,9 +14,9 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Job {
     pub id: i64,
-    /// `scatter`, `bundle` or `remove-version`
+    /// `scatter`, `bundle`, `scrub` or `remove-version`
     pub kind: String,
-    /// The image or version it is about.
+    /// The image, volume or version it is about.
     pub subject: String,
     pub state: JobState,
     /// Times it was begun.
@@ -35,6 +35,7 @@ impl From<JobRow> for Job {
         let subject = match row.kind {
             Kind::Scatter { set } => set.to_string(),
             Kind::Bundle => "this site".to_owned(),
+            Kind::Scrub => "the store".to_owned(),
             Kind::RemoveVersion { version } => version.to_string(),
         };
         Self {

@@ -27,6 +27,7 @@ pub mod image;
 pub mod job;
 pub mod limits;
 pub mod machine;
+pub(crate) mod scrub;
 pub mod session;
 pub mod snapshot;
 pub mod status;
@@ -90,6 +91,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(snapshot::remove))
         .routes(routes!(snapshot::roll_back))
         .routes(routes!(limits::show, limits::set))
+        .routes(routes!(scrub::show, scrub::begin))
         .routes(routes!(status::show))
         .routes(routes!(job::list))
         .routes(routes!(event::listen))

@@ -22,6 +22,7 @@ mod output;
 mod recover;
 mod sparse;
 mod status;
+mod store;
 mod token;
 mod volume;
 
@@ -53,6 +54,8 @@ enum Command {
     Deployment(deployment::Args),
     /// Volumes: create, list, show, resize, delete, papers
     Volume(volume::Args),
+    /// The store: add-device, scrub
+    Store(store::Args),
     /// Limit how fast each machine of the site moves segments, or show the limits
     Limit(limit::Args),
     /// Show the fleet
@@ -108,6 +111,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Deploy(args) => args.run().await,
             Command::Deployment(args) => args.run().await,
             Command::Volume(args) => args.run().await,
+            Command::Store(args) => args.run().await,
             Command::Limit(args) => args.run().await,
             Command::Status(args) => args.run().await,
             Command::Boot(args) => args.run(),

@@ -26,6 +26,8 @@ pub enum Kind {
     Scatter { set: StripeSetId },
     /// Have clients hold what the site needs without this server.
     Bundle,
+    /// Read and check what the store has.
+    Scrub,
     /// Take a version apart: its own segments leave the fleet and the store.
     RemoveVersion { version: VersionId },
 }
@@ -37,6 +39,7 @@ impl Kind {
         match self {
             Self::Scatter { .. } => "scatter",
             Self::Bundle => "bundle",
+            Self::Scrub => "scrub",
             Self::RemoveVersion { .. } => "remove-version",
         }
     }
@@ -45,6 +48,7 @@ impl Kind {
         match self {
             Self::Scatter { set } => format!("scatter/{set}"),
             Self::Bundle => "bundle".to_owned(),
+            Self::Scrub => "scrub".to_owned(),
             Self::RemoveVersion { version } => format!("remove-version/{version}"),
         }
     }

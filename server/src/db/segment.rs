@@ -78,6 +78,22 @@ impl Db {
             .collect()
     }
 
+    /// The data segments that the store should have: all but those of volumes whose data clients hold instead.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn segments_of_store(&self) -> Result<Vec<SegmentId>> {
+        sqlx::query(
+            "SELECT id FROM segment WHERE class = 'data' AND stripe_set NOT IN
+               (SELECT id FROM volume WHERE layout = 'server-parity')",
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(|row| row.id("id").map(SegmentId))
+        .collect()
+    }
+
     /// Adds segments to a set; those already there stay as they are.
     ///
     /// # Errors

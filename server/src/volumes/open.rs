@@ -1,7 +1,7 @@
 //! Opening the volumes when the server starts: first all of them, then what they share, and only then their threads start,
 //! which delete what nobody shares.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use cairn_array::volume::{DiskMedium, RunningVolume, Volume};
@@ -21,6 +21,9 @@ use crate::{
         volume::{VolumeRow, VolumeStage},
     },
 };
+
+/// How long until volumes that could not be opened are tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// A volume without threads.
 pub(super) type Closed = Volume<DiskMedium>;
@@ -125,4 +128,57 @@ fn start_all(
         (row, started)
     });
     started.collect()
+}
+
+/// Tries again to open volumes that could not be opened, until the server stops: what they lacked may be with clients that
+/// were asleep.
+pub(crate) async fn open_again(app: App) {
+    loop {
+        if app.stop.run_until_cancelled(tokio::time::sleep(AGAIN_AFTER)).await.is_none() {
+            return;
+        }
+        let closed = |entry: &Entry| entry.open.is_err().then_some(entry.id);
+        let closed: Vec<VolumeId> = app.volumes.entries().values().filter_map(closed).collect();
+        for id in closed {
+            match try_again(&app, id).await {
+                Ok(()) => tracing::info!(volume = %id, "a volume could be opened after all"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::debug!(volume = %id, error, "a volume still cannot be opened");
+                }
+            }
+        }
+    }
+}
+
+async fn try_again(app: &App, id: VolumeId) -> anyhow::Result<()> {
+    let _alone = app.volumes.changing.lock().await;
+    let row = app.db.volume(id).await.context("look for the volume")?;
+    let row = row.context("it is gone")?;
+    // It may have been removed, or opened, since it was looked up.
+    let is_closed = |entry: &Entry| entry.id == id && entry.open.is_err();
+    if !app.volumes.look(&row.name, is_closed).unwrap_or(false) {
+        return Ok(());
+    }
+    let mut snapshots = app.db.snapshots().await.context("list snapshots")?;
+    snapshots.retain(|snapshot| snapshot.stage == VolumeStage::Ready);
+    let (volume, shared) = open(app, &row, &snapshots).await?;
+    let worker = app.clone();
+    let started = blocking(move || {
+        let pinned = shared.segments(|of, snapshot| {
+            if of == id {
+                return Ok(volume.segments_of_snapshot(snapshot)?);
+            }
+            let other = worker.volumes.by_id(of);
+            let other = other.context("the volume it was taken of cannot be opened")?;
+            Ok(other.segments_of_snapshot(snapshot)?)
+        })?;
+        volume.pin(pinned);
+        start(volume)
+    });
+    let started = started.await?;
+    if let Some(entry) = app.volumes.entries().get_mut(&row.name) {
+        entry.open = Ok(started);
+    }
+    Ok(())
 }

@@ -1,0 +1,92 @@
+//! `cairn-server store …`
+
+use std::{path::PathBuf, time::Duration};
+
+use cairn_array::store::Device;
+use clap::Subcommand;
+
+use super::{
+    client::{Client, Remote},
+    output::{json, line, note},
+};
+use crate::{api::job::Job, db::job::JobState, scrub::Scrubbed};
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make a new or empty folder a device of the store; from then on name it with `serve --store`, too
+    AddDevice { folder: PathBuf },
+    /// Read and check every segment of the store now, and bring back what is damaged
+    Scrub {
+        #[command(flatten)]
+        remote: Remote,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Args {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        match self.verb {
+            Verb::AddDevice { folder } => {
+                drop(Device::create(&folder)?);
+                note(&format!(
+                    "{0} is a device of a store: start the server with `--store {0}` beside those that it has",
+                    folder.display()
+                ))
+            }
+            Verb::Scrub { remote, json: as_json } => {
+                let client = remote.connect()?;
+                let found = scrub(&client).await?;
+                if as_json {
+                    json(&found)?;
+                } else {
+                    line(&format!(
+                        "{} segments are checked; {} were damaged or missing, {} of them are back",
+                        found.checked, found.damaged, found.repaired
+                    ))?;
+                }
+                anyhow::ensure!(
+                    found.damaged == found.repaired,
+                    "{} segments are lost: the server's log names them",
+                    found.damaged - found.repaired
+                );
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Waits for a pass that began after this was called.
+async fn scrub(client: &Client) -> anyhow::Result<Scrubbed> {
+    let before: Scrubbed = client.post_json("/api/v1/scrub", &()).await?;
+    let mut told = 0;
+    loop {
+        let now: Scrubbed = client.get("/api/v1/scrub").await?;
+        if now.passes > before.passes {
+            return Ok(now);
+        }
+        let jobs: Vec<Job> = client.get("/api/v1/jobs").await?;
+        // The newest comes first.
+        let job = jobs.into_iter().find(|job| job.kind == "scrub");
+        if let Some(job) = &job
+            && let (JobState::Failed, Some(error)) = (job.state, &job.error)
+        {
+            anyhow::bail!("the scrub failed: {error}");
+        }
+        let percent =
+            job.and_then(|job| job.progress).map_or(0, |it| it.done * 100 / it.total.max(1));
+        if percent >= told + 10 {
+            told = percent;
+            note(&format!("{percent} % are checked"))?;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
