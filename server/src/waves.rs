@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context as _;
 use cairn_array::wire::SYNC_HOLD;
 use cairn_core::{
-    id::{AgentId, InstallId, SegmentId},
+    id::{AgentId, InstallId, SegmentId, StripeSetId},
     waves::unreadable_without,
 };
 
@@ -99,17 +99,20 @@ async fn obstacle(app: &App, clients: &[AgentRow]) -> anyhow::Result<Option<Stri
     let fleet = app.db.approved_agents().await.context("list agents")?;
     let alive: BTreeSet<AgentId> =
         fleet.iter().filter(|agent| !is_lost(agent)).map(|agent| agent.id).collect();
-    for image in app.db.images().await.context("list images")? {
-        let Some(map) = present_map(app, image.id.into()).await? else { continue };
-        let held = app.db.holders_of_set(image.id.into()).await.context("list holders")?;
+    let images = app.db.images().await.context("list images")?.into_iter();
+    let volumes = app.db.volumes().await.context("list volumes")?.into_iter();
+    let sets = images.map(|image| (StripeSetId::from(image.id), image.name));
+    for (set, name) in sets.chain(volumes.map(|volume| (volume.id.into(), volume.name))) {
+        let Some(map) = present_map(app, set).await? else { continue };
+        let held = app.db.holders_of_set(set).await.context("list holders")?;
         let holds = |agent: AgentId, id: SegmentId| {
             alive.contains(&agent) && held.get(&id).is_some_and(|all| all.contains(&agent))
         };
         for client in clients {
             if unreadable_without(&map, holds, client.id).is_some() {
                 return Ok(Some(format!(
-                    "without client {} the clients could not read {} any more; it goes on as soon as others hold its part",
-                    client.name, image.name
+                    "without client {} the clients could not read {name} any more; it goes on as soon as others hold its part",
+                    client.name
                 )));
             }
         }

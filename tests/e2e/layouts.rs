@@ -11,7 +11,7 @@ use std::{
 };
 
 use cairn_tests::{
-    cairn::{Server, VolumeDetail, binary, eventually},
+    cairn::{Agent, Server, VolumeDetail, binary, eventually},
     image::{Synthetic, first_difference, synthetic_ext4},
     netns::Host,
     site::{NetworkBoot, Site, stores},
@@ -189,6 +189,23 @@ fn what_the_store_loses_of_a_swarm_comes_back_from_clients() {
     site.server.process().kill().unwrap();
     site.server.restart(&site.lab, &[]).unwrap();
     assert_eq!(first_difference(&file, &read(&site, "v")).unwrap(), None);
+    // The whole store is lost while all clients are off: as soon as they are on, the volume is there.
+    site.server.process().kill().unwrap();
+    for path in segments(&store).keys() {
+        fs::remove_file(path).unwrap();
+    }
+    site.server.restart(&site.lab, &[]).unwrap();
+    assert_eq!(site.server.volume("v").unwrap().state, "unavailable");
+    for index in 0..3 {
+        let agent = &site.agents[index];
+        let (host, state) = (agent.host().clone(), agent.state_dir().to_owned());
+        site.agents[index] = Agent::run(&site.lab, &host, &state).unwrap();
+    }
+    eventually("the volume to be opened", SOON, || {
+        Ok((site.server.volume("v")?.state == "well").then_some(()))
+    })
+    .unwrap();
+    assert_eq!(first_difference(&file, &read(&site, "v")).unwrap(), None);
 }
 
 #[test]
@@ -288,6 +305,11 @@ fn what_is_overwritten_leaves_the_store_and_the_clients_and_so_does_a_volume() {
     let both = site.wait_volume_scattered("v").unwrap();
     assert!(bytes(&both) > bytes(&before) * 19 / 10, "{both:?}");
     site.server.run(&["volume", "delete-snapshot", "v", "s"]).unwrap();
+    eventually("the snapshot's segments to go", SOON, || {
+        let now = site.server.volume("v")?;
+        Ok((bytes(&now) < bytes(&before) * 11 / 10).then_some(()))
+    })
+    .unwrap();
     site.server.run(&["volume", "delete", "v"]).unwrap();
     for index in 0..3 {
         site.wait_settled(index).unwrap();

@@ -16,6 +16,7 @@ use crate::paths;
 mod array;
 mod holders;
 mod images;
+mod layouts;
 mod link;
 mod overhead;
 mod owner;
@@ -24,7 +25,7 @@ mod simulation;
 mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 12] = [
+pub const BENCHES: [Bench; 13] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -69,6 +70,11 @@ pub const BENCHES: [Bench; 12] = [
         name: "array",
         about: "a volume by NBD beside qemu-nbd and nbdkit on the same disk, and what it writes per byte",
         run: array::measure,
+    },
+    Bench {
+        name: "layouts",
+        about: "volumes that clients hold: network, a device or a client lost, and reads without the server",
+        run: layouts::measure,
     },
     Bench {
         name: "overhead",

@@ -4,7 +4,7 @@
 //! only when every stripe in which it holds a shard can be read without it. Those that may go at once are a wave; the next one
 //! begins when the clients that are left hold in full what the first ones took with them.
 //!
-//! A client that sleeps still has its shards, so it counts. A stripe without parity and with one holder promises nothing: there
+//! A client that sleeps still has its shards, so it counts; a shard without holders is with the server, which stays. A stripe without parity and with one holder promises nothing: there
 //! waiting would not help, so it holds nobody up.
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     stripe_map::{Shard, Stripe, StripeIndex, StripeMap},
 };
 
-/// The first stripe of a map that could not be read from the clients any more without `leaving`, which holds a shard of it.
+/// The first stripe of a map that could not be read any more without `leaving`, which holds a shard of it.
 /// `holds` says whether a client has a segment, and its disk was not overwritten since.
 #[must_use]
 pub fn unreadable_without(
@@ -23,8 +23,10 @@ pub fn unreadable_without(
     let has = |shard: &Shard, agent: AgentId| {
         map.agents(shard).any(|holder| holder == agent) && holds(agent, shard.id)
     };
-    let left =
-        |shard: &Shard| map.agents(shard).any(|agent| agent != leaving && holds(agent, shard.id));
+    let left = |shard: &Shard| {
+        let mut holders = map.agents(shard);
+        shard.holders.is_empty() || holders.any(|agent| agent != leaving && holds(agent, shard.id))
+    };
     let is_protected = |stripe: &Stripe| {
         !stripe.parity.is_empty() || stripe.data.iter().all(|shard| shard.holders.len() > 1)
     };
@@ -47,7 +49,7 @@ mod tests {
     use super::*;
     use crate::{
         id::StripeSetId,
-        layout::{DataSegment, Held, Member, converge},
+        layout::{DataSegment, Held, Member, Share, Spread, converge},
         planner::Redundancy,
         units::Generation,
     };
@@ -57,7 +59,7 @@ mod tests {
     }
 
     /// A map for so many clients, as the real layout makes it.
-    fn map(clients: u8, redundancy: Redundancy, segments: u8) -> StripeMap {
+    fn map(clients: u8, redundancy: impl Into<Spread>, segments: u8) -> StripeMap {
         let data: Vec<_> = (0..segments)
             .map(|n| DataSegment { id: SegmentId([n; 32]), bytes: 4096, device: 0 })
             .collect();
@@ -94,6 +96,22 @@ mod tests {
         assert_eq!(gone, BTreeSet::from([agent(0), agent(1)]));
         // Who holds nothing is in nobody's way, whatever is broken.
         assert_eq!(unreadable_without(&map, |_, _| false, agent(9)), None);
+    }
+
+    #[test]
+    fn parity_on_the_server_counts_and_parity_of_its_own_data_holds_nobody_up() {
+        let redundancy = Redundancy::Parity { k: 4, m: 2 };
+        let data_on_clients = map(4, Spread { redundancy, share: Share::Data }, 24);
+        let mut gone = BTreeSet::new();
+        for n in 0..4 {
+            let holds = |agent: AgentId, _: SegmentId| !gone.contains(&agent);
+            if unreadable_without(&data_on_clients, holds, agent(n)).is_none() {
+                gone.insert(agent(n));
+            }
+        }
+        assert_eq!(gone, BTreeSet::from([agent(0), agent(1)]));
+        let parity_on_clients = map(4, Spread { redundancy, share: Share::Parity }, 24);
+        assert_eq!(unreadable_without(&parity_on_clients, |_, _| false, agent(0)), None);
     }
 
     #[test]

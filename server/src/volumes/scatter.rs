@@ -142,9 +142,17 @@ pub(crate) async fn offload(
     id: VolumeId,
     held: &BTreeSet<SegmentId>,
 ) -> anyhow::Result<()> {
-    let Some(open) = app.volumes.by_id(id) else { return Ok(()) };
-    let held = held.clone();
-    blocking(move || Ok(open.offload(&held)?)).await.context("let data go that clients hold")
+    let Some((open, snapshots)) = app.volumes.with_snapshots(id) else { return Ok(()) };
+    let mut held = held.clone();
+    let done = blocking(move || {
+        for snapshot in snapshots {
+            for page in open.pages_of_snapshot(snapshot)? {
+                held.remove(&page);
+            }
+        }
+        Ok(open.offload(&held)?)
+    });
+    done.await.context("let data go that clients hold")
 }
 
 /// Before a volume goes: clients hold nothing of it any more, and the store nothing that is not the volume's own.

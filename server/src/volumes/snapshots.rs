@@ -25,8 +25,9 @@ use crate::{
     app::App,
     db::{
         snapshot::{AddSnapshotError, SnapshotRow},
-        volume::{VolumeRow, VolumeStage},
+        volume::{VolumeLayout, VolumeRow, VolumeStage},
     },
+    jobs::Kind,
     moment::Moment,
 };
 
@@ -179,7 +180,13 @@ pub(crate) async fn delete(app: &App, volume: &str, name: &str) -> Result<(), Sn
             .await?;
         }
     }
-    Ok(app.db.forget_snapshot(snapshot.id).await.context("forget a snapshot")?)
+    app.db.forget_snapshot(snapshot.id).await.context("forget a snapshot")?;
+    if row.layout != VolumeLayout::Server {
+        // No root of the volume says that clients need not hold it any more.
+        let queued = app.queue(Kind::Scatter { set: row.id.into() }).await;
+        queued.context("queue the scatter of a volume")?;
+    }
+    Ok(())
 }
 
 /// Deletes the root of a snapshot, for good.

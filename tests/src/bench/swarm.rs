@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(super) const RATE: MegabitsPerSecond = MegabitsPerSecond(100);
-const BYTES: u64 = 256 << 20;
+pub(super) const BYTES: u64 = 256 << 20;
 pub(super) const LONG: Duration = Duration::from_secs(900);
 /// Ethernet, IP and TCP headers leave 1448 of 1514 bytes.
 const HEADERS: f64 = 1514.0 / 1448.0;

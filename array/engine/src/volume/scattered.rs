@@ -8,9 +8,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_core::{id::SegmentId, manifest::SegmentEntry};
+use cairn_core::{
+    id::{SegmentId, SnapshotId},
+    manifest::SegmentEntry,
+};
 
-use super::{Medium, MediumError, OpenError, RootName, Volume, lock, snapshot::segments_of_root};
+use super::{
+    Medium, MediumError, OpenError, RootName, Volume, lock, open::opened,
+    snapshot::segments_of_root,
+};
 
 /// What a durable root tells.
 #[derive(Clone, Debug)]
@@ -41,6 +47,17 @@ impl<M: Medium> Volume<M> {
         let segments = segments_of_root(&self.medium, &root, self.id, &verifier, key)?;
         self.retain(segments.iter().map(|entry| entry.id));
         Ok(Checkpoint { root, segments })
+    }
+
+    /// The pages of map and table that a snapshot of it names.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn pages_of_snapshot(&self, id: SnapshotId) -> Result<Vec<SegmentId>, OpenError> {
+        let root = self.medium.root(RootName::Snapshot(id))?.ok_or(OpenError::NoRoot)?;
+        let verifier = self.keys.signer.verifying_key();
+        let (root, _) = opened(&root, self.id, &verifier, &self.keys.content_key)?;
+        Ok(root.metas.iter().map(|meta| meta.id).collect())
     }
 
     /// Lets go from the store what clients hold, but for the pages of map and table, without which it could not be opened.
