@@ -32,6 +32,7 @@ const SERVICE: &str = "_cairn._tcp.local.";
 const SITE: &str = "site";
 /// Answers come within a fifth of a second (RFC 6762, 6): whoever has not answered by then is not there.
 const ANSWER: Duration = Duration::from_secs(1);
+const NOTED: Duration = Duration::from_millis(10);
 
 /// A client that answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,7 +167,8 @@ pub(crate) async fn meet(
     }
 }
 
-/// Looks for members for a moment, then goes on in the background for as long as the program runs.
+/// Looks for members until all have answered, for a moment at most, then goes on in the background for as long as the program
+/// runs.
 pub async fn look(site: SiteId, names: Arc<NameTable>, members: Vec<AgentId>) {
     let lan = match Lan::enter(site) {
         Ok(lan) => lan,
@@ -175,12 +177,26 @@ pub async fn look(site: SiteId, names: Arc<NameTable>, members: Vec<AgentId>) {
             return;
         }
     };
+    let (heard, mut hears) = watch::channel(BTreeSet::new());
+    let wanted = members.len();
     tokio::spawn(async move {
+        let is_member = |agent: &AgentId| {
+            let ours = members.contains(agent);
+            if ours {
+                heard.send_if_modified(|heard| heard.insert(*agent));
+            }
+            ours
+        };
         // When it ends there is what was found until then.
-        let Err(error) = lan.follow(&names, |agent| members.contains(agent)).await;
+        let Err(error) = lan.follow(&names, is_member).await;
         tracing::debug!(error = format!("{error:#}"), "nobody is looked for on the LAN any more");
     });
-    tokio::time::sleep(ANSWER).await;
+    let all = hears.wait_for(|heard| heard.len() == wanted);
+    match tokio::time::timeout(ANSWER, all).await {
+        // Where the last one is, is noted right after it was heard.
+        Ok(_) => tokio::time::sleep(NOTED).await,
+        Err(_) => tracing::debug!("not every client answers on the LAN"),
+    }
 }
 
 fn note(names: &NameTable, heard: &Heard) {

@@ -251,6 +251,18 @@ impl Db {
         Ok(sets.into_iter().collect())
     }
 
+    /// Asks agents for a full list of what they hold.
+    pub(crate) async fn ask_for_holdings(&self, agents: &[AgentId]) -> Result<()> {
+        let mut transaction = self.write().await?;
+        for agent in agents {
+            sqlx::query("UPDATE agent SET want_holdings = 1 WHERE id = $1")
+                .bind(agent.as_bytes().as_slice())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
     /// Notes that agents may not have these segments as they should be: each counts as a holder again once it has looked.
     /// Returns how many of them they were to hold.
     pub(crate) async fn doubt_holdings(&self, pairs: &[(AgentId, SegmentId)]) -> Result<u64> {

@@ -14,7 +14,7 @@ mod parity;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -51,6 +51,8 @@ const ASLEEP_AFTER: Duration = Duration::from_secs(60);
 /// A client that was not heard of for so long is lost: longer than a week of holidays is rare, and until then its segments
 /// are more likely to come back than to be worth their repair.
 const LOST_AFTER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// When an agent is asked again for all that it holds.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// How long at most until the holders are looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// When an image whose holders sleep is looked at again.
@@ -408,6 +410,7 @@ async fn wait_for_holders(
     wanted: &Pairs,
 ) -> anyhow::Result<Wait> {
     let mut changes = app.holdings_changed.watch();
+    let mut asked = BTreeMap::new();
     loop {
         let now = app.db.approved_agents().await.context("list agents")?;
         if !same_fleet(fleet, &now) {
@@ -430,6 +433,8 @@ async fn wait_for_holders(
             return Ok(if missing.is_empty() { Wait::AllHeld } else { Wait::SomeSleep });
         }
         let lacking = |agent: &&AgentRow| missing.iter().any(|(who, _)| *who == agent.id);
+        let unsaid = now.iter().filter(lacking).filter(|agent| says_it_holds_all(agent));
+        ask_again(app, unsaid.map(|agent| agent.id), &mut asked).await?;
         let full = now.iter().filter(lacking).filter(|agent| app.full_disks.is_full(agent));
         let held_by = |id| held.iter().filter(|(agent, _)| *agent == id).count() as u64;
         let full: Vec<_> = full.map(|agent| (agent.id, held_by(agent.id))).collect();
@@ -441,6 +446,30 @@ async fn wait_for_holders(
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
+}
+
+/// Whether an agent has done all that it was asked to, as it says.
+const fn says_it_holds_all(agent: &AgentRow) -> bool {
+    agent.fulfilled.0 >= agent.assignment.0 && !agent.want_holdings
+}
+
+/// Asks agents for all that they hold: they say that they have done what they were asked to, and yet nothing is known of some
+/// of it. It was theirs before, and was forgotten and wanted again faster than they looked.
+async fn ask_again(
+    app: &App,
+    agents: impl Iterator<Item = AgentId>,
+    asked: &mut BTreeMap<AgentId, Instant>,
+) -> anyhow::Result<()> {
+    let now = Instant::now();
+    let is_due = |agent: &AgentId| asked.get(agent).is_none_or(|at| now - *at >= ASK_AGAIN_AFTER);
+    let due: Vec<AgentId> = agents.filter(is_due).collect();
+    if due.is_empty() {
+        return Ok(());
+    }
+    app.db.ask_for_holdings(&due).await.context("ask agents for what they hold")?;
+    app.agents_changed.notify();
+    asked.extend(due.into_iter().map(|agent| (agent, now)));
+    Ok(())
 }
 
 /// Whether nobody waits for an agent.

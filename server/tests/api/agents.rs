@@ -100,6 +100,34 @@ async fn holdings_are_asked_for_and_taken() {
     assert!(reply.directory.0 > 0);
 }
 
+#[tokio::test]
+async fn who_says_that_it_has_done_all_and_lacks_something_is_asked_for_all_that_it_holds() {
+    let server = Server::start().await;
+    let agent = server.join(true).await;
+    server.add_image("os", 1).await;
+    // It had the segment all along, as it sees it, and so does not tell of it.
+    let silent = async |number| {
+        let holdings = Holdings { full: true, fulfils: Some(number), ..Holdings::default() };
+        agent.caller.post("/agent/v1/holdings", &holdings).await;
+    };
+    let asked = async {
+        let mut told = None;
+        loop {
+            let reply = agent.synced(0, u64::MAX).await;
+            if reply.want_holdings && told.is_some() {
+                return;
+            }
+            let assignment: Assignment = json(agent.caller.get("/agent/v1/assignment").await).await;
+            if !assignment.segments.is_empty() && told != Some(assignment.number) {
+                silent(assignment.number).await;
+                told = Some(assignment.number);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.expect("the server to ask for all of it");
+}
+
 async fn refused_everywhere(caller: &Caller, wanted: &str) {
     let segment = format!("/peer/v1/segment/{}", SegmentId([7; 32]));
     for path in ["/agent/v1/assignment", "/agent/v1/directory", "/agent/v1/images", &segment] {

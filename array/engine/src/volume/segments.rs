@@ -56,12 +56,11 @@ impl StoreSegments {
         self.fetched.remove(&id);
     }
 
-    /// Gets a segment from elsewhere.
+    /// Gets a segment from elsewhere. Who wants the same waits for the first.
     fn fetch(&self, id: SegmentId) -> io::Result<Bytes> {
         let elsewhere = self.elsewhere.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let bytes = elsewhere.segment(id)?;
+        let bytes = self.fetched.get_or_insert_with(&id, || elsewhere.segment(id))?;
         self.files.remove(&id);
-        self.fetched.insert(id, bytes.clone());
         Ok(bytes)
     }
 
