@@ -191,7 +191,8 @@ pub async fn look(site: SiteId, names: Arc<NameTable>, members: Vec<AgentId>) {
         let Err(error) = lan.follow(&names, is_member).await;
         tracing::debug!(error = format!("{error:#}"), "nobody is looked for on the LAN any more");
     });
-    let all = hears.wait_for(|heard| heard.len() == wanted);
+    // This client is one of them.
+    let all = hears.wait_for(|heard| heard.len() + 1 >= wanted);
     match tokio::time::timeout(ANSWER, all).await {
         // Where the last one is, is noted right after it was heard.
         Ok(_) => tokio::time::sleep(NOTED).await,

@@ -123,12 +123,12 @@ impl Finder {
         if local.len() >= stripe.data.len() {
             return rebuild(stripe, (place, shard), local).await.map(Some);
         }
-        let direct = self.from_holders(&indexed.map, shard).boxed();
+        let direct = self.ask_holders(&indexed.map, shard).boxed();
         let rest = async {
             if !shard.holders.is_empty() {
                 tokio::time::sleep(HEDGE).await;
             }
-            self.from_stripe(&indexed.map, stripe, (place, shard), &others, local).await
+            self.ask_stripe(&indexed.map, stripe, (place, shard), &others, local).await
         };
         let (bytes, _) = select_ok([direct, rest.boxed()]).await?;
         Ok(Some(bytes))
@@ -149,7 +149,7 @@ impl Finder {
         Ok(Some(indexed))
     }
 
-    async fn from_holders(&self, map: &StripeMap, shard: &Shard) -> anyhow::Result<Bytes> {
+    async fn ask_holders(&self, map: &StripeMap, shard: &Shard) -> anyhow::Result<Bytes> {
         let mut told = Vec::new();
         for agent in map.agents(shard) {
             match self.peers.fetch(Source::Peer(agent), shard.id, shard.bytes, None).await {
@@ -164,7 +164,7 @@ impl Finder {
     }
 
     /// Rebuilds a shard from those of its stripe that are here and those that clients give.
-    async fn from_stripe(
+    async fn ask_stripe(
         &self,
         map: &StripeMap,
         stripe: &Stripe,
@@ -179,7 +179,7 @@ impl Finder {
         let fetches: Vec<_> = remote
             .into_iter()
             .map(|(place, shard)| {
-                async move { (place, self.from_holders(map, shard).await) }.boxed()
+                async move { (place, self.ask_holders(map, shard).await) }.boxed()
             })
             .collect();
         let mut fetched = stream::iter(fetches).buffer_unordered(AT_ONCE);

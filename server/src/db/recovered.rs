@@ -70,13 +70,20 @@ impl Db {
         keep_agents(&mut transaction, site).await?;
         for row in site.images {
             keep_version(&mut transaction, row).await?;
-            let map = row.map.as_ref().map(|(number, signed)| (*number, signed.as_ref(), None));
+            let map = row.map.as_ref().map(|(number, signed)| FoundMap {
+                number: *number,
+                signed,
+                root: None,
+            });
             keep_placement(&mut transaction, row.image.into(), map, &row.holders).await?;
         }
         for row in site.volumes {
             keep_volume(&mut transaction, row, site.now).await?;
-            let root = Some(row.root.as_ref());
-            let map = row.map.as_ref().map(|(number, signed)| (*number, signed.as_ref(), root));
+            let map = row.map.as_ref().map(|(number, signed)| FoundMap {
+                number: *number,
+                signed,
+                root: Some(&row.root),
+            });
             keep_placement(&mut transaction, row.id.into(), map, &row.holders).await?;
         }
         if let Some(generation) = site.volumes.iter().map(|row| row.generation).max() {
@@ -187,13 +194,20 @@ fn rows(entries: &[SegmentEntry], class: SegmentClass) -> Vec<SegmentRow> {
     entries.iter().map(|entry| SegmentRow { id: entry.id, bytes: entry.bytes, class }).collect()
 }
 
+/// A stripe map as the lost server signed it, with the root of a volume that it is for.
+struct FoundMap<'a> {
+    number: Generation,
+    signed: &'a [u8],
+    root: Option<&'a [u8]>,
+}
+
 async fn keep_placement(
     transaction: &mut Transaction<'static, Sqlite>,
     set: StripeSetId,
-    map: Option<(Generation, &[u8], Option<&[u8]>)>,
+    map: Option<FoundMap<'_>>,
     holders: &[(AgentId, SegmentId)],
 ) -> Result<()> {
-    if let Some((number, signed, root)) = map {
+    if let Some(FoundMap { number, signed, root }) = map {
         sqlx::query(
             "INSERT INTO stripe_map (stripe_set, number, signed, root) VALUES ($1, $2, $3, $4)
              ON CONFLICT (stripe_set) DO NOTHING",
