@@ -312,7 +312,8 @@ fn group(pool: Vec<Shard>, k: u8) -> Vec<Vec<Shard>> {
     stripes.into_iter().map(|stripe| stripe.into_iter().map(|(_, shard)| shard).collect()).collect()
 }
 
-/// Forms stripes of up to k segments on different devices, from the fullest devices first.
+/// Forms stripes of up to k segments on different devices, from the fullest devices first; the large ones go with each other,
+/// since parity is as long as the longest.
 fn group_by_device(
     pool: Vec<Shard>,
     k: u8,
@@ -324,6 +325,9 @@ fn group_by_device(
         queues.entry(device).or_default().push_back(shard);
     }
     let mut queues: Vec<_> = queues.into_values().collect();
+    for queue in &mut queues {
+        queue.make_contiguous().sort_by_key(|shard| std::cmp::Reverse(shard.bytes));
+    }
     let mut stripes = Vec::new();
     loop {
         queues.sort_by_key(|queue| std::cmp::Reverse(queue.len()));

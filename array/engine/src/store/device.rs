@@ -62,7 +62,7 @@ pub struct Device {
     name: String,
     backend: Arc<dyn ObjectStore>,
     local: Option<Arc<Local>>,
-    /// Bytes that were put here since it was opened.
+    /// Bytes that were put here to stay since it was opened.
     taken: AtomicU64,
 }
 
@@ -121,7 +121,7 @@ impl Device {
         &self.name
     }
 
-    /// Bytes that were put here since it was opened.
+    /// Bytes that were put here to stay since it was opened.
     pub(super) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }

@@ -97,7 +97,17 @@ impl Store {
     /// # Errors
     /// As [`Self::put_segment`].
     pub async fn put_checked(&self, segment: &CheckedSegment) -> Result<(), StoreError> {
-        self.put(&segment_path(segment.id()), segment.bytes()).await
+        let device = self.put(&segment_path(segment.id()), segment.bytes()).await?;
+        device.took(segment.bytes().len() as u64);
+        Ok(())
+    }
+
+    /// As [`Self::put_checked`], for what leaves soon: it does not count for which device takes the next.
+    ///
+    /// # Errors
+    /// As [`Self::put_segment`].
+    pub async fn put_for_now(&self, segment: &CheckedSegment) -> Result<(), StoreError> {
+        self.put(&segment_path(segment.id()), segment.bytes()).await.map(drop)
     }
 
     /// A segment's bytes, checked against its id. A device with a bad copy is passed over if another has
@@ -330,14 +340,11 @@ impl Store {
 
     /// Onto the device that has the object already, so that there are never two versions of it; else onto
     /// the one with most room that takes it.
-    async fn put(&self, path: &ObjectPath, bytes: &Bytes) -> Result<(), StoreError> {
+    async fn put(&self, path: &ObjectPath, bytes: &Bytes) -> Result<&Device, StoreError> {
         let mut failed = None;
         for device in self.candidates(path).await? {
             match object::put(device, path, bytes).await {
-                Ok(()) => {
-                    device.took(bytes.len() as u64);
-                    return Ok(());
-                }
+                Ok(()) => return Ok(device),
                 Err(error @ StoreError::Full { .. }) => failed = Some(error),
                 Err(error) => return Err(error),
             }
