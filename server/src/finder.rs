@@ -248,7 +248,7 @@ impl Elsewhere for Finder {
         });
         match found {
             Ok(Some(bytes)) => {
-                tracing::info!(segment = %id, "a segment that the store lacks came from elsewhere");
+                tracing::debug!(segment = %id, "a segment that the store lacks came from elsewhere");
                 Ok(bytes)
             }
             Ok(None) => Err(io::ErrorKind::NotFound.into()),

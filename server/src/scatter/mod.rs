@@ -94,7 +94,7 @@ pub async fn converge(app: &App, set: StripeSetId, job: &JobHandle) -> anyhow::R
     let mut limits = Limits::new();
     loop {
         let fleet = app.db.approved_agents().await.context("list agents")?;
-        let Some(gathered) = gather(app, owner).await? else { return Ok(()) };
+        let Some(gathered) = gather(app, owner, job).await? else { return Ok(()) };
         let scattering = Scattering { app, set, owner, gathered, job };
         match scattering.attempt(&fleet, &limits).await? {
             Attempt::Done => return Ok(()),
@@ -114,9 +114,9 @@ pub async fn converge(app: &App, set: StripeSetId, job: &JobHandle) -> anyhow::R
 }
 
 /// What is to be scattered of a set; none when it is left as it is.
-async fn gather(app: &App, owner: Owner) -> anyhow::Result<Option<Gathered>> {
+async fn gather(app: &App, owner: Owner, job: &JobHandle) -> anyhow::Result<Option<Gathered>> {
     let image = match owner {
-        Owner::Volume(volume) => return volume_scatter::gather(app, volume).await,
+        Owner::Volume(volume) => return volume_scatter::gather(app, volume, job).await,
         Owner::Image(image) => image,
     };
     let segments = app.db.live_segments_of_image(image).await.context("list segments")?;
@@ -169,6 +169,10 @@ impl Scattering<'_> {
         let plan = match planned {
             Ok(plan) => plan,
             Err(refusal) => {
+                if gathered.layout == VolumeLayout::ServerParity {
+                    // What too few clients are left for is the server's again.
+                    volume_scatter::bring_back(app, data, job).await?;
+                }
                 let promise = format!("Only the server is sure to hold it: {refusal}.");
                 app.db.note_promise(*owner, &promise).await.context("note the promise")?;
                 return Ok(Attempt::Done);

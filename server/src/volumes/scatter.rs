@@ -16,6 +16,8 @@ use cairn_core::{
     layout::DataSegment,
 };
 
+use futures::{StreamExt as _, stream};
+
 use super::{Open, blocking};
 use crate::{
     app::App,
@@ -23,11 +25,13 @@ use crate::{
         segment::SegmentRow,
         volume::{VolumeLayout, VolumeStage},
     },
-    jobs::Kind,
+    jobs::{JobHandle, Kind},
 };
 
 /// How often it is looked whether a volume has a new root.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Segments that are looked for, and brought back if need be, at once.
+const AT_ONCE: usize = 4;
 /// How long a new root waits: volumes that are written make one every few seconds.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -43,7 +47,11 @@ pub(crate) struct Gathered {
 }
 
 /// What is to be scattered of a volume; none when it is on the server only, or not in use.
-pub(crate) async fn gather(app: &App, id: VolumeId) -> anyhow::Result<Option<Gathered>> {
+pub(crate) async fn gather(
+    app: &App,
+    id: VolumeId,
+    job: &JobHandle,
+) -> anyhow::Result<Option<Gathered>> {
     let row = app.db.volume(id).await.context("look for the volume")?;
     let wanted = row.filter(|row| row.stage == VolumeStage::Ready);
     let Some(row) = wanted.filter(|row| row.layout != VolumeLayout::Server) else {
@@ -72,16 +80,36 @@ pub(crate) async fn gather(app: &App, id: VolumeId) -> anyhow::Result<Option<Gat
     app.db.add_segments_of_set(id.into(), &rows).await.context("write down segments")?;
     // What it began as may be another set's.
     let own: HashSet<_> = data_of(app, id).await?.into_iter().collect();
-    let mut data = Vec::new();
-    for entry in entries.iter().filter(|entry| own.contains(&entry.id)) {
-        let device = match row.layout {
-            VolumeLayout::ServerParity => 0,
-            _ => device_of(app, entry.id).await?,
-        };
-        data.push(DataSegment { id: entry.id, bytes: entry.bytes, device });
+    let own = entries.iter().filter(|entry| own.contains(&entry.id));
+    let mut data: Vec<_> =
+        own.map(|entry| DataSegment { id: entry.id, bytes: entry.bytes, device: 0 }).collect();
+    if row.layout != VolumeLayout::ServerParity {
+        bring_back_to(app, &mut data, job).await?;
     }
     let devices = app.store.devices();
     Ok(Some(Gathered { data, root: Some(root), layout: row.layout, devices }))
+}
+
+/// Brings the segments that the store lacks back to it.
+pub(crate) async fn bring_back(
+    app: &App,
+    data: &[DataSegment],
+    job: &JobHandle,
+) -> anyhow::Result<()> {
+    bring_back_to(app, &mut data.to_vec(), job).await
+}
+
+/// As [`bring_back`], and notes on which device each is.
+async fn bring_back_to(app: &App, data: &mut [DataSegment], job: &JobHandle) -> anyhow::Result<()> {
+    let total = data.len() as u64;
+    let ids: Vec<SegmentId> = data.iter().map(|segment| segment.id).collect();
+    let looks = ids.into_iter().map(|id| device_of(app, id));
+    let mut found = stream::iter(looks).buffered(AT_ONCE);
+    for (done, segment) in (0..).zip(data) {
+        segment.device = found.next().await.context("look for a segment")??;
+        job.progress(done, total, "segments looked for").await?;
+    }
+    Ok(())
 }
 
 /// The device that a segment is on. One that is lost is brought back first.

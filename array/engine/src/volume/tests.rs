@@ -1,9 +1,13 @@
 use std::time::{Duration, Instant};
 
-use cairn_core::units::{BLOCK_BYTES, BlockIndex};
+use cairn_core::{
+    id::SegmentId,
+    units::{BLOCK_BYTES, BlockIndex},
+};
 
 use super::{
-    Change, ChangeError, OpenError, RunningVolume, Volume, VolumeState, Wait,
+    Change, ChangeError, Checkpoint, OpenError, RunningVolume, SegmentReader as _, Volume,
+    VolumeState, Wait,
     model::{keys, named},
     sim::{Dice, End, SimMedium},
 };
@@ -181,4 +185,42 @@ fn an_older_controller_is_fenced_off() {
     newer.seal().unwrap();
     let older = Volume::open(medium, named(4), keys());
     assert!(matches!(older, Err(OpenError::Fenced(generation)) if generation.0 == 5));
+}
+
+#[test]
+fn what_is_retained_stays_until_it_is_released_and_what_is_named_stays_for_good() {
+    let (medium, volume) = volume(4096, 4000);
+    let mut dice = Dice::new(9);
+    let mut fill = |blocks: u64| {
+        let bytes = noise(blocks, &mut dice);
+        volume.change(&[Change::Write { offset: 0, bytes: &bytes }]).unwrap();
+        volume.seal().unwrap();
+        bytes
+    };
+    fill(1000);
+    let first = volume.checkpoint().unwrap();
+    let ids = |checkpoint: &Checkpoint| -> Vec<SegmentId> {
+        checkpoint.segments.iter().map(|entry| entry.id).collect()
+    };
+    let has = |id: &SegmentId| {
+        let mut head = [0];
+        medium.read_segment(*id, 0, &mut head, Wait::AsLongAsItTakes).is_ok()
+    };
+    let bytes = fill(1000);
+    // Nothing of the first is the volume's any more.
+    assert!(ids(&first).iter().all(has));
+    let second = volume.checkpoint().unwrap();
+    assert!(volume.checkpoints() > 0 && ids(&second).iter().all(has));
+    volume.release(&ids(&first)).unwrap();
+    assert!(!ids(&first).iter().any(has));
+    // What is named is not deleted, released or not.
+    volume.release(&ids(&second)).unwrap();
+    assert!(ids(&second).iter().all(has));
+    assert_eq!(read(&volume, 0, 1000), bytes);
+    // Pages are what it takes to open it.
+    volume.offload(&ids(&second).into_iter().collect()).unwrap();
+    let left: Vec<_> = ids(&second).into_iter().filter(has).collect();
+    assert!(!left.is_empty() && left.len() < second.segments.len());
+    drop(volume);
+    Volume::open(medium, named(2), keys()).unwrap();
 }
