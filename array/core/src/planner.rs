@@ -316,7 +316,7 @@ pub fn plan_mirror(candidates: &[Candidate], needed: ByteCount) -> Result<Plan, 
 }
 
 /// Plans data striped over the clients, with parity on the server: as much of it as makes [`PROMISE`] hold while the server
-/// lives, at most half as much as there is data: the server has little disk.
+/// lives, at most half as many segments, rounded up, as there are of data: the server has little disk.
 ///
 /// # Errors
 /// [`Refusal`], which says what to do.
@@ -336,7 +336,7 @@ pub fn plan_server_parity(candidates: &[Candidate], needed: ByteCount) -> Result
 }
 
 /// Plans parity on the clients for data that is striped over so many devices of the server: two rows from 4 clients on, so
-/// that one client may be lost together with a device.
+/// that one client may be lost together with a device. One device has to be left: roots are on devices only.
 ///
 /// # Errors
 /// [`Refusal`], which says what to do.
@@ -348,7 +348,7 @@ pub fn plan_client_parity(
     let k = u8::try_from(devices).ok().filter(|k| (2..=MAX_DATA).contains(&usize::from(*k)));
     let k = k.ok_or(Refusal::Devices(devices))?;
     plan_share(candidates, needed, |ranked| {
-        let m = if ranked.len() < 4 { 1 } else { 2 };
+        let m = if ranked.len() < 4 || k < 3 { 1 } else { 2 };
         Ok((Redundancy::Parity { k, m }, Share::Parity))
     })
 }

@@ -285,6 +285,7 @@ fn parity_on_clients_needs_two_devices_and_protects_from_a_client_too_when_there
             "Any 1 of the server's 2 devices may be lost, while all of the 3 clients live;"
         )
     );
+    assert_eq!(planned(9, 2).unwrap().redundancy, Redundancy::Parity { k: 2, m: 1 });
     let many = planned(4, 3).unwrap();
     assert_eq!(many.redundancy, Redundancy::Parity { k: 3, m: 2 });
     assert!(many.sentence().contains("Any 2 of the server's 3 devices"));
