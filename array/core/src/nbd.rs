@@ -1,4 +1,5 @@
-//! The NBD protocol, from the server's side: bytes in, decisions and bytes out.
+//! The NBD protocol: bytes in, decisions and bytes out. The server's side, and of the client's what a machine needs whose
+//! disk is a volume (client.rs, redo.rs).
 //!
 //! Source: the NBD project's `doc/proto.md`. Fixed newstyle only. All numbers are big-endian.
 //!
@@ -23,7 +24,9 @@
 //! | offset | 8 | | | | | length of payload, payload | 4 + … |
 //! | length | 4 | | | | | | |
 
+pub mod client;
 pub mod handshake;
+pub mod redo;
 pub mod reply;
 pub mod request;
 

@@ -3,10 +3,10 @@
 use super::{BASE_ALLOCATION, MAX_PAYLOAD, ProtocolError};
 use crate::bytes::DecodeError;
 
-const OPTION_MAGIC: [u8; 8] = *b"IHAVEOPT";
-const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const FLAG_FIXED_NEWSTYLE: u16 = 1;
-const FLAG_NO_ZEROES: u16 = 2;
+pub(super) const OPTION_MAGIC: [u8; 8] = *b"IHAVEOPT";
+pub(super) const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub(super) const FLAG_FIXED_NEWSTYLE: u16 = 1;
+pub(super) const FLAG_NO_ZEROES: u16 = 2;
 /// Of the client's flags, the same two.
 const KNOWN_CLIENT_FLAGS: u32 = 3;
 
@@ -24,16 +24,16 @@ const EXPORT_NAME_PADDING: usize = 124;
 const OPT_EXPORT_NAME: u32 = 1;
 const OPT_ABORT: u32 = 2;
 const OPT_LIST: u32 = 3;
-const OPT_STARTTLS: u32 = 5;
+pub(super) const OPT_STARTTLS: u32 = 5;
 const OPT_INFO: u32 = 6;
-const OPT_GO: u32 = 7;
+pub(super) const OPT_GO: u32 = 7;
 const OPT_STRUCTURED_REPLY: u32 = 8;
 const OPT_LIST_META_CONTEXT: u32 = 9;
 const OPT_SET_META_CONTEXT: u32 = 10;
 
-const REP_ACK: u32 = 1;
+pub(super) const REP_ACK: u32 = 1;
 const REP_SERVER: u32 = 2;
-const REP_INFO: u32 = 3;
+pub(super) const REP_INFO: u32 = 3;
 const REP_META_CONTEXT: u32 = 4;
 const REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 const REP_ERR_INVALID: u32 = (1 << 31) + 3;
@@ -41,7 +41,7 @@ const REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
 const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 const REP_ERR_TOO_BIG: u32 = (1 << 31) + 9;
 
-const INFO_EXPORT: u16 = 0;
+pub(super) const INFO_EXPORT: u16 = 0;
 const INFO_NAME: u16 = 1;
 const INFO_BLOCK_SIZE: u16 = 3;
 

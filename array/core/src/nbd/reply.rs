@@ -1,6 +1,6 @@
 //! Replies. Each function adds one to what is to be sent.
 
-const SIMPLE_MAGIC: u32 = 0x6744_6698;
+pub(super) const SIMPLE_MAGIC: u32 = 0x6744_6698;
 const STRUCTURED_MAGIC: u32 = 0x668e_33ef;
 const FLAG_DONE: u16 = 1;
 const KIND_OFFSET_DATA: u16 = 1;
@@ -79,7 +79,7 @@ pub fn block_status(out: &mut Vec<u8>, cookie: u64, runs: &[StatusRun]) {
     }
 }
 
-fn simple(out: &mut Vec<u8>, cookie: u64, error: u32) {
+pub(super) fn simple(out: &mut Vec<u8>, cookie: u64, error: u32) {
     out.extend_from_slice(&SIMPLE_MAGIC.to_be_bytes());
     out.extend_from_slice(&error.to_be_bytes());
     out.extend_from_slice(&cookie.to_be_bytes());

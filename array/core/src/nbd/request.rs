@@ -7,6 +7,8 @@ const MAGIC: u32 = 0x2560_9513;
 /// Bytes of a request before its payload.
 pub const REQUEST_BYTES: usize = 28;
 
+const COMMAND_FLUSH: u8 = 3;
+
 const FLAG_FUA: u16 = 1;
 const FLAG_NO_HOLE: u16 = 2;
 const FLAG_REQ_ONE: u16 = 8;
@@ -66,6 +68,31 @@ impl Request {
             offset: u64::from_be_bytes([o0, o1, o2, o3, o4, o5, o6, o7]),
             length: u32::from_be_bytes([l0, l1, l2, l3]),
         })
+    }
+
+    /// The same request under another cookie.
+    #[must_use]
+    pub const fn with_cookie(bytes: &[u8; REQUEST_BYTES], cookie: u64) -> [u8; REQUEST_BYTES] {
+        let mut bytes = *bytes;
+        let [c0, c1, c2, c3, c4, c5, c6, c7] = cookie.to_be_bytes();
+        [bytes[8], bytes[9], bytes[10], bytes[11]] = [c0, c1, c2, c3];
+        [bytes[12], bytes[13], bytes[14], bytes[15]] = [c4, c5, c6, c7];
+        bytes
+    }
+
+    /// A flush, under cookie 0.
+    #[must_use]
+    pub const fn flush() -> [u8; REQUEST_BYTES] {
+        let mut bytes = [0; REQUEST_BYTES];
+        [bytes[0], bytes[1], bytes[2], bytes[3]] = MAGIC.to_be_bytes();
+        bytes[7] = COMMAND_FLUSH;
+        bytes
+    }
+
+    /// Whether it says that nothing follows.
+    #[must_use]
+    pub const fn is_disconnect(&self) -> bool {
+        self.command == 2
     }
 
     /// The bytes of payload that follow it, whatever else is wrong with it.
