@@ -233,7 +233,7 @@ mod tests {
         ]
     }
 
-    fn again(redo: &mut Redo, server: &mut Server, sent: &mut VecDeque<Bytes>) {
+    fn again(redo: &Redo, server: &mut Server, sent: &mut VecDeque<Bytes>) {
         for (number, bytes) in redo.kept() {
             assert_eq!(server.take(&bytes), number);
         }
@@ -281,7 +281,7 @@ mod tests {
                         if power {
                             server.now = server.durable;
                         }
-                        again(&mut redo, &mut server, &mut sent);
+                        again(&redo, &mut server, &mut sent);
                     }
                 }
             }

@@ -1,4 +1,5 @@
-//! The NBD server: volumes as disks of whoever speaks NBD. The protocol is `cairn_core::nbd`.
+//! The NBD server: volumes as disks of whoever speaks NBD. The protocol is `cairn_core::nbd`. (client.rs is the other end, of
+//! a machine whose own disk is a volume.)
 //!
 //! ```text
 //!   socket ─► reader thread: all requests that came ─► one change for all writes ─► replies, in one write
@@ -14,15 +15,17 @@
 //! - A connection has at most 256 requests and 64 MiB of replies under way beyond the batch at hand; what is answered at once
 //!   is sent whenever it comes to 4 MiB, and one request is as large as 32 MiB at most.
 
+pub mod client;
 mod connection;
 mod late;
 mod pool;
 mod serve;
 mod wire;
 
-use std::sync::Arc;
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use cairn_core::nbd::reply::StatusRun;
+use socket2::{SockRef, TcpKeepalive};
 
 pub use serve::serve;
 
@@ -32,6 +35,22 @@ use crate::{tls::Member, volume::Change};
 const LATE: usize = 256;
 /// Bytes of their replies.
 const LATE_BYTES: usize = 64 << 20;
+
+/// Whoever says nothing for so long, not even that he lives, is gone.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// Whoever does not take what is sent for so long is gone, or is better asked anew.
+const NOT_TAKEN: Duration = Duration::from_secs(30);
+
+/// Has the end of a connection noticed also when the machine at the other end lost its power.
+fn notice_silence(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    let pause = SILENCE / 3;
+    let alive = TcpKeepalive::new().with_time(pause).with_interval(pause).with_retries(2);
+    socket.set_tcp_keepalive(&alive)?;
+    // What is under way is not covered by that.
+    socket.set_tcp_user_timeout(Some(NOT_TAKEN))
+}
 
 /// Why a request was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

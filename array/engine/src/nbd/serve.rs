@@ -21,6 +21,7 @@ use super::{
     Exports,
     connection::{EndError, Terms, Transmission, negotiate},
     late::Late,
+    notice_silence,
     pool::Pool,
     wire::Wire,
 };
@@ -94,6 +95,7 @@ fn begin(
 ) -> io::Result<()> {
     socket.set_nonblocking(false)?;
     socket.set_nodelay(true)?;
+    notice_silence(&socket)?;
     let mut open = connections.open();
     if open.len() >= MAX_CONNECTIONS {
         return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many connections"));

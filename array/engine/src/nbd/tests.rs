@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
     path::Path,
     process::Command,
     sync::{Arc, Mutex},
@@ -11,6 +12,7 @@ use std::{
 
 use cairn_core::{
     id::VolumeId,
+    nbd::client::SimpleReply,
     seal::SealKey,
     sign::SigningKey,
     units::{ByteCount, Generation},
@@ -20,10 +22,16 @@ use rustls::ServerConfig;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{Export, ExportError, Exports, Flushed, StatusRun, Visitor, serve};
+use super::{
+    Export, ExportError, Exports, Flushed, StatusRun, Visitor,
+    client::{Place, keep},
+    serve,
+};
 use crate::{
     store::{Device, Store},
-    tls::{Authority, Member, new_authority, new_key_and_csr, public_key_of_csr, server_tls},
+    tls::{
+        Authority, Member, Papers, new_authority, new_key_and_csr, public_key_of_csr, server_tls,
+    },
     volume::{Change, DiskMedium, RunningVolume, StoreSegments, Volume, VolumeKeys, VolumeName},
 };
 
@@ -78,7 +86,7 @@ impl Lab {
         );
         let blocks = blocks_of(ByteCount(size)).unwrap();
         let volume = Volume::create(medium.unwrap(), lab.name(), keys(), blocks, capacity).unwrap();
-        lab.serve(volume, None);
+        lab.serve(volume, None, 0);
         lab
     }
 
@@ -94,10 +102,10 @@ impl Lab {
         }
     }
 
-    fn serve(&mut self, volume: Volume<DiskMedium>, tls: Option<Arc<ServerConfig>>) {
+    fn serve(&mut self, volume: Volume<DiskMedium>, tls: Option<Arc<ServerConfig>>, port: u16) {
         let volume = Arc::new(RunningVolume::start(volume).unwrap());
         let stop = CancellationToken::new();
-        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = self.runtime.block_on(TcpListener::bind(("127.0.0.1", port))).unwrap();
         let address = listener.local_addr().unwrap();
         let task = serve(listener, Arc::new(One(volume)), tls, stop.clone());
         self.served = Some((address, stop, self.runtime.spawn(task)));
@@ -110,6 +118,7 @@ impl Lab {
     }
 
     fn restart(&mut self, tls: Option<Arc<ServerConfig>>) {
+        let port = self.port();
         self.stop();
         self.generation += 1;
         let (handle, store) = (self.runtime.handle().clone(), Arc::clone(&self.store));
@@ -121,7 +130,7 @@ impl Lab {
         )
         .unwrap();
         let volume = Volume::open(medium, self.name(), keys()).unwrap();
-        self.serve(volume, tls);
+        self.serve(volume, tls, port);
     }
 
     fn port(&self) -> u16 {
@@ -284,22 +293,31 @@ for wrong in [lambda: h.pread(10, 64 << 20), lambda: h.pwrite(b'x', 64 << 20), l
 /// The papers of an agent, as `nbds` clients look for them in a folder.
 fn write_papers(folder: &Path, authority: &Authority, member: Member) {
     std::fs::create_dir(folder).unwrap();
+    let papers = papers_of(authority, member);
+    std::fs::write(folder.join("ca-cert.pem"), papers.ca_pem).unwrap();
+    std::fs::write(folder.join("client-cert.pem"), papers.certificate_pem).unwrap();
+    std::fs::write(folder.join("client-key.pem"), papers.key_pem).unwrap();
+}
+
+fn papers_of(authority: &Authority, member: Member) -> Papers {
     let made = new_key_and_csr().unwrap();
     let key = public_key_of_csr(&made.csr_pem).unwrap();
-    let certified = authority.certify(&member, &key).unwrap();
-    std::fs::write(folder.join("ca-cert.pem"), authority.ca_pem()).unwrap();
-    std::fs::write(folder.join("client-cert.pem"), certified.certificate_pem).unwrap();
-    std::fs::write(folder.join("client-key.pem"), made.key_pem).unwrap();
+    Papers {
+        certificate_pem: authority.certify(&member, &key).unwrap().certificate_pem,
+        key_pem: made.key_pem,
+        ca_pem: authority.ca_pem().to_owned(),
+    }
+}
+
+fn new_site() -> Authority {
+    let (ca, key) = new_authority().unwrap();
+    Authority::new(ca, &key).unwrap()
 }
 
 #[test]
 fn by_tls_only_who_has_papers_of_the_site_is_served() {
     let mut lab = Lab::new(64 * MIB, 8 * MIB);
-    let site = || {
-        let (ca, key) = new_authority().unwrap();
-        Authority::new(ca, &key).unwrap()
-    };
-    let (authority, foreign) = (site(), site());
+    let (authority, foreign) = (new_site(), new_site());
     let papers = authority.certify_server(None, &BTreeSet::new()).unwrap();
     lab.restart(Some(server_tls(&papers).unwrap()));
     let agent = Member::Agent(cairn_core::id::AgentId([1; 16]));
@@ -326,6 +344,71 @@ fn by_tls_only_who_has_papers_of_the_site_is_served() {
     let back = lab.file("back");
     run("nbdcopy", &[&uri, &back]);
     assert_eq!(std::fs::read(noise).unwrap()[..], std::fs::read(back).unwrap()[..4 << 20]);
+}
+
+/// The server is restarted again and again under a machine whose disk it serves: each write is answered, none is lost.
+#[test]
+fn a_disk_outlives_its_servers() {
+    const BLOCKS: u64 = 600;
+    let mut lab = Lab::new(64 * MIB, 8 * MIB);
+    let authority = new_site();
+    let tls = server_tls(&authority.certify_server(None, &BTreeSet::new()).unwrap()).unwrap();
+    lab.restart(Some(Arc::clone(&tls)));
+    let address = lab.served.as_ref().unwrap().0;
+    let papers = papers_of(&authority, Member::Agent(cairn_core::id::AgentId([1; 16])));
+    let (mut disk, kernel) = UnixStream::pair().unwrap();
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let say = {
+        let said = Arc::clone(&said);
+        move |line: &str| said.lock().unwrap().push(line.to_owned())
+    };
+    let keeping = lab.runtime.spawn(async move {
+        let place = Place::new(address, "disk", &papers)?;
+        let (connection, export) = place.connect().await?;
+        assert_eq!(export.size, 64 * MIB);
+        kernel.set_nonblocking(true)?;
+        keep(tokio::net::UnixStream::from_std(kernel)?, &place, connection, export, say).await
+    });
+    let worker = std::thread::spawn(move || {
+        for block in 0..BLOCKS {
+            ask(&mut disk, 1, block, &[lowest(block); 4096]);
+            if block % 40 == 39 {
+                ask(&mut disk, 3, 0, &[]);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        for block in 0..BLOCKS {
+            assert_eq!(ask(&mut disk, 0, block, &[]), [lowest(block); 4096], "block {block}");
+        }
+        disk.write_all(&request(2, 0, 0, 0)).unwrap();
+    });
+    let mut restarts = 0;
+    while !worker.is_finished() {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        lab.restart(Some(Arc::clone(&tls)));
+        restarts += 1;
+    }
+    worker.join().unwrap();
+    lab.runtime.block_on(keeping).unwrap().unwrap();
+    let said = said.lock().unwrap();
+    assert!(restarts >= 3 && said.len() >= 6, "{restarts}: {said:?}");
+    assert!(said.iter().step_by(2).all(|line| line.contains("is away")), "{said:?}");
+}
+
+const fn lowest(block: u64) -> u8 {
+    block.to_le_bytes()[0]
+}
+
+/// One request as the kernel sends it, and what it reads.
+fn ask(disk: &mut UnixStream, command: u16, block: u64, payload: &[u8]) -> Vec<u8> {
+    let (offset, length) = if command == 3 { (0, 0) } else { (block * 4096, 4096) };
+    disk.write_all(&[&request(command, block, offset, length), payload].concat()).unwrap();
+    let mut head = [0; 16];
+    disk.read_exact(&mut head).unwrap();
+    assert_eq!(SimpleReply::parse(&head).unwrap(), SimpleReply { error: 0, cookie: block });
+    let mut data = vec![0; if command == 0 { 4096 } else { 0 }];
+    disk.read_exact(&mut data).unwrap();
+    data
 }
 
 /// A client that does not keep to the protocol, past the handshake.

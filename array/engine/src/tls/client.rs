@@ -42,8 +42,10 @@ pub fn client(
     papers: Option<&Papers>,
     names: Arc<NameTable>,
 ) -> anyhow::Result<reqwest::Client> {
+    let mut tls = client_tls(trust, papers)?;
+    tls.alpn_protocols = http();
     reqwest::Client::builder()
-        .tls_backend_preconfigured(client_tls(trust, papers)?)
+        .tls_backend_preconfigured(tls)
         .dns_resolver(names)
         .https_only(true)
         .no_proxy()
@@ -74,16 +76,26 @@ fn client_tls(trust: &Trust, papers: Option<&Papers>) -> anyhow::Result<ClientCo
             }))
         }
     };
-    let mut config = match papers {
+    match papers {
         Some(papers) => builder
             .with_client_auth_cert(papers.chain()?, papers.key()?)
-            .context("use the certificate")?,
-        None => builder.with_no_client_auth(),
-    };
-    // A preconfigured TLS offers only what it says itself: without this every connection would speak HTTP/1.1, and an upload
-    // that is refused early would break off before the answer is read.
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+            .context("use the certificate"),
+        None => Ok(builder.with_no_client_auth()),
+    }
+}
+
+/// TLS for whoever has papers of this site and speaks something else than HTTP.
+///
+/// # Errors
+/// When the papers cannot be read.
+pub fn client_config(papers: &Papers) -> anyhow::Result<ClientConfig> {
+    client_tls(&Trust::Ca(papers.ca_pem.clone()), Some(papers))
+}
+
+/// A preconfigured TLS offers only what it says itself: without this every connection would speak HTTP/1.1, and an upload that
+/// is refused early would break off before the answer is read.
+fn http() -> Vec<Vec<u8>> {
+    vec![b"h2".to_vec(), b"http/1.1".to_vec()]
 }
 
 /// A client that takes whoever answers, for what proves itself: nothing that it brings may be trusted as it is.
@@ -98,7 +110,7 @@ pub fn client_of_strangers() -> anyhow::Result<reqwest::Client> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PinnedVerifier { fingerprint: None, provider }))
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = http();
     reqwest::Client::builder()
         .tls_backend_preconfigured(config)
         .https_only(true)
