@@ -9,6 +9,7 @@ pub mod frame;
 pub mod map_reader;
 pub mod nbd;
 pub mod pace;
+pub mod pass;
 pub mod peer;
 mod pool;
 pub mod random;

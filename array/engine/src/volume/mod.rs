@@ -199,7 +199,7 @@ struct Asked {
 }
 
 /// Where each block is.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Maps {
     blocks: u64,
     fresh: ExtentMap<Fresh>,

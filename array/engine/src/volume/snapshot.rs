@@ -47,6 +47,15 @@ pub struct Base {
     pub map: ExtentMap<Place>,
 }
 
+impl Base {
+    /// It, to be read as it is.
+    pub fn into_snapshot<S: SegmentReader>(self, segments: S) -> Snapshot<S> {
+        let Self { blocks, table, map } = self;
+        let maps = Maps { blocks, table, sealed: map, ..Maps::default() };
+        Snapshot { maps, frames: Frames::new(), segments }
+    }
+}
+
 impl<S: SegmentReader> Snapshot<S> {
     /// Opens what a root of `volume` tells, with the volume's content key.
     ///
