@@ -99,6 +99,9 @@ pub enum Command {
     /// One try of the boot payload to install its machine.
     #[command(hide = true, name = "init-worker")]
     InitWorker,
+    /// Keeps the disk of a machine that came up from a volume.
+    #[command(hide = true, name = "init-keeper")]
+    InitKeeper,
 }
 
 /// What the owner of the disk keeps for himself. What is not named is as when nothing was ever said.

@@ -117,6 +117,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::StandIn(options) => block_on(stand_in(home, options)),
         Command::Init => init::run(),
         Command::InitWorker => Ok(()),
+        Command::InitKeeper => init::keep(),
     }
 }
 

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::config::PayloadFiles;
+use crate::decision::Disk;
 use crate::dhcp::LOADERS;
 
 /// The distribution's package that has the iPXE binaries, named in errors.
@@ -34,7 +36,13 @@ enum Source {
 #[derive(Debug)]
 pub(crate) enum Opened {
     Memory(Bytes),
-    Disk { file: File, size: u64, modified: u64 },
+    Disk {
+        file: File,
+        size: u64,
+        modified: u64,
+    },
+    /// What the caller of this crate reads.
+    Remote(Arc<dyn Disk>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -97,14 +105,16 @@ impl Opened {
         match self {
             Self::Memory(content) => content.len() as u64,
             Self::Disk { size, .. } => *size,
+            Self::Remote(disk) => disk.size(),
         }
     }
 
-    /// Changes when the content does; for `ETag`.
-    pub(crate) fn version(&self) -> u64 {
+    /// Changes when the content does; for `ETag`. None when nobody can say.
+    pub(crate) fn version(&self) -> Option<u64> {
         match self {
-            Self::Memory(content) => content.len() as u64,
-            Self::Disk { size, modified, .. } => size ^ modified,
+            Self::Memory(content) => Some(content.len() as u64),
+            Self::Disk { size, modified, .. } => Some(size ^ modified),
+            Self::Remote(_) => None,
         }
     }
 
@@ -124,6 +134,11 @@ impl Opened {
             Self::Disk { file, .. } => {
                 let mut buffer = vec![0; len];
                 std::os::unix::fs::FileExt::read_exact_at(file, &mut buffer, offset)?;
+                Ok(buffer.into())
+            }
+            Self::Remote(disk) => {
+                let mut buffer = vec![0; len];
+                disk.read_at(offset, &mut buffer)?;
                 Ok(buffer.into())
             }
         }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use crate::identity::{MacAddr, MachineUuid};
 
@@ -39,6 +40,22 @@ pub enum BootDecision {
 
 pub type DecisionFuture<'a> = Pin<Box<dyn Future<Output = BootDecision> + Send + 'a>>;
 
+/// A disk that loaders read over HTTP. Reads block.
+pub trait Disk: std::fmt::Debug + Send + Sync {
+    /// In bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `into` from `offset` on; the range is within the disk.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()>;
+}
+
+pub type DiskFuture<'a> = Pin<Box<dyn Future<Output = Option<Arc<dyn Disk>>> + Send + 'a>>;
+
 pub trait BootDecider: Send + Sync {
     fn decide(&self, hint: MachineHint) -> DecisionFuture<'_>;
+
+    /// The disk at `/boot/disk/PATH`, for whoever knows its path.
+    fn disk(&self, _path: String) -> DiskFuture<'_> {
+        Box::pin(async { None })
+    }
 }

@@ -29,6 +29,8 @@ use crate::ipxe;
 
 /// How much of a file is in memory per response.
 const CHUNK_BYTES: u64 = 256 * 1024;
+/// Below this are disks, not files.
+const DISKS: &str = "disk/";
 /// How long a machine waits for a payload that is not built yet.
 const NO_PAYLOAD_WAIT_SECONDS: u32 = 30;
 
@@ -89,7 +91,13 @@ async fn answer(
     match name.as_str() {
         ipxe::START_SCRIPT => script(shared, ipxe::ask_script(&shared.base_url)),
         ipxe::MENU_SCRIPT => menu(shared, query.unwrap_or_default()).await,
-        _ => file(shared, name, headers, *method == Method::HEAD).await,
+        _ => {
+            let is_head = *method == Method::HEAD;
+            match name.strip_prefix(DISKS) {
+                Some(path) => disk(shared, path, headers, is_head).await,
+                None => file(shared, name, headers, is_head).await,
+            }
+        }
     }
 }
 
@@ -149,9 +157,29 @@ async fn file(shared: &Arc<Shared>, name: String, headers: &HeaderMap, is_head: 
             return unreadable();
         }
     };
-    let etag = format!("\"{:x}\"", opened.version());
+    send(shared, &name, opened, headers, is_head)
+}
+
+async fn disk(shared: &Arc<Shared>, path: &str, headers: &HeaderMap, is_head: bool) -> Response {
+    match shared.decider.disk(path.to_owned()).await {
+        Some(disk) => send(shared, DISKS, Opened::Remote(disk), headers, is_head),
+        None => (StatusCode::NOT_FOUND, "no such disk, or its address is over\n").into_response(),
+    }
+}
+
+/// Answers with all of it, or the part that is asked for.
+fn send(
+    shared: &Shared,
+    name: &str,
+    opened: Opened,
+    headers: &HeaderMap,
+    is_head: bool,
+) -> Response {
+    let etag = opened.version().map(|version| format!("\"{version:x}\""));
     let selection = match headers.get(header::IF_RANGE) {
-        Some(version) if version.as_bytes() != etag.as_bytes() => Selection::Whole,
+        Some(version) if Some(version.as_bytes()) != etag.as_deref().map(str::as_bytes) => {
+            Selection::Whole
+        }
         _ => range::select(
             headers.get(header::RANGE).and_then(|value| value.to_str().ok()),
             opened.size(),
@@ -168,8 +196,8 @@ async fn file(shared: &Arc<Shared>, name: String, headers: &HeaderMap, is_head: 
             (StatusCode::RANGE_NOT_SATISFIABLE, 0, 0, Some(format!("bytes */{size}")))
         }
     };
-    if !is_head && status == StatusCode::OK {
-        shared.counters.sent(&name);
+    if !is_head && status == StatusCode::OK && name != DISKS {
+        shared.counters.sent(name);
     }
     let body = if is_head || len == 0 {
         Body::empty()
@@ -183,9 +211,11 @@ async fn file(shared: &Arc<Shared>, name: String, headers: &HeaderMap, is_head: 
         }
     };
     put(header::CONTENT_LENGTH, len.to_string());
-    put(header::CONTENT_TYPE, content_type(&name).to_owned());
+    put(header::CONTENT_TYPE, content_type(name).to_owned());
     put(header::ACCEPT_RANGES, "bytes".to_owned());
-    put(header::ETAG, etag);
+    if let Some(etag) = etag {
+        put(header::ETAG, etag);
+    }
     if let Some(content_range) = content_range {
         put(header::CONTENT_RANGE, content_range);
     }

@@ -15,7 +15,7 @@
 //! - This crate never decides what a machine boots: the [`BootDecider`] does.
 //! - Nothing but `sockets.rs` opens a socket, and nothing in `dhcp` or `tftp` reads a clock.
 //! - Nothing that arrives reaches a file name: names are looked up in the closed table [`BootFiles`].
-//! - Nothing served here is a secret: DHCP, TFTP and plain HTTP are readable and forgeable by everybody on the net,
+//! - Nothing served here is a secret, but for disks, whose addresses are: DHCP, TFTP and plain HTTP are readable and forgeable by everybody on the net,
 //!   and what a machine says about itself here selects, it never authorises.
 //! - A packet that is malformed, or not for us, is never answered; it is counted in [`Counters`].
 
@@ -35,7 +35,9 @@ mod wake;
 pub use boot_files::{BootFiles, IPXE_PACKAGE, LoadLoaderError, LookUpError};
 pub use config::{DhcpMode, FullDhcp, InvalidConfig, PayloadFiles, PxeConfig};
 pub use counters::{Counters, Snapshot};
-pub use decision::{BootDecider, BootDecision, DecisionFuture, MachineHint, Platform};
+pub use decision::{
+    BootDecider, BootDecision, DecisionFuture, Disk, DiskFuture, MachineHint, Platform,
+};
 pub use dhcp::LOADERS;
 pub use http::router;
 pub use identity::{MacAddr, MachineUuid, ParseIdentityError};

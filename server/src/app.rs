@@ -13,6 +13,7 @@ use crate::{
     },
     api::session::LoginLimit,
     db::Db,
+    disks::Disks,
     events::Events,
     finder::Finder,
     jobs::Bell,
@@ -39,6 +40,8 @@ pub struct Inner {
     pub address: SocketAddr,
     /// Where the HTTPS service is bound.
     pub bound: SocketAddr,
+    /// Where volumes are served by NBD.
+    pub nbd: SocketAddr,
     /// Where members are.
     pub names: Arc<NameTable>,
     /// The folder with kernel and initramfs for blank machines.
@@ -67,6 +70,8 @@ pub struct Inner {
     pub finder: Arc<Finder>,
     /// Held by who makes a bundle.
     pub bundling: tokio::sync::Mutex<()>,
+    /// What is read as a disk by plain HTTP.
+    pub(crate) disks: Disks,
     /// The volumes, open.
     pub volumes: Volumes,
     /// Something about an agent changed: whoever holds a sync looks again.

@@ -1,22 +1,31 @@
-//! What a machine that boots from the network is told: the installer, or its own disk.
+//! What a machine that boots from the network is told: the payload, which installs it or brings it up from its volume, or its
+//! own disk.
 
 use std::net::SocketAddr;
 
 use cairn_array::wire::{MachineIdentity, boot_cmdline};
-use cairn_pxe::{BootDecider, BootDecision, DecisionFuture, MachineHint};
+use cairn_pxe::{BootDecider, BootDecision, DecisionFuture, DiskFuture, MachineHint};
 
-use crate::{app::App, db, moment::Moment};
+use crate::{app::App, db, disks, moment::Moment};
 
 /// What is known about a machine that boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     Unknown,
-    Known { installed: bool, has_open_install: bool, waits: bool },
+    Known { installed: bool, has_open_install: bool, waits: bool, has_volume: bool },
 }
 
 /// A machine goes to its own disk only when it was installed and nothing else is wanted of it.
 const fn goes_to_its_disk(standing: Standing) -> bool {
-    matches!(standing, Standing::Known { installed: true, has_open_install: false, waits: false })
+    matches!(
+        standing,
+        Standing::Known {
+            installed: true,
+            has_open_install: false,
+            waits: false,
+            has_volume: false
+        }
+    )
 }
 
 /// Decides from what the database knows.
@@ -45,6 +54,7 @@ impl Decider {
         Ok(Standing::Known {
             installed: machine.installed.is_some(),
             has_open_install: db.open_install_of_machine(id).await?.is_some(),
+            has_volume: machine.root.is_some(),
             waits: live.iter().any(|target| target.machine == id && target.install.is_none()),
         })
     }
@@ -65,6 +75,10 @@ impl BootDecider for Decider {
             }
         })
     }
+
+    fn disk(&self, path: String) -> DiskFuture<'_> {
+        Box::pin(async move { disks::find(&self.app, &path).await })
+    }
 }
 
 #[cfg(test)]
@@ -76,9 +90,12 @@ mod tests {
         assert!(!goes_to_its_disk(Standing::Unknown));
         for installed in [false, true] {
             for has_open_install in [false, true] {
-                for waits in [false, true] {
-                    let standing = Standing::Known { installed, has_open_install, waits };
-                    let wanted = installed && !has_open_install && !waits;
+                for (waits, has_volume) in
+                    [(false, false), (false, true), (true, false), (true, true)]
+                {
+                    let standing =
+                        Standing::Known { installed, has_open_install, waits, has_volume };
+                    let wanted = installed && !has_open_install && !waits && !has_volume;
                     assert_eq!(goes_to_its_disk(standing), wanted, "{standing:?}");
                 }
             }

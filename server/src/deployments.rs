@@ -115,6 +115,8 @@ pub(crate) struct Asker<'a> {
     pub(crate) bound: Option<&'a Offer>,
     /// The install that is not over, of its machine.
     pub(crate) open: Option<&'a Offer>,
+    /// Its machine comes up from a volume; and whether it may unattended.
+    pub(crate) root: Option<bool>,
 }
 
 /// What a target that asks for its ticket gets.
@@ -128,6 +130,8 @@ pub(crate) enum Answer {
         install: InstallId,
         take_over: bool,
     },
+    /// The papers of its machine's volume.
+    Volume,
 }
 
 /// Decides what a target gets. Its identity alone never gets it a ticket, unless an administrator approved that
@@ -143,6 +147,7 @@ pub(crate) fn answer(asker: &Asker<'_>) -> Answer {
         Some(bound) => Some(bound),
         None => asker.open,
     };
+    let preapproved = offer.map_or(asker.root == Some(true), |offer| offer.preapproved);
     match asker.state {
         TargetState::Refused => {
             return Answer::Refuse("an administrator refused this machine");
@@ -150,12 +155,16 @@ pub(crate) fn answer(asker: &Asker<'_>) -> Answer {
         TargetState::Ended => {
             return Answer::Refuse("another run of the installer on this machine took over");
         }
-        TargetState::Waiting if !offer.is_some_and(|offer| offer.preapproved) => {
+        TargetState::Waiting if !preapproved => {
             return Answer::AwaitApproval;
         }
         TargetState::Waiting | TargetState::Approved => {}
     }
-    let Some(offer) = offer else { return Answer::AwaitDeployment };
+    let Some(offer) = offer else {
+        // On a running system somebody wants to install, not to boot.
+        let boots = asker.root.is_some() && asker.image.is_none();
+        return if boots { Answer::Volume } else { Answer::AwaitDeployment };
+    };
     if asker.image.is_some_and(|asked| asked != offer.image) {
         return Answer::Refuse(
             "this machine was given another image than the one asked for: ask for that one, or have the deployment cancelled",
@@ -224,7 +233,25 @@ mod tests {
     }
 
     fn ask(state: TargetState, open: Option<&Offer>) -> Answer {
-        answer(&Asker { state, image: None, bound: None, open })
+        answer(&Asker { state, image: None, bound: None, open, root: None })
+    }
+
+    #[test]
+    fn a_machine_of_a_volume_is_approved_unless_it_is_unattended_and_installs_go_first() {
+        let ask = |state, open, root, image| {
+            answer(&Asker { state, image, bound: None, open, root: Some(root) })
+        };
+        assert_eq!(ask(TargetState::Waiting, None, false, None), Answer::AwaitApproval);
+        assert_eq!(ask(TargetState::Approved, None, false, None), Answer::Volume);
+        assert_eq!(ask(TargetState::Waiting, None, true, None), Answer::Volume);
+        assert!(matches!(ask(TargetState::Refused, None, true, None), Answer::Refuse(_)));
+        let scheduled = offer(S::Scheduled, false);
+        let first = ask(TargetState::Waiting, Some(&scheduled), true, None);
+        assert_eq!(first, Answer::AwaitApproval, "the install was not approved beforehand");
+        let first = ask(TargetState::Approved, Some(&scheduled), true, None);
+        assert!(matches!(first, Answer::Issue { .. }));
+        let installer = ask(TargetState::Approved, None, false, Some("classroom"));
+        assert_eq!(installer, Answer::AwaitDeployment);
     }
 
     #[test]
@@ -250,6 +277,7 @@ mod tests {
             image: None,
             bound: Some(&running),
             open: Some(&running),
+            root: None,
         };
         assert_eq!(answer(&bound), Answer::Issue { install: running.install, take_over: false });
         let done = offer(S::Done, false);
@@ -264,6 +292,7 @@ mod tests {
             image: Some("office"),
             bound: None,
             open: Some(&scheduled),
+            root: None,
         };
         assert!(matches!(answer(&asker), Answer::Refuse(_)));
         asker.image = Some("classroom");

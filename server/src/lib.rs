@@ -24,6 +24,7 @@ pub mod config;
 mod dashboard;
 pub mod db;
 mod deployments;
+mod disks;
 pub mod events;
 pub mod finder;
 pub mod jobs;

@@ -38,6 +38,7 @@ use crate::{
     boot_build, bundle,
     config::{DhcpChoice, ServeOptions, reachable},
     db::{Db, token::TokenKind},
+    disks::Disks,
     events::Events,
     finder::Finder,
     jobs,
@@ -171,6 +172,20 @@ fn announce(running: &Running) -> std::io::Result<()> {
     out.flush()
 }
 
+/// Binds what blank machines and loaders talk to, and its address for HTTP.
+async fn bind_boot(
+    options: &ServeOptions,
+    app: &App,
+) -> anyhow::Result<(cairn_pxe::Bound, SocketAddr)> {
+    let address = app.address;
+    let decider = Arc::new(Decider::new(app.clone(), address));
+    let config = pxe_config(options, address)?;
+    let pxe = cairn_pxe::bind(config, decider, Arc::clone(&app.boot)).await?;
+    let boot = pxe.http_addr().context("read the address of boot files")?;
+    app.disks.serve_at(format!("http://{}/boot", SocketAddr::new(address.ip(), boot.port())));
+    Ok((pxe, boot))
+}
+
 /// Starts a server; when this returns, it serves.
 ///
 /// # Errors
@@ -193,7 +208,9 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let names = Arc::new(NameTable::default());
     let store = Arc::new(open_store(&options, first_start)?);
     let finder = finder(&site, &db, &store, &names)?;
+    let disks = Disks::open(&db).await?;
     let app = App::new(Inner {
+        disks,
         events: Events::new(db.clone()),
         db,
         site,
@@ -201,6 +218,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         store,
         address,
         bound,
+        nbd,
         names,
         boot_folder: options.boot_folder(),
         ipxe_dir: options.ipxe_dir.clone(),
@@ -229,10 +247,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let papers = app.site.server_papers(Some(&hostname))?;
     let server = tls::server_tls(&papers)?;
-    let decider = Arc::new(Decider::new(app.clone(), address));
-    let pxe =
-        cairn_pxe::bind(pxe_config(&options, address)?, decider, Arc::clone(&app.boot)).await?;
-    let boot = pxe.http_addr().context("read the address of boot files")?;
+    let (pxe, boot) = bind_boot(&options, &app).await?;
     let mut services = JoinSet::new();
     let (served, stopped) = (Arc::new(Served(app.clone())), stop.clone());
     let secure = Some(Arc::clone(&server));

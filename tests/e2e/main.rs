@@ -5,6 +5,7 @@
 
 mod dashboard;
 mod deploy;
+mod diskless;
 mod faults;
 mod file_systems;
 mod lab;

@@ -1,6 +1,7 @@
 //! Volumes: as a card of a virtual machine, from another machine, and through kills of the server.
 
 use std::{
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -208,4 +209,56 @@ fn another_machine_uses_a_volume_with_its_papers_only() {
 
 fn papers(site: &Site, name: &str) -> PathBuf {
     site.lab.dir().join(format!("papers-{name}"))
+}
+
+/// iPXE, GRUB and curl read a disk by plain HTTP; nobody without its address does.
+#[test]
+fn loaders_read_images_and_volumes_by_plain_http_with_their_address_only() {
+    let mut site = Site::start("sanboot", NetworkBoot::Proxy).unwrap();
+    let host = site.server.host().clone();
+    let image = Variant::Tiny.image().unwrap();
+    site.add_image(&image.path, "tiny").unwrap();
+    site.server.run(&["volume", "create", "system", "--image", "tiny"]).unwrap();
+    site.server.run(&["volume", "snapshot", "system", "clean"]).unwrap();
+    let url = |words: &[&str]| site.server.run(words).unwrap().trim().to_owned();
+    let of_image = url(&["image", "url", "tiny"]);
+    assert!(of_image.ends_with("/image/tiny/1"), "{of_image}");
+    for url in [
+        &of_image,
+        &url(&["volume", "url", "system", "--hours", "1"]),
+        &url(&["volume", "url", "system@clean"]),
+    ] {
+        let read = on(&host, &["curl", "-fsS", "-r", "46137344-46661631", url]).output().unwrap();
+        assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+        let mut wanted = vec![0; 512 << 10];
+        std::fs::File::open(&image.path).unwrap().read_exact_at(&mut wanted, 46_137_344).unwrap();
+        assert!(read.stdout == wanted, "{url}: other bytes");
+    }
+    let status = |url: &str| {
+        let words = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-I", url];
+        tool::finish(&mut on(&host, &words)).unwrap()
+    };
+    assert_eq!(status(&of_image), "200");
+    // The address of one disk opens no other.
+    assert_eq!(status(&of_image.replace("image/tiny/1", "volume/system")), "404");
+    let unknown = site.server.run(&["volume", "url", "nothing"]).unwrap_err().to_string();
+    assert!(unknown.contains("volume list"), "{unknown}");
+
+    let blank = site.lab.dir().join("blank.raw");
+    blank_disk(&blank, 1 << 20).unwrap();
+    let mut hardware = Hardware::new("loader", 1, &blank);
+    hardware.tap = Some(site.lab.tap().unwrap());
+    let mut machine = hardware.start(&site.lab, OnReboot::Exit).unwrap();
+    machine.wait_for(&["Ctrl-B"], &[], LOGIN).unwrap();
+    machine.send("\x02").unwrap();
+    machine.wait_for(&["iPXE>"], &[], SOON).unwrap();
+    for key in format!("dhcp && sanboot {of_image}\r").chars() {
+        machine.send(&key.to_string()).unwrap();
+        // Nobody types faster, and iPXE looks at the line between other things.
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    // Kernel and initramfs came that way; of a root the firmware's disk is none.
+    let shown = ["cairn-demo: starting", "cairn-demo: no root file system"];
+    machine.wait_for(&shown, &[], LOGIN).unwrap();
+    machine.cut_power().unwrap();
 }

@@ -116,6 +116,8 @@ pub enum MachineState {
     /// It has an install that has not begun.
     Scheduled,
     Installing,
+    /// It comes up from a volume.
+    Diskless,
     /// Nothing that we know of.
     Idle,
 }
@@ -145,6 +147,7 @@ impl MachineState {
             Self::Waiting => "waits",
             Self::Scheduled => "scheduled",
             Self::Installing => "installing",
+            Self::Diskless => "comes up from a volume",
             Self::Idle => "idle",
         }
     }
@@ -153,7 +156,7 @@ impl MachineState {
         match self {
             Self::Waiting => "warn",
             Self::Scheduled | Self::Installing => "busy",
-            Self::Idle => "quiet",
+            Self::Diskless | Self::Idle => "quiet",
         }
     }
 }

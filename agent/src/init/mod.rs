@@ -7,6 +7,8 @@
 //!                               reason stays on the screen ─── Enter, or a minute
 //!
 //!   worker: drivers ─► network ─► install (target::flow) ─► sync ─► reboot
+//!                                    └─ or a volume: its root is mounted (root.rs), and PID 1 becomes its system, while a third
+//!                                       process stays between the kernel and the server (keeper.rs)
 //! ```
 //!
 //! Two processes, because the first one may never end (the kernel would panic) and inherits every orphan: it does
@@ -17,8 +19,11 @@
 
 pub mod cmdline;
 mod console;
+mod keeper;
 mod modules;
+mod netlink;
 mod network;
+mod root;
 mod worker;
 
 use std::{
@@ -38,7 +43,7 @@ use rustix::{
 };
 
 use self::console::Consoles;
-pub use self::worker::run as work;
+pub use self::{keeper::run as keep, worker::run as work};
 use crate::target::Screen as _;
 
 /// The argument with which the first process starts its worker.
@@ -86,6 +91,10 @@ pub fn run() -> Result<()> {
     loop {
         match try_once() {
             Ok(status) if status.success() => finish(&consoles),
+            Ok(status) if status.code() == Some(worker::MOUNTED) => {
+                let Err(error) = root::enter();
+                consoles.say(&format!("the volume's system cannot be started: {error:#}"));
+            }
             // The worker has said why.
             Ok(status) if status.code() == Some(worker::FAILED) => {}
             Ok(status) => consoles.say(&format!("the installer broke: {}", describe(status))),

@@ -53,6 +53,11 @@ impl Drivers {
     }
 }
 
+/// Loads modules by their names; one that is not there is missed later.
+pub(super) fn load(names: &[&str]) {
+    probe(names.iter().copied());
+}
+
 fn probe<'a>(names: impl Iterator<Item = &'a str>) {
     let names: Vec<&str> = names.collect();
     for names in names.chunks(ALIASES_AT_ONCE) {

@@ -175,6 +175,28 @@ impl Network {
         started.inspect_err(|error| tracing::warn!(%error, link, "start the DHCP client")).ok()
     }
 
+    /// Has a system that takes over keep the addresses by which it reaches its disk. systemd's networkd would begin by taking
+    /// them away; others leave a card that is configured alone.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(super) fn hand_over(&self, folder: &Path) -> Result<()> {
+        let leased = |link: &Link| self.run.join(format!("lease.{}", link.name)).exists();
+        let addresses = links(&self.sys).into_iter().filter(leased).filter_map(|link| {
+            let path = self.sys.join("class/net").join(link.name).join("address");
+            Some(fs::read_to_string(path).ok()?.trim().to_owned())
+        });
+        let addresses: Vec<String> = addresses.collect();
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        let file = folder.join("00-cairn.network");
+        let text = format!(
+            "# The root file system is reached by this card.\n[Match]\nMACAddress={}\n\n\
+             [Network]\nDHCP=yes\nKeepConfiguration=yes\n",
+            addresses.join(" ")
+        );
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+    }
+
     /// `eth0 10.0.0.7` for each link with a lease.
     fn leases(&self) -> Vec<String> {
         let lease = |link: Link| {
@@ -251,6 +273,23 @@ mod tests {
         if hardware {
             fs::create_dir_all(folder.join("device")).unwrap();
         }
+    }
+
+    #[test]
+    fn a_card_with_a_lease_is_kept_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (sys, run) = (folder.path().join("sys"), folder.path().join("run"));
+        for (name, address) in [("eth0", "52:54:00:00:00:01"), ("eth1", "52:54:00:00:00:02")] {
+            link(&sys, name, "1\n", true);
+            fs::write(sys.join("class/net").join(name).join("address"), address).unwrap();
+        }
+        let network = Network::new(sys, run.clone()).unwrap();
+        fs::write(run.join("lease.eth1"), "10.0.0.7\n").unwrap();
+        let to = folder.path().join("systemd/network");
+        network.hand_over(&to).unwrap();
+        let text = fs::read_to_string(to.join("00-cairn.network")).unwrap();
+        assert!(text.contains("MACAddress=52:54:00:00:00:02\n"), "{text}");
+        assert!(text.contains("KeepConfiguration=yes"), "{text}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! One try to install this machine, from loading drivers to the reboot.
+//! One try to install this machine, from loading drivers to the reboot, or to bring it up from a volume.
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     time::{Duration, Instant},
@@ -10,27 +11,34 @@ use std::{
 use anyhow::{Context as _, Result};
 use cairn_array::{
     pace::Rates,
-    tls::{self, KeyAndCsr, Member, NameTable, Trust},
+    tls::{self, KeyAndCsr, Member, NameTable, Papers, Trust},
     wire::AfterInstall,
 };
 use rustix::{mount::MountFlags, system::RebootCommand};
 
-use super::{cmdline, console::Consoles, modules::Drivers, network::Network, restart, run_folder};
+use super::{
+    cmdline, console::Consoles, keeper::RemoteDisk, modules::Drivers, network::Network, restart,
+    root, run_folder,
+};
 use crate::{
     limits::RateLimits,
     target::{
         Screen,
         disks::{Roots, disks},
-        flow::{Goal, Installer},
+        flow::{Goal, Installer, Next},
     },
 };
 
 /// The exit code after the reason was shown.
 pub(super) const FAILED: i32 = 1;
+/// The exit code when the root of a volume is mounted, for the first process to become its system.
+pub(super) const MOUNTED: i32 = 3;
 /// Disks show up some time after their driver.
 const DISK_PATIENCE: Duration = Duration::from_secs(8);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const TEND_EVERY: Duration = Duration::from_secs(2);
+/// Where the next system's networkd looks first.
+const NETWORKD: &str = "/run/systemd/network";
 /// Until the last lines were read.
 const LAST_LOOK: Duration = Duration::from_secs(2);
 
@@ -40,8 +48,9 @@ pub fn run() -> i32 {
     let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let consoles = Consoles::open(&cmdline);
     match install(&cmdline, &consoles) {
-        Ok(AfterInstall::Exit) => 0,
-        Ok(then) => {
+        Ok(Ended::Mounted) => MOUNTED,
+        Ok(Ended::Installed(AfterInstall::Exit)) => 0,
+        Ok(Ended::Installed(then)) => {
             let (command, line) = match then {
                 AfterInstall::PowerOff => (RebootCommand::PowerOff, "turning this machine off"),
                 _ => (RebootCommand::Restart, "restarting into the installed system"),
@@ -59,7 +68,14 @@ pub fn run() -> i32 {
     }
 }
 
-fn install(cmdline: &str, consoles: &Consoles) -> Result<AfterInstall> {
+/// What a try came to.
+enum Ended {
+    Installed(AfterInstall),
+    /// The root of a volume is there.
+    Mounted,
+}
+
+fn install(cmdline: &str, consoles: &Consoles) -> Result<Ended> {
     let words = cmdline::parse(cmdline)?;
     let sys = PathBuf::from("/sys");
     let mut drivers = Drivers::default();
@@ -92,22 +108,35 @@ fn install(cmdline: &str, consoles: &Consoles) -> Result<AfterInstall> {
         limits: RateLimits::new(Rates::default()),
     };
     // Leases are renewed, and late links and hardware come up, while the installer waits and works.
-    let (_stop_tending, stopped) = channel::<()>();
+    let (stop_tending, stopped) = channel::<()>();
     let tending = std::thread::Builder::new().name("network".into());
-    tending
+    let tending = tending
         .spawn(move || tend(network, drivers, &sys, &stopped))
         .context("start the network's thread")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.context("start the installer's threads")?;
-    runtime.block_on(installer.run(consoles.clone()))
+    match runtime.block_on(installer.run(consoles.clone()))? {
+        Next::Installed(then) => Ok(Ended::Installed(then)),
+        Next::Volume { volume, port, papers } => {
+            drop(stop_tending);
+            let network = tending.join().ok().context("the network's thread broke")?;
+            let Papers { certificate_pem, key_pem, ca_pem } = papers;
+            let server = SocketAddr::new(words.server.ip(), port);
+            let disk = RemoteDisk { server, volume, certificate_pem, key_pem, ca_pem };
+            root::mount_volume(&disk, |line| consoles.say(line))?;
+            network.hand_over(Path::new(NETWORKD))?;
+            Ok(Ended::Mounted)
+        }
+    }
 }
 
 /// Looks after the network until the other end of the channel is dropped.
-fn tend(mut network: Network, mut drivers: Drivers, sys: &Path, stopped: &Receiver<()>) {
+fn tend(mut network: Network, mut drivers: Drivers, sys: &Path, stopped: &Receiver<()>) -> Network {
     while matches!(stopped.recv_timeout(TEND_EVERY), Err(RecvTimeoutError::Timeout)) {
         drivers.load_new(sys);
         network.tend();
     }
+    network
 }
 
 /// Until the list of disks has not changed for a second.

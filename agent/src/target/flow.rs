@@ -12,7 +12,7 @@ use cairn_array::{
     install::{Fetcher, Image, install},
     peer::PeerClient,
     random,
-    tls::{self, KeyAndCsr, NameTable, Trust},
+    tls::{self, KeyAndCsr, NameTable, Papers, Trust},
     wire::{
         AfterInstall, Complaint, DiskLine, DiskSelector, InstallPhase, InstallProgress,
         ProgressReply, TargetHello, Ticket, code_of,
@@ -29,7 +29,7 @@ use super::{
     select::{self, DiskRefusal, select_disk},
     storage,
     swarm::Part,
-    ticket::{self, Documents, Granted},
+    ticket::{self, Documents, Grant, Granted},
 };
 use crate::{
     limits::RateLimits,
@@ -55,6 +55,15 @@ pub enum Goal {
     Asked { image: String, disk: PathBuf },
 }
 
+/// What is to happen with a machine next.
+#[derive(Debug)]
+pub enum Next {
+    /// It is installed.
+    Installed(AfterInstall),
+    /// It comes up from a volume, which these papers open.
+    Volume { volume: String, port: u16, papers: Papers },
+}
+
 /// One machine that is to be installed.
 #[derive(Debug)]
 pub struct Installer {
@@ -69,17 +78,35 @@ pub struct Installer {
 }
 
 impl Installer {
-    /// Installs this machine and says what is to happen next.
+    /// Installs this machine, unless it is to come up from a volume, and says what is to happen next.
     ///
     /// # Errors
     /// With the reason and what to do; the server has been told, when it could be.
-    pub async fn run<S: Screen>(self, screen: S) -> Result<AfterInstall> {
+    pub async fn run<S: Screen>(self, screen: S) -> Result<Next> {
+        let link = ServerLink::new(tls::client(&self.trust, None, Arc::clone(&self.names))?);
+        let hello = self.hello()?;
+        self.introduce(&hello, &screen);
+        match ticket::obtain(&link, &hello, &self.key, &screen).await? {
+            Grant::Install(granted) => {
+                // It is large, and this waits long without it.
+                Box::pin(self.install(granted, screen)).await.map(Next::Installed)
+            }
+            Grant::Volume(ticket) => {
+                screen.say(&format!("coming up from volume {}", ticket.volume));
+                let (certificate, ca) = (&ticket.certificate_pem, &ticket.ca_pem);
+                let papers = ticket::papers(certificate, ca, &self.trust, &self.key)?;
+                Ok(Next::Volume { volume: ticket.volume, port: ticket.port, papers })
+            }
+        }
+    }
+
+    fn hello(&self) -> Result<TargetHello> {
         let (roots, sys) = (Roots::default(), Path::new("/sys"));
         let lines = match &self.goal {
             Goal::Assigned => disks::disks(&roots),
             Goal::Asked { disk, .. } => vec![disks::named(&roots, disk)?],
         };
-        let hello = TargetHello {
+        Ok(TargetHello {
             csr_pem: self.key.csr_pem.clone(),
             identity: identity::identity(sys),
             disks: lines,
@@ -89,7 +116,10 @@ impl Installer {
                 Goal::Assigned => None,
                 Goal::Asked { image, .. } => Some(image.clone()),
             },
-        };
+        })
+    }
+
+    fn introduce<S: Screen>(&self, hello: &TargetHello, screen: &S) {
         screen.say(&format!("machine: {}", identity::describe(&hello.identity)));
         for disk in &hello.disks {
             screen.say(&format!("disk: {}", select::describe(disk)));
@@ -99,8 +129,9 @@ impl Installer {
         }
         screen.say(&format!("code: {}", code_of(&self.key.public_key_der)));
         screen.say(&format!("server: {}", self.server));
-        let link = ServerLink::new(tls::client(&self.trust, None, Arc::clone(&self.names))?);
-        let granted = ticket::obtain(&link, &hello, &self.key, &screen).await?;
+    }
+
+    async fn install<S: Screen>(self, granted: Granted, screen: S) -> Result<AfterInstall> {
         let Ticket { image, number, then, .. } = &granted.ticket;
         screen.say(&format!("installing {image}, version {number}"));
         let then = match self.goal {
@@ -137,7 +168,8 @@ impl Installer {
         screen: &S,
         part: &mut Option<Part>,
     ) -> Result<InstallProgress> {
-        let papers = ticket::papers(&granted.ticket, &self.trust, &self.key)?;
+        let Ticket { certificate_pem, ca_pem, .. } = &granted.ticket;
+        let papers = ticket::papers(certificate_pem, ca_pem, &self.trust, &self.key)?;
         let documents = ticket::documents(granted, &papers, Arc::clone(&self.names)).await?;
         let image = self.open(&granted.ticket, &documents)?;
         let peers = PeerClient::new(documents.peers.clone());

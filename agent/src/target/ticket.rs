@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use cairn_array::{
     tls::{self, Fingerprint, KeyAndCsr, Member, NameTable, Papers, Trust},
-    wire::{HelloReply, MAX_BODY_BYTES, StripeMaps, TargetHello, Ticket, TicketReply, code_of},
+    wire::{
+        HelloReply, MAX_BODY_BYTES, StripeMaps, TargetHello, Ticket, TicketReply, VolumeTicket,
+        code_of,
+    },
 };
 use cairn_core::{directory::Directory, id::AgentId, stripe_map::StripeMap};
 use reqwest::StatusCode;
@@ -28,13 +31,20 @@ pub(super) struct Granted {
     pub(super) ticket: Ticket,
 }
 
+/// What a machine is given.
+#[derive(Debug)]
+pub(super) enum Grant {
+    Install(Granted),
+    Volume(VolumeTicket),
+}
+
 /// Says hello, shows the code, waits until the ticket comes.
 pub(super) async fn obtain<S: Screen>(
     link: &ServerLink,
     hello: &TargetHello,
     key: &KeyAndCsr,
     screen: &S,
-) -> Result<Granted> {
+) -> Result<Grant> {
     let code = code_of(&key.public_key_der);
     loop {
         let reply = greet(link, hello, screen).await?;
@@ -48,10 +58,13 @@ pub(super) async fn obtain<S: Screen>(
             "approve this machine in the dashboard if it shows the same code, or run \
              `cairn-server machine approve {code}`"
         ));
-        if let Some(ticket) = wait(&session, screen).await? {
-            return Ok(Granted { link: session, ticket });
+        match wait(&session, screen).await? {
+            Some(TicketReply::Ready(ticket)) => {
+                return Ok(Grant::Install(Granted { link: session, ticket: *ticket }));
+            }
+            Some(TicketReply::Volume(ticket)) => return Ok(Grant::Volume(*ticket)),
+            _ => screen.say("the server has forgotten this machine; saying hello again"),
         }
-        screen.say("the server has forgotten this machine; saying hello again");
     }
 }
 
@@ -78,8 +91,8 @@ async fn greet<S: Screen>(
     }
 }
 
-/// `None` when the server does not know this session any more.
-async fn wait<S: Screen>(session: &ServerLink, screen: &S) -> Result<Option<Ticket>> {
+/// A ticket; `None` when the server does not know this session any more.
+async fn wait<S: Screen>(session: &ServerLink, screen: &S) -> Result<Option<TicketReply>> {
     let mut said = String::new();
     let mut say = |line: String| {
         if said != line {
@@ -89,7 +102,9 @@ async fn wait<S: Screen>(session: &ServerLink, screen: &S) -> Result<Option<Tick
     };
     loop {
         match session.get("/target/v1/ticket", Patience::Held).await {
-            Ok(TicketReply::Ready(ticket)) => return Ok(Some(*ticket)),
+            Ok(ticket @ (TicketReply::Ready(_) | TicketReply::Volume(_))) => {
+                return Ok(Some(ticket));
+            }
             Ok(TicketReply::Refused { reason }) => {
                 bail!("the server refuses this machine: {reason}")
             }
@@ -116,18 +131,23 @@ async fn wait<S: Screen>(session: &ServerLink, screen: &S) -> Result<Option<Tick
     }
 }
 
-/// The certificate and CA of the ticket, checked against what this machine trusts.
-pub(super) fn papers(ticket: &Ticket, trust: &Trust, key: &KeyAndCsr) -> Result<Papers> {
-    let offered = Fingerprint::of_pem(&ticket.ca_pem).context("read the ticket's CA")?;
+/// The certificate and CA of a ticket, checked against what this machine trusts.
+pub(super) fn papers(
+    certificate_pem: &str,
+    ca_pem: &str,
+    trust: &Trust,
+    key: &KeyAndCsr,
+) -> Result<Papers> {
+    let offered = Fingerprint::of_pem(ca_pem).context("read the ticket's CA")?;
     let trusted = match trust {
         Trust::Ca(pem) => Fingerprint::of_pem(pem).context("read the site's CA")?,
         Trust::Pinned(fingerprint) => *fingerprint,
     };
     ensure!(offered == trusted, "the ticket names another CA than this machine was booted with");
     Ok(Papers {
-        certificate_pem: ticket.certificate_pem.clone(),
+        certificate_pem: certificate_pem.to_owned(),
         key_pem: key.key_pem.clone(),
-        ca_pem: ticket.ca_pem.clone(),
+        ca_pem: ca_pem.to_owned(),
     })
 }
 

@@ -297,6 +297,19 @@ pub enum TicketReply {
         reason: String,
     },
     Ready(Box<Ticket>),
+    /// This machine comes up from a volume.
+    Volume(Box<VolumeTicket>),
+}
+
+/// Everything a machine needs whose disk is a volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeTicket {
+    pub volume: String,
+    /// Where the server serves it by NBD.
+    pub port: u16,
+    /// For this volume.
+    pub certificate_pem: String,
+    pub ca_pem: String,
 }
 
 /// Everything a target needs to install one image version, and nothing for any other.

@@ -6,7 +6,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::config::PayloadFiles;
-use crate::decision::{DecisionFuture, MachineHint};
+use crate::decision::{DecisionFuture, Disk, DiskFuture, MachineHint};
 
 const BASE: &str = "http://10.77.0.2:8441/boot";
 
@@ -16,6 +16,52 @@ impl BootDecider for Fixed {
     fn decide(&self, _hint: MachineHint) -> DecisionFuture<'_> {
         Box::pin(async { self.0.clone() })
     }
+
+    fn disk(&self, path: String) -> DiskFuture<'_> {
+        let disk: Option<Arc<dyn Disk>> =
+            (path == "pass/volume/desk1/clean").then_some(Arc::new(Count));
+        Box::pin(async { disk })
+    }
+}
+
+/// A disk of a MiB, each byte the lowest of its place; it breaks behind the middle.
+#[derive(Debug)]
+struct Count;
+
+impl Disk for Count {
+    fn size(&self) -> u64 {
+        1 << 20
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        if offset >= 1 << 19 {
+            return Err(io::Error::other("broken"));
+        }
+        for (place, byte) in (offset..).zip(into) {
+            *byte = place.to_le_bytes()[0];
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_disk_is_read_in_ranges_by_who_knows_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = service(folder.path(), BootDecision::LocalDisk);
+    let path = "/boot/disk/pass/volume/desk1/clean";
+    let (status, headers, _) = service.send("HEAD", path, &[]).await;
+    assert_eq!((status, &headers[header::CONTENT_LENGTH]), (StatusCode::OK, &(1 << 20).into()));
+    assert!(headers.get(header::ETAG).is_none(), "a volume changes");
+    let (status, headers, body) = service.send("GET", path, &[("range", "bytes=254-257")]).await;
+    assert_eq!((status, body), (StatusCode::PARTIAL_CONTENT, vec![254, 255, 0, 1]));
+    assert_eq!(headers[header::CONTENT_RANGE], "bytes 254-257/1048576");
+    // What cannot be read breaks the answer off.
+    let (_, _, body) = service.send("GET", path, &[]).await;
+    assert!(body.is_empty());
+    let (status, ..) = service.send("GET", "/boot/disk/other/volume/desk1/clean", &[]).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (status, ..) = service.send("PUT", path, &[]).await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
 }
 
 struct Service {

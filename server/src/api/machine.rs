@@ -13,7 +13,7 @@ use super::{
 use crate::{
     app::App,
     db::{
-        machine::{MachineRow, NameError},
+        machine::{MachineRow, NameError, RootError},
         target::{TargetRow, TargetState},
     },
     events::Event,
@@ -36,7 +36,8 @@ pub struct Machine {
     /// Its firmware said that it verified what it booted; a machine without that is `unverified`.
     pub secure_boot: bool,
     pub disks: Vec<MachineDisk>,
-    /// `waiting` (for approval), `approved` (waits for a deployment), `installing`, `installed` or `known`
+    /// `waiting` (for approval), `approved` (waits for a deployment), `installing`, `diskless` (comes up from a volume),
+    /// `installed` or `known`
     pub state: String,
     /// What its screen shows while it waits. Compare before you approve.
     pub codes: Vec<String>,
@@ -46,6 +47,11 @@ pub struct Machine {
     pub installed: Option<String>,
     /// The install that is not over.
     pub install: Option<String>,
+    /// The volume that it comes up from when it boots from the network; none when it boots from its own disk.
+    pub volume: Option<String>,
+    /// It gets that volume without being approved by the code on its screen.
+    #[serde(default)]
+    pub unattended: bool,
     pub seen: String,
 }
 
@@ -88,6 +94,17 @@ pub struct MachineName {
     pub name: String,
 }
 
+/// What a machine comes up from.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BootRequest {
+    /// A volume's name.
+    pub volume: String,
+    /// Whoever says to be this machine on the boot network gets the volume, without being approved by the code on its screen.
+    #[serde(default)]
+    pub unattended: bool,
+}
+
 /// A machine as the API shows it; `live` are all targets that are there now.
 pub(crate) async fn view(
     app: &App,
@@ -100,6 +117,10 @@ pub(crate) async fn view(
         Some(version) => app.db.version(version).await?,
         None => None,
     };
+    let volume = match row.root {
+        Some(root) => app.db.volume(root.volume).await?.map(|volume| volume.name),
+        None => None,
+    };
     let has = |state| mine.iter().any(|target| target.state == state);
     let state = if open.as_ref().is_some_and(|open| open.started.is_some()) {
         "installing"
@@ -107,6 +128,8 @@ pub(crate) async fn view(
         "waiting"
     } else if has(TargetState::Approved) {
         "approved"
+    } else if volume.is_some() {
+        "diskless"
     } else if installed.is_some() {
         "installed"
     } else {
@@ -135,6 +158,8 @@ pub(crate) async fn view(
         wants: waiting().find_map(|target| target.image.clone()),
         installed: installed.map(|version| format!("{}@{}", version.name, version.number)),
         install: open.map(|open| open.id.to_string()),
+        volume,
+        unattended: row.root.is_some_and(|root| root.unattended),
         seen: row.seen.to_text(),
     })
 }
@@ -238,6 +263,41 @@ pub(crate) async fn name(
         }
         Err(NameError::Db(error)) => return Err(error.into()),
     }
+    tell(&app, found.machine).await?;
+    Ok(Json(one(&app, found.machine).await?))
+}
+
+/// Have a machine come up from a volume whenever it boots from the network
+///
+/// A machine that waits now is approved by it. One that was never seen can be named by its MAC or UUID.
+#[utoipa::path(put, path = "/api/v1/machines/{machine}/volume", tag = "machines", params(("machine" = String, Path)),
+    request_body = BootRequest, responses((status = 200, body = Machine), (status = 400, body = Problem),
+    (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn boot_volume(
+    State(app): State<App>,
+    Place(machine): Place<String>,
+    Body(request): Body<BootRequest>,
+) -> Result<Json<Machine>, ApiError> {
+    let BootRequest { volume, unattended } = request;
+    let id = approval::boot_volume(&app, &machine, &volume, unattended).await?;
+    Ok(Json(one(&app, id).await?))
+}
+
+/// Have a machine boot from its own disk again
+#[utoipa::path(delete, path = "/api/v1/machines/{machine}/volume", tag = "machines", params(("machine" = String, Path)),
+    responses((status = 200, body = Machine), (status = 404, body = Problem)))]
+pub(crate) async fn boot_own_disk(
+    State(app): State<App>,
+    Place(machine): Place<String>,
+) -> Result<Json<Machine>, ApiError> {
+    let found = approval::find_machine(&app, &machine).await?.ok_or_else(unknown)?;
+    match app.db.set_root_volume(found.machine, None).await {
+        Ok(true) => {}
+        Ok(false) => return Err(unknown()),
+        Err(RootError::Taken) => return Err(anyhow::anyhow!("no volume is taken").into()),
+        Err(RootError::Db(error)) => return Err(error.into()),
+    }
+    app.targets_changed.notify();
     tell(&app, found.machine).await?;
     Ok(Json(one(&app, found.machine).await?))
 }

@@ -19,6 +19,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub mod agent;
 pub(crate) mod auth;
 pub mod deployment;
+pub mod disk;
 pub mod error;
 pub mod event;
 pub(crate) mod extract;
@@ -66,6 +67,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(image::show, image::remove))
         .routes(routes!(image::remove_version))
         .routes(routes!(image::export))
+        .routes(routes!(disk::of_image))
         .routes(routes!(image::registrations))
         .routes(routes!(token::list, token::create))
         .routes(routes!(token::revoke))
@@ -79,6 +81,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(machine::approve))
         .routes(routes!(machine::refuse))
         .routes(routes!(machine::name))
+        .routes(routes!(machine::boot_volume, machine::boot_own_disk))
         .routes(routes!(deployment::list, deployment::create))
         .routes(routes!(deployment::show))
         .routes(routes!(deployment::cancel))
@@ -87,6 +90,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(volume::list, volume::create))
         .routes(routes!(volume::show, volume::resize, volume::remove))
         .routes(routes!(volume::papers))
+        .routes(routes!(disk::of_volume))
         .routes(routes!(snapshot::list, snapshot::take))
         .routes(routes!(snapshot::remove))
         .routes(routes!(snapshot::roll_back))

@@ -119,7 +119,7 @@ pub struct VolumePapers {
     pub ca: String,
 }
 
-fn unknown(name: &str) -> ApiError {
+pub(super) fn unknown(name: &str) -> ApiError {
     let name: String = name.chars().take(80).collect();
     ApiError::not_found(
         "volume_unknown",
@@ -127,7 +127,7 @@ fn unknown(name: &str) -> ApiError {
     )
 }
 
-pub(super) fn refuse_use(name: &str, error: UseError) -> ApiError {
+pub(crate) fn refuse_use(name: &str, error: UseError) -> ApiError {
     match error {
         UseError::Unknown => unknown(name),
         UseError::InUse => ApiError::conflict(
@@ -140,6 +140,12 @@ pub(super) fn refuse_use(name: &str, error: UseError) -> ApiError {
         UseError::HasSnapshots(snapshots) => ApiError::conflict(
             "volume_has_snapshots",
             format!("{name} has snapshots: {}. Delete them first", snapshots.join(", ")),
+        ),
+        UseError::IsRootOf(machine) => ApiError::conflict(
+            "volume_is_root",
+            format!(
+                "machine {machine} comes up from {name}: give it another volume, or its own disk (`cairn-server machine boot {machine} --own-disk`)"
+            ),
         ),
         UseError::Failed(error) => error.into(),
     }

@@ -72,6 +72,7 @@ const WANTED: &[&str] = &[
     "drivers/net/xen-netfront",
     // Disks.
     "drivers/ata/",
+    "drivers/block/nbd.",
     "drivers/block/virtio_blk",
     "drivers/block/xen-blkfront",
     "drivers/message/fusion/mptsas",
@@ -119,6 +120,9 @@ const WANTED: &[&str] = &[
     "drivers/virtio/virtio_mmio",
     "drivers/virtio/virtio_pci.",
     "fs/efivarfs/",
+    // Root file systems of machines that come up from a volume.
+    "fs/ext4/",
+    "fs/xfs/",
 ];
 
 /// A module of the payload.

@@ -196,6 +196,15 @@ impl Client {
         self.send(self.request(Method::DELETE, path)).await?;
         Ok(())
     }
+
+    /// Deletes something of a thing that stays, and gets it as it is then.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn delete_for<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let response = self.send(self.request(Method::DELETE, path)).await?;
+        response.json().await.context("read the answer")
+    }
 }
 
 /// A name as a part of a path.

@@ -16,6 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::{
     client::{Client, Remote, part},
+    disk::Life,
     output::{bytes, json, line, note, table},
 };
 use crate::{
@@ -69,6 +70,12 @@ enum Verb {
     Remove { name: String },
     /// Write an image (NAME or NAME@N) to a file, every byte of the disk; zeros become holes
     Export { name: String, file: PathBuf },
+    /// Make an address at which loaders read an image (NAME or NAME@N) by plain HTTP (`sanboot URL`)
+    Url {
+        name: String,
+        #[command(flatten)]
+        life: Life,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -131,6 +138,9 @@ impl Args {
                 client.delete(&path).await
             }
             Verb::Export { name, file } => export(&client, &name, &file).await,
+            Verb::Url { name, life } => {
+                life.url(&client, &format!("/api/v1/images/{}", part(&name))).await
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     client::{Remote, part},
     output::{ago, bytes, json, line, or_dash, short, table},
 };
-use crate::api::machine::{Machine, MachineName};
+use crate::api::machine::{BootRequest, Machine, MachineName};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -39,6 +39,20 @@ enum Verb {
     Refuse { machine: String },
     /// Name a machine
     Name { machine: String, name: String },
+    /// Have a machine come up from a volume whenever it boots from the network, or from its own disk again
+    Boot {
+        /// Its id, code, name, MAC or UUID; one that waits is approved by it
+        machine: String,
+        /// The volume, of this machine alone
+        #[arg(long, value_name = "NAME", required_unless_present = "own_disk")]
+        volume: Option<String>,
+        /// Give it the volume at every boot without approving the code on its screen: whoever says to be this machine on the
+        /// boot network gets it
+        #[arg(long, requires = "volume")]
+        unattended: bool,
+        #[arg(long, conflicts_with = "volume")]
+        own_disk: bool,
+    },
     /// Forget a machine and its history
     Forget { machine: String },
 }
@@ -75,6 +89,17 @@ impl Args {
                 let machine: Machine =
                     client.put_json(&format!("{}/name", path(&machine)), &body).await?;
                 line(&format!("{} is called {}", short(&machine.id), label(&machine)))
+            }
+            Verb::Boot { machine, volume, unattended, own_disk: _ } => {
+                let path = format!("{}/volume", path(&machine));
+                let Some(volume) = volume else {
+                    let machine: Machine = client.delete_for(&path).await?;
+                    return line(&format!("{} boots from its own disk", label(&machine)));
+                };
+                let machine: Machine = client
+                    .put_json(&path, &BootRequest { volume: volume.clone(), unattended })
+                    .await?;
+                line(&format!("{} comes up from {volume}", label(&machine)))
             }
             Verb::Forget { machine } => client.delete(&path(&machine)).await,
         }
@@ -118,6 +143,8 @@ fn show(machine: Machine) -> anyhow::Result<()> {
     let boot = if machine.secure_boot { "secure boot" } else { "unverified" };
     line(&format!("firmware   {}, {boot}", or_dash(machine.firmware)))?;
     line(&format!("installed  {}", or_dash(machine.installed)))?;
+    let attended = if machine.unattended { ", unattended" } else { "" };
+    line(&format!("volume     {}{attended}", or_dash(machine.volume)))?;
     line(&format!("seen       {}", machine.seen))?;
     let row = |disk: crate::api::machine::MachineDisk| {
         let flags =

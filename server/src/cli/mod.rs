@@ -15,6 +15,7 @@ mod boot;
 pub mod client;
 mod deploy;
 mod deployment;
+mod disk;
 mod image;
 mod limit;
 mod machine;

@@ -15,6 +15,7 @@ use reqwest::Method;
 
 use super::{
     client::{Client, Remote, part},
+    disk::Life,
     image,
     output::{bytes, json, line, note, or_dash, table},
 };
@@ -112,6 +113,12 @@ enum Verb {
     },
     /// Write papers to use a volume from another machine: ca-cert.pem, client-cert.pem and client-key.pem in a new folder
     Papers { name: String, folder: PathBuf },
+    /// Make an address at which loaders read a volume, or VOLUME@SNAPSHOT, by plain HTTP (`sanboot URL`)
+    Url {
+        name: String,
+        #[command(flatten)]
+        life: Life,
+    },
 }
 
 impl Args {
@@ -169,6 +176,7 @@ impl Args {
                 if as_json { json(&added) } else { image::show_added(&added) }
             }
             Verb::Papers { name, folder } => papers(&client, &name, &folder).await,
+            Verb::Url { name, life } => life.url(&client, &path(&name)).await,
         }
     }
 }

@@ -57,7 +57,9 @@ pub(super) async fn view(app: &App) -> Result<Machines, ApiError> {
 pub(super) fn waits(target: &TargetRow, machine: &Machine) -> bool {
     match target.state {
         TargetState::Waiting => true,
-        TargetState::Approved => target.install.is_none() && machine.install.is_none(),
+        TargetState::Approved => {
+            target.install.is_none() && machine.install.is_none() && machine.volume.is_none()
+        }
         TargetState::Refused | TargetState::Ended => false,
     }
 }
@@ -186,6 +188,7 @@ fn know(machine: Machine, waits: bool, now: Moment) -> Known {
         _ if waits => MachineState::Waiting,
         ("installing", _) => MachineState::Installing,
         (_, Some(_)) => MachineState::Scheduled,
+        ("diskless", _) => MachineState::Diskless,
         _ => MachineState::Idle,
     };
     Known {

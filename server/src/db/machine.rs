@@ -1,7 +1,7 @@
 //! Machines: what was seen at boot or asked to be installed.
 
 use cairn_array::wire::{DiskLine, Firmware, MachineIdentity, TargetHello};
-use cairn_core::id::{MachineId, VersionId};
+use cairn_core::id::{MachineId, VersionId, VolumeId};
 use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
 
 use super::{Columns as _, Db, DbError, Result, json, violates};
@@ -24,6 +24,25 @@ pub struct MachineRow {
     pub seen: Moment,
     /// What it was last installed with.
     pub installed: Option<VersionId>,
+    /// What it comes up from when it boots from the network.
+    pub root: Option<RootVolume>,
+}
+
+/// The volume that a machine comes up from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RootVolume {
+    pub volume: VolumeId,
+    /// Who says to be this machine gets it without being approved.
+    pub unattended: bool,
+}
+
+/// Why a machine does not get its volume.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    #[error("another machine comes up from this volume")]
+    Taken,
+    #[error(transparent)]
+    Db(#[from] DbError),
 }
 
 /// Why a machine is not kept.
@@ -74,6 +93,12 @@ fn machine(row: &SqliteRow, macs: Vec<String>) -> Result<MachineRow> {
         created: row.moment("created")?,
         seen: row.moment("seen")?,
         installed: row.maybe_id("installed")?.map(VersionId),
+        root: match row.maybe_id("volume")? {
+            Some(id) => {
+                Some(RootVolume { volume: VolumeId(id), unattended: row.flag("unattended")? })
+            }
+            None => None,
+        },
     })
 }
 
@@ -264,6 +289,40 @@ impl Db {
                 }
             })?;
         Ok(done.rows_affected() > 0)
+    }
+
+    /// Has a machine come up from a volume, or from its own disk; says whether there is such a machine.
+    pub(crate) async fn set_root_volume(
+        &self,
+        id: MachineId,
+        root: Option<RootVolume>,
+    ) -> Result<bool, RootError> {
+        let done = sqlx::query("UPDATE machine SET volume = $2, unattended = $3 WHERE id = $1")
+            .bind(id.as_bytes().as_slice())
+            .bind(root.map(|root| root.volume.as_bytes().to_vec()))
+            .bind(root.is_some_and(|root| root.unattended))
+            .execute(&self.pool)
+            .await
+            .map_err(|error| {
+                if violates(&error, "machine.volume") {
+                    RootError::Taken
+                } else {
+                    DbError::Sql(error).into()
+                }
+            })?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// The machine that comes up from a volume.
+    pub(crate) async fn machine_of_volume(&self, volume: VolumeId) -> Result<Option<MachineRow>> {
+        let id = sqlx::query("SELECT id FROM machine WHERE volume = $1")
+            .bind(volume.as_bytes().as_slice())
+            .fetch_optional(&self.pool)
+            .await?;
+        match id {
+            Some(row) => self.machine(MachineId(row.id("id")?)).await,
+            None => Ok(None),
+        }
     }
 
     /// Forgets a machine with its installs and sessions; says whether there was one.

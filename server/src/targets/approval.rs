@@ -14,13 +14,13 @@ use crate::{
     app::App,
     db::{
         deployment::{DeployError, NewDeployment},
-        machine::MeetError,
+        machine::{MeetError, RootError},
         target::{TargetRow, TargetState},
     },
     deployments::InstallEvent,
     events::Event,
     moment::Moment,
-    secret, wake,
+    secret, volumes, wake,
 };
 
 /// The most machines in one deployment.
@@ -217,6 +217,40 @@ pub(crate) async fn deploy(
         approve_target(app, target).await?;
     }
     Ok((deployment, approved.into_iter().map(|target| target.code).collect()))
+}
+
+/// Has a machine come up from a volume; a run that waits on it is approved by that.
+pub(crate) async fn boot_volume(
+    app: &App,
+    machine: &str,
+    volume: &str,
+    unattended: bool,
+) -> Result<MachineId, ApiError> {
+    let found = match find_machine(app, machine).await? {
+        Some(found) => found,
+        None => expect(app, machine).await?,
+    };
+    let waiting = waiting_target(app, &found).await?;
+    let given = volumes::give_to(app, found.machine, volume, unattended).await;
+    match given.map_err(|error| api::volume::refuse_use(volume, error))? {
+        Ok(true) => {}
+        Ok(false) => return Err(api::machine::unknown()),
+        Err(RootError::Taken) => {
+            return Err(ApiError::conflict(
+                "volume_taken",
+                format!(
+                    "another machine comes up from {volume}: two would destroy it. Clone it for this one"
+                ),
+            ));
+        }
+        Err(RootError::Db(error)) => return Err(error.into()),
+    }
+    if let Some(target) = waiting {
+        approve_target(app, &target).await?;
+    }
+    app.targets_changed.notify();
+    api::machine::tell(app, found.machine).await?;
+    Ok(found.machine)
 }
 
 /// A machine that was never seen can be expected by its MAC or UUID.

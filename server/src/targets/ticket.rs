@@ -3,9 +3,9 @@
 use axum::{Json, extract::State};
 use cairn_array::{
     tls::Member,
-    wire::{AfterInstall, SYNC_HOLD, Ticket, TicketReply, split_name},
+    wire::{AfterInstall, SYNC_HOLD, Ticket, TicketReply, VolumeTicket, split_name},
 };
-use cairn_core::id::InstallId;
+use cairn_core::id::{InstallId, VolumeId};
 use tokio::time::Instant;
 
 use super::session::Session;
@@ -64,19 +64,55 @@ async fn reply(app: &App, hash: [u8; 32]) -> Result<TicketReply, ApiError> {
         None => None,
     };
     let open = app.db.open_install_of_machine(target.machine).await?;
+    let root = app.db.machine(target.machine).await?.and_then(|machine| machine.root);
     let (bound, open) = (bound.as_ref().map(offer), open.as_ref().map(offer));
     let asker = Asker {
         state: target.state,
         image: target.image.as_deref().and_then(split_name).map(|(name, _)| name),
         bound: bound.as_ref(),
         open: open.as_ref(),
+        root: root.map(|root| root.unattended),
     };
     match answer(&asker) {
         Answer::AwaitApproval => Ok(TicketReply::AwaitingApproval),
         Answer::AwaitDeployment => Ok(TicketReply::AwaitingDeployment),
         Answer::Refuse(reason) => Ok(TicketReply::Refused { reason: reason.to_owned() }),
         Answer::Issue { install, take_over } => issue(app, &target, install, take_over).await,
+        Answer::Volume => match root {
+            Some(root) => issue_volume(app, &target, root.volume).await,
+            None => Ok(TicketReply::AwaitingDeployment),
+        },
     }
+}
+
+async fn issue_volume(
+    app: &App,
+    target: &TargetRow,
+    id: VolumeId,
+) -> Result<TicketReply, ApiError> {
+    let refuse = |reason: String| Ok(TicketReply::Refused { reason });
+    let Some(row) = app.db.volume(id).await? else {
+        return refuse("the volume of this machine is gone".to_owned());
+    };
+    if app.nbd.ip().to_canonical().is_loopback() {
+        return refuse(
+            "volumes are served to the server itself only: start it with `--nbd 0.0.0.0:10809`"
+                .to_owned(),
+        );
+    }
+    if let Err(error) = app.volumes.condition(&row.name) {
+        return Ok(TicketReply::AwaitingTurn {
+            reason: format!("its volume {}: {error}", row.name),
+        });
+    }
+    let certified = app.site.authority().certify(&Member::Volume(id), &target.public_key)?;
+    tracing::info!(machine = %target.machine, code = target.code, volume = row.name, "a machine comes up from its volume");
+    Ok(TicketReply::Volume(Box::new(VolumeTicket {
+        volume: row.name,
+        port: app.nbd.port(),
+        certificate_pem: certified.certificate_pem,
+        ca_pem: app.site.authority().ca_pem().to_owned(),
+    })))
 }
 
 async fn issue(

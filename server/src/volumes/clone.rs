@@ -14,7 +14,7 @@ use cairn_core::{
 use crate::{app::App, db::image::VersionRow, register};
 
 /// What a volume of `blocks` blocks begins as, as a clone of a version.
-pub(super) async fn base(app: &App, version: &VersionRow, blocks: u64) -> anyhow::Result<Base> {
+pub(crate) async fn base(app: &App, version: &VersionRow, blocks: u64) -> anyhow::Result<Base> {
     let (public, secret) = register::opened_parts(app, version).await?;
     let mut table = SegmentTable::default();
     for (entry, key) in public.data.iter().zip(&secret.data_keys) {

@@ -28,10 +28,11 @@ use cairn_array::volume::{
     VolumeState, root_name,
 };
 use cairn_core::{
-    id::{SegmentId, SnapshotId, VolumeId},
+    id::{MachineId, SegmentId, SnapshotId, VolumeId},
     units::{ByteCount, Generation},
 };
 
+pub(crate) use clone::base;
 pub use create::{Beginning, CreateError, NewVolume};
 pub(crate) use create::{create, journal_capacity};
 pub(crate) use open::{open_again, open_all};
@@ -39,7 +40,10 @@ pub use served::Served;
 
 use crate::{
     app::App,
-    db::volume::{VolumeLayout, VolumeRow, VolumeStage},
+    db::{
+        machine::{RootError, RootVolume},
+        volume::{VolumeLayout, VolumeRow, VolumeStage},
+    },
     finder::Finder,
 };
 
@@ -87,6 +91,8 @@ pub enum UseError {
     Unavailable(String),
     #[error("it has snapshots: {}", .0.join(", "))]
     HasSnapshots(Vec<String>),
+    #[error("machine {0} comes up from it")]
+    IsRootOf(String),
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
@@ -170,7 +176,7 @@ fn is_idle(open: &Open) -> bool {
 }
 
 /// Reads segments from the store, or from clients when the store lacks one.
-pub(super) fn segment_reader(app: &App) -> StoreSegments {
+pub(crate) fn segment_reader(app: &App) -> StoreSegments {
     let elsewhere: Arc<dyn Elsewhere> = Arc::<Finder>::clone(&app.finder);
     StoreSegments::new(Arc::clone(&app.store), Some(elsewhere))
 }
@@ -197,7 +203,7 @@ pub(super) fn name(app: &App, row: &VolumeRow) -> VolumeName {
 }
 
 /// Does what may block on a thread that may.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work).await.context("wait for a thread")?
@@ -219,6 +225,12 @@ pub(crate) fn segments(app: &App) -> Option<Vec<SegmentId>> {
 pub(crate) async fn remove(app: &App, name: &str) -> Result<(), UseError> {
     let (id, open) = {
         let _alone = app.volumes.changing.lock().await;
+        let id = app.volumes.look(name, |entry| entry.id)?;
+        let machine = app.db.machine_of_volume(id).await.context("look for its machine")?;
+        if let Some(machine) = machine {
+            let name = machine.name.unwrap_or_else(|| machine.id.to_string());
+            return Err(UseError::IsRootOf(name));
+        }
         let mut entries = app.volumes.entries();
         let entry = entries.get(name).ok_or(UseError::Unknown)?;
         let id = entry.id;
@@ -231,6 +243,21 @@ pub(crate) async fn remove(app: &App, name: &str) -> Result<(), UseError> {
         (id, entries.remove(name).and_then(|entry| entry.open.ok()))
     };
     Ok(remove_parts(app, id, open).await?)
+}
+
+/// Has a machine come up from a volume.
+///
+/// # Errors
+/// [`RootError::Taken`] when another one does; the outer ones when there is no such volume, or the database fails.
+pub(crate) async fn give_to(
+    app: &App,
+    machine: MachineId,
+    name: &str,
+    unattended: bool,
+) -> Result<Result<bool, RootError>, UseError> {
+    let _alone = app.volumes.changing.lock().await;
+    let volume = app.volumes.look(name, |entry| entry.id)?;
+    Ok(app.db.set_root_volume(machine, Some(RootVolume { volume, unattended })).await)
 }
 
 /// Gives a volume another size. One that shrinks is used by nobody meanwhile.

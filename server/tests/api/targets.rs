@@ -16,7 +16,8 @@ use cairn_core::{
 use cairn_server::{
     api::{
         deployment::{Deployment, DeploymentRequest, Install},
-        machine::Machine,
+        machine::{BootRequest, Machine},
+        volume::Volume,
     },
     db::deployment::InstallState,
 };
@@ -316,4 +317,42 @@ async fn a_malformed_hello_is_refused() {
     // Last: the server closes the connection instead of reading on.
     let large = stranger.post("/target/v1/hello", &hello(&"x".repeat(1 << 20), MAC, None)).await;
     assert_eq!(problem(large).await, (413, "body_too_large".to_owned()));
+}
+
+#[tokio::test]
+async fn a_machine_of_a_volume_is_approved_for_it_and_keeps_it_from_others() {
+    let server = Server::start().await;
+    let api = server.api();
+    let make = serde_json::json!({ "name": "desk1", "size": 1 << 20 });
+    let _made: Volume = api.post_json("/api/v1/volumes", &make).await.unwrap();
+    let path = |machine: &str| format!("/api/v1/machines/{machine}/volume");
+    let root = |volume: &str, unattended| BootRequest { volume: volume.to_owned(), unattended };
+    let give = async |machine: &str, root: BootRequest| {
+        api.put_json::<_, Machine>(&path(machine), &root).await
+    };
+    // It was never seen.
+    let machine = give(MAC, root("desk1", false)).await.unwrap();
+    assert_eq!((machine.state.as_str(), machine.volume.as_deref()), ("diskless", Some("desk1")));
+    let other = "52:54:00:12:34:02";
+    assert_eq!(code(give(other, root("desk1", true)).await), "volume_taken");
+    assert_eq!(code(give(other, root("desk2", true)).await), "volume_unknown");
+    assert_eq!(code(give("nobody", root("desk1", true)).await), "machine_unknown");
+    assert_eq!(code(api.delete("/api/v1/volumes/desk1").await), "volume_is_root");
+
+    let target = server.hello(MAC, None).await;
+    assert!(is_held(&server, &target).await, "it was not approved");
+    approve(&server, &target.reply.code).await.unwrap();
+    // This server serves volumes to its own machine only.
+    let TicketReply::Refused { reason } = target.ticket().await else { panic!("no refusal") };
+    assert!(reason.contains("--nbd"), "{reason}");
+    // An operator who installs on a running system is not given a volume.
+    let installer = server.hello(MAC, Some("os")).await;
+    assert!(is_held(&server, &installer).await);
+
+    give(MAC, root("desk1", true)).await.unwrap();
+    let again = server.hello(MAC, None).await;
+    assert!(matches!(again.ticket().await, TicketReply::Refused { .. }), "nobody has to approve");
+    let machine: Machine = api.delete_for(&path(MAC)).await.unwrap();
+    assert_eq!((machine.volume, machine.unattended), (None, false));
+    api.delete("/api/v1/volumes/desk1").await.unwrap();
 }
