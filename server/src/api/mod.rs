@@ -28,6 +28,7 @@ pub mod image;
 pub mod job;
 pub mod limits;
 pub mod machine;
+mod metrics;
 pub(crate) mod scrub;
 pub mod session;
 pub mod snapshot;
@@ -97,6 +98,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(limits::show, limits::set))
         .routes(routes!(scrub::show, scrub::begin))
         .routes(routes!(status::show))
+        .routes(routes!(metrics::show))
         .routes(routes!(job::list))
         .routes(routes!(event::listen))
         .routes(routes!(session::sign_out))

@@ -1,7 +1,7 @@
 //! The surface as a whole: what the OpenAPI document lists, what strangers get, events, bad input.
 
 use cairn_array::tls::{Member, url};
-use cairn_server::api::openapi;
+use cairn_server::api::{openapi, volume::Volume};
 use reqwest::{Method, StatusCode};
 
 use crate::harness::{Caller, Server, json, problem};
@@ -113,4 +113,31 @@ async fn events_have_ids_and_come_again_from_an_id_on() {
     assert!(replayed.starts_with(text.split("\n\n").next().unwrap().as_bytes()), "{replayed:?}");
     let refused = listen(Some("x")).await;
     assert_eq!(problem(refused).await, (400, "bad_event_id".to_owned()));
+}
+
+#[tokio::test]
+async fn the_fleet_is_there_in_numbers_for_who_has_a_token() {
+    let server = Server::start().await;
+    server.add_image("os", 1).await;
+    let make = serde_json::json!({ "name": "desk1", "size": 1 << 20 });
+    let _made: Volume = server.api().post_json("/api/v1/volumes", &make).await.unwrap();
+    let api = server.api();
+    let response = api.send(api.request(Method::GET, "/metrics")).await.unwrap();
+    assert_eq!(
+        response.headers()["content-type"],
+        "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    );
+    let text = response.text().await.unwrap();
+    for line in [
+        "cairn_agents{state=\"online\"} 0",
+        "cairn_image_versions{image=\"os\"} 1",
+        "cairn_image_scattered{image=\"os\"} 0",
+        "cairn_volume_size_bytes{volume=\"desk1\"} 1048576",
+        "cairn_volume_well{volume=\"desk1\"} 1",
+        "cairn_boot_dhcp_offers_total 0",
+        "# TYPE cairn_boot_dhcp_ignored counter",
+    ] {
+        assert!(text.lines().any(|found| found == line), "no {line} in {text}");
+    }
+    assert!(text.ends_with("# EOF\n"));
 }
