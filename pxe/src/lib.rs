@@ -41,5 +41,5 @@ pub use decision::{
 pub use dhcp::LOADERS;
 pub use http::router;
 pub use identity::{MacAddr, MachineUuid, ParseIdentityError};
-pub use sockets::{Bound, address_of_interface, bind, serve, wake};
+pub use sockets::{Bound, address_of_interface, bind, serve, survey, wake};
 pub use wake::{MAGIC_PACKET_BYTES, magic_packet};

@@ -38,10 +38,12 @@ use crate::config::{DhcpMode, PxeConfig};
 use crate::counters::Counters;
 use crate::decision::BootDecider;
 use crate::dhcp::{self, Arrival, Leases, MessageType, Outcome, Packet, UnixSeconds};
-use crate::identity::MacAddr;
 use crate::tftp::{self, End, ErrorCode, ReadRequest, Transfer, Transmit};
-use crate::wake::magic_packet;
 use crate::{http, lease_file};
+
+mod interface;
+
+pub use interface::{address_of_interface, survey, wake};
 
 /// One byte more than a packet may have, so that a longer one is seen to be longer.
 const DATAGRAM_BUFFER: usize = 2048;
@@ -127,47 +129,6 @@ pub async fn bind(
     let base_url = config.base_url(listener.local_addr().context("read HTTP address")?.port());
     let router = http::router(files, decider, counters, base_url);
     Ok(Bound { dhcp, tftp, http: HttpServer { listener, router } })
-}
-
-/// The first address of an interface, for a server that was only told the interface's name.
-///
-/// # Errors
-/// When there is no such interface, or it has no IPv4 address.
-pub fn address_of_interface(name: &str) -> anyhow::Result<Ipv4Addr> {
-    let ask = || -> io::Result<SocketAddr> {
-        // Connecting a datagram socket sends nothing; it makes the kernel choose the address it would send from.
-        let socket = udp_socket()?;
-        socket.set_broadcast(true)?;
-        socket.bind_device(Some(name.as_bytes()))?;
-        socket.connect(&SocketAddrV4::new(Ipv4Addr::BROADCAST, dhcp::CLIENT_PORT).into())?;
-        std::net::UdpSocket::from(socket).local_addr()
-    };
-    match ask().with_context(|| format!("find the address of interface {name}"))? {
-        SocketAddr::V4(address) if !address.ip().is_unspecified() => Ok(*address.ip()),
-        _ => anyhow::bail!(
-            "interface {name} has no IPv4 address: give it one, or name another interface"
-        ),
-    }
-}
-
-/// The port that magic packets are sent to: discard.
-const WAKE_PORT: u16 = 9;
-/// A datagram may be lost, and nobody tells.
-const WAKE_TIMES: usize = 3;
-
-/// Wakes the machine with this address on the network of an interface.
-///
-/// # Errors
-/// When there is no such interface, or it cannot send.
-pub fn wake(interface: &str, mac: MacAddr) -> io::Result<()> {
-    let socket = udp_socket()?;
-    socket.set_broadcast(true)?;
-    socket.bind_device(Some(interface.as_bytes()))?;
-    let everybody = SocketAddrV4::new(Ipv4Addr::BROADCAST, WAKE_PORT).into();
-    for _ in 0..WAKE_TIMES {
-        socket.send_to(&magic_packet(mac), &everybody)?;
-    }
-    Ok(())
 }
 
 impl Bound {

@@ -47,6 +47,7 @@ mod full;
 mod leases;
 mod packet;
 mod proxy;
+pub(crate) mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -57,6 +58,7 @@ pub(crate) use client::UEFI_LOADER;
 pub use client::{Architecture, Client, Firmware};
 pub use leases::{Lease, LeaseKey, LeaseState, Leases, NotAvailable, Pool, UnixSeconds};
 pub use packet::{Malformed, MessageType, Op, Options, Packet, code};
+pub use survey::Offer;
 
 use crate::identity::MacAddr;
 
