@@ -1,9 +1,14 @@
 //! The command line of `cairn-agent`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use cairn_array::{pace::Limit, tls::Token, wire::DiskSelector};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::{dark::Opener, lending::Amount, place::ServerPlace};
 
@@ -102,6 +107,29 @@ pub enum Command {
     /// Keeps the disk of a machine that came up from a volume.
     #[command(hide = true, name = "init-keeper")]
     InitKeeper,
+    /// Write what a shell needs to complete commands, to standard output.
+    Completions { shell: Shell },
+    /// Write the manual pages into a folder.
+    Man { folder: PathBuf },
+}
+
+/// Writes what `shell` needs to complete commands to standard output.
+///
+/// # Errors
+/// When it is closed.
+pub fn completions(shell: Shell) -> std::io::Result<()> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "cairn-agent", &mut text);
+    std::io::stdout().write_all(&text)
+}
+
+/// Writes the manual pages into a folder.
+///
+/// # Errors
+/// When it cannot be written to.
+pub fn manual(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    clap_mangen::generate_to(Cli::command(), folder)
 }
 
 /// What the owner of the disk keeps for himself. What is not named is as when nothing was ever said.

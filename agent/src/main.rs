@@ -118,6 +118,12 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Init => init::run(),
         Command::InitWorker => Ok(()),
         Command::InitKeeper => init::keep(),
+        Command::Completions { shell } => {
+            cli::completions(shell).context("write to standard output")
+        }
+        Command::Man { folder } => {
+            cli::manual(&folder).with_context(|| format!("write into {}", folder.display()))
+        }
     }
 }
 

@@ -379,7 +379,7 @@ fn boot_address(options: &ServeOptions) -> anyhow::Result<Option<IpAddr>> {
     Ok(Some(IpAddr::V4(cairn_pxe::address_of_interface(interface)?)))
 }
 
-fn pxe_config(options: &ServeOptions, address: SocketAddr) -> anyhow::Result<PxeConfig> {
+pub(crate) fn pxe_config(options: &ServeOptions, address: SocketAddr) -> anyhow::Result<PxeConfig> {
     let dhcp = match (options.dhcp, &options.boot_interface, options.dhcp_pool) {
         (DhcpChoice::Off, _, _) | (DhcpChoice::Proxy, None, _) => DhcpMode::Off,
         (DhcpChoice::Proxy, Some(_), _) => DhcpMode::Proxy,

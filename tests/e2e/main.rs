@@ -6,6 +6,7 @@
 mod dashboard;
 mod deploy;
 mod diskless;
+mod doctor;
 mod faults;
 mod file_systems;
 mod lab;

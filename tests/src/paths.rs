@@ -32,7 +32,7 @@ pub fn binaries() -> PathBuf {
 pub fn boot_payload() -> PathBuf {
     match env::var_os("CAIRN_BOOT_DIR") {
         Some(dir) => workspace().join(dir),
-        None => cache().join("boot/initramfs"),
+        None => cache().join("boot/release"),
     }
 }
 

@@ -3,12 +3,15 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to standard output, progress and errors to standard error.
 
 use std::{
+    fs,
     io::{self, Write as _},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 mod agent;
 mod boot;
@@ -16,6 +19,7 @@ pub mod client;
 mod deploy;
 mod deployment;
 mod disk;
+mod doctor;
 mod image;
 mod limit;
 mod machine;
@@ -63,6 +67,12 @@ enum Command {
     Status(status::Args),
     /// The boot payload: build
     Boot(boot::Args),
+    /// Look whether this machine and its network are as `serve` needs them, and say what to do; takes the options of `serve`
+    Doctor(Box<doctor::Args>),
+    /// Write what a shell needs to complete commands, to standard output
+    Completions { shell: Shell },
+    /// Write the manual pages into a folder
+    Man { folder: PathBuf },
     /// Build a lost server anew from its clients
     Recover(crate::recover::Options),
 }
@@ -116,9 +126,24 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Limit(args) => args.run().await,
             Command::Status(args) => args.run().await,
             Command::Boot(args) => args.run(),
+            Command::Doctor(args) => args.run().await,
+            Command::Completions { shell } => completions(shell),
+            Command::Man { folder } => manual(&folder),
             Command::Recover(_) => Ok(()),
         }
     })
+}
+
+fn completions(shell: Shell) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "cairn-server", &mut text);
+    io::stdout().write_all(&text).context("write to standard output")
+}
+
+fn manual(folder: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(folder)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), folder))
+        .with_context(|| format!("write manual pages into {}", folder.display()))
 }
 
 fn log_to_stderr() {
@@ -130,9 +155,18 @@ fn log_to_stderr() {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    #[test]
+    fn every_command_has_a_manual_page_and_shells_complete_it() {
+        let folder = tempfile::tempdir().unwrap();
+        manual(&folder.path().join("man")).unwrap();
+        let page = fs::read_to_string(folder.path().join("man/cairn-server-volume-create.1"));
+        assert!(page.unwrap().contains("layout"));
+        let mut text = Vec::new();
+        clap_complete::generate(Shell::Bash, &mut Cli::command(), "cairn-server", &mut text);
+        assert!(String::from_utf8(text).unwrap().contains("own-disk"));
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -168,6 +202,7 @@ mod tests {
             "volume create v --size 10GiB",
             "volume list --json",
             "status --json --data-dir d",
+            "doctor --data-dir d --boot-interface eth0 --json",
         ] {
             let words = ["cairn-server"].into_iter().chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
