@@ -71,7 +71,7 @@ pub(crate) async fn examine(options: &ServeOptions) -> Vec<Check> {
     let mut checks = vec![data_folder(&options.data_dir, runs)];
     let mut folders = vec![options.data_dir.clone()];
     folders.extend(options.store_folders());
-    checks.extend(folders.iter().filter_map(|folder| room(folder)));
+    checks.extend(folders.iter().map(|folder| room(folder)));
     checks.extend(secrets(&options.data_dir));
     checks.push(clock(&options.data_dir));
     checks.push(payload(options));
@@ -126,15 +126,15 @@ fn existing(folder: &Path) -> PathBuf {
     above.unwrap_or_else(|| Path::new("/")).to_owned()
 }
 
-fn room(folder: &Path) -> Option<Check> {
+fn room(folder: &Path) -> Check {
     let name = "disk space";
     match statvfs(existing(folder)) {
         Ok(found) => {
             let free = found.f_bavail.saturating_mul(found.f_frsize);
             let size = found.f_blocks.saturating_mul(found.f_frsize);
-            Some(enough(name, folder, free, size))
+            enough(name, folder, free, size)
         }
-        Err(error) => Some(bad(name, format!("{}: {error}", folder.display()))),
+        Err(error) => bad(name, format!("{}: {error}", folder.display())),
     }
 }
 
