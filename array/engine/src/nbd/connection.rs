@@ -252,8 +252,8 @@ impl<'a> Transmission<'a> {
                 }
                 Ok(command) => {
                     // What follows may look at what was changed.
-                    self.apply(&mut changes, out);
-                    self.look(command, request, out);
+                    self.apply(&mut changes, out)?;
+                    self.look(command, request, out)?;
                     if out.len() >= OUT_BYTES {
                         self.wire.write_all(out)?;
                         out.clear();
@@ -261,14 +261,14 @@ impl<'a> Transmission<'a> {
                 }
             }
         }
-        self.apply(&mut changes, out);
+        self.apply(&mut changes, out)?;
         Ok(progress)
     }
 
-    fn apply(&self, changes: &mut Changes<'_>, out: &mut Vec<u8>) {
+    fn apply(&self, changes: &mut Changes<'_>, out: &mut Vec<u8>) -> io::Result<()> {
         let Changes { changes, cookies } = std::mem::take(changes);
         if changes.is_empty() {
-            return;
+            return Ok(());
         }
         match self.export.change(&changes) {
             Err(error) => {
@@ -278,17 +278,18 @@ impl<'a> Transmission<'a> {
             }
             Ok(()) => {
                 for (cookie, fua) in cookies {
-                    if fua { self.flush(cookie) } else { reply::done(out, cookie) }
+                    if fua { self.flush(cookie)? } else { reply::done(out, cookie) }
                 }
             }
         }
+        Ok(())
     }
 
-    fn look(&self, command: Command, request: Request, out: &mut Vec<u8>) {
+    fn look(&self, command: Command, request: Request, out: &mut Vec<u8>) -> io::Result<()> {
         let Request { cookie, offset, length, .. } = request;
         match command {
-            Command::Read => self.read(cookie, offset, length, out),
-            Command::Flush => self.flush(cookie),
+            Command::Read => self.read(cookie, offset, length, out)?,
+            Command::Flush => self.flush(cookie)?,
             Command::BlockStatus { one } => {
                 let runs = self.export.status(offset, length, if one { 1 } else { STATUS_RUNS });
                 reply::block_status(out, cookie, &runs);
@@ -296,10 +297,11 @@ impl<'a> Transmission<'a> {
             // What is read often is kept anyhow.
             _ => reply::done(out, cookie),
         }
+        Ok(())
     }
 
-    fn flush(&self, cookie: u64) {
-        let promise = self.late.promise(0);
+    fn flush(&self, cookie: u64) -> io::Result<()> {
+        let promise = self.late.promise(0)?;
         let structured = self.structured;
         self.export.flush(Box::new(move |flushed| {
             let mut reply = Vec::new();
@@ -309,9 +311,10 @@ impl<'a> Transmission<'a> {
             }
             promise.keep(reply);
         }));
+        Ok(())
     }
 
-    fn read(&self, cookie: u64, offset: u64, length: u32, out: &mut Vec<u8>) {
+    fn read(&self, cookie: u64, offset: u64, length: u32, out: &mut Vec<u8>) -> io::Result<()> {
         let before = out.len();
         let filled = if length < LARGE_READ {
             let range = (offset, length);
@@ -327,7 +330,7 @@ impl<'a> Transmission<'a> {
             }
             Ok(false) => {
                 out.truncate(before);
-                let promise = self.late.promise(length as usize);
+                let promise = self.late.promise(length as usize)?;
                 let (export, structured) = (Arc::clone(&self.export), self.structured);
                 self.pool.run(Box::new(move || {
                     let mut reply = Vec::new();
@@ -343,6 +346,7 @@ impl<'a> Transmission<'a> {
                 }));
             }
         }
+        Ok(())
     }
 }
 

@@ -23,6 +23,8 @@ struct UnderWay {
 struct Load {
     requests: usize,
     bytes: usize,
+    /// Nobody takes replies any more.
+    broken: bool,
 }
 
 /// The thread, and how many requests it will have to answer.
@@ -49,23 +51,32 @@ struct Reply {
 impl Late {
     pub(super) fn start(wire: Arc<Wire>) -> io::Result<Self> {
         let (sender, receiver) = channel();
+        let under_way = Arc::<UnderWay>::default();
+        let known = Arc::clone(&under_way);
         let thread = thread::Builder::new().name("nbd-late".into());
-        let thread = thread.spawn(move || write(&wire, &receiver))?;
-        Ok(Self { sender, under_way: Arc::default(), thread })
+        let thread = thread.spawn(move || write(&wire, &receiver, &known))?;
+        Ok(Self { sender, under_way, thread })
     }
 
     /// Begins a request that is answered late, with about so many bytes; waits while too much is under way.
-    pub(super) fn promise(&self, bytes: usize) -> Promise {
+    ///
+    /// # Errors
+    /// When the client takes no replies any more: what it still asks for would be read for nobody.
+    pub(super) fn promise(&self, bytes: usize) -> io::Result<Promise> {
         let load = self.under_way.load.lock().unwrap_or_else(PoisonError::into_inner);
         // One alone may be as large as it is.
         let full = |load: &mut Load| {
-            load.requests >= LATE || (load.bytes > 0 && load.bytes + bytes > LATE_BYTES)
+            let much = load.requests >= LATE || (load.bytes > 0 && load.bytes + bytes > LATE_BYTES);
+            much && !load.broken
         };
         let mut load =
             self.under_way.less.wait_while(load, full).unwrap_or_else(PoisonError::into_inner);
+        if load.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         load.requests += 1;
         load.bytes += bytes;
-        Promise { sender: self.sender.clone(), under_way: Arc::clone(&self.under_way), bytes }
+        Ok(Promise { sender: self.sender.clone(), under_way: Arc::clone(&self.under_way), bytes })
     }
 
     /// Waits for what is under way, and ends the thread.
@@ -99,7 +110,7 @@ impl Drop for Promise {
 /// Small replies that wait are written together.
 const TOGETHER_BYTES: usize = 64 << 10;
 
-fn write(wire: &Wire, replies: &Receiver<Reply>) {
+fn write(wire: &Wire, replies: &Receiver<Reply>, under_way: &UnderWay) {
     let mut broken = false;
     while let Ok(Reply { mut bytes, _promise }) = replies.recv() {
         while bytes.len() < TOGETHER_BYTES
@@ -111,6 +122,8 @@ fn write(wire: &Wire, replies: &Receiver<Reply>) {
             // The reader of this connection sees it, too.
             wire.shut();
             broken = true;
+            under_way.load.lock().unwrap_or_else(PoisonError::into_inner).broken = true;
+            under_way.less.notify_one();
         }
     }
 }

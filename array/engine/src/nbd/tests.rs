@@ -8,6 +8,7 @@ use std::{
     path::Path,
     process::Command,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use cairn_core::{
@@ -375,7 +376,7 @@ fn a_disk_outlives_its_servers() {
             if block % 40 == 39 {
                 ask(&mut disk, 3, 0, &[]);
             }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
         for block in 0..BLOCKS {
             assert_eq!(ask(&mut disk, 0, block, &[]), [lowest(block); 4096], "block {block}");
@@ -384,7 +385,7 @@ fn a_disk_outlives_its_servers() {
     });
     let mut restarts = 0;
     while !worker.is_finished() {
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(300));
         lab.restart(Some(Arc::clone(&tls)));
         restarts += 1;
     }
@@ -586,6 +587,9 @@ fn a_client_that_takes_no_replies_holds_up_nobody_else() {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
     assert!(kib < 512 << 10, "60 GiB of replies took {kib} KiB");
-    // Nor the end of the server.
+    // Nor the end of the server: what it asked for is not read for nobody, which takes most of a minute.
+    let ending = Instant::now();
     lab.stop();
+    let took = ending.elapsed();
+    assert!(took < Duration::from_secs(10), "the end took {took:?}");
 }
