@@ -182,15 +182,19 @@ fn a_machine_without_anything_to_boot_is_told_apart_at_once() {
     assert!(format!("{error:#}").contains("saw /"), "it gave up before its time: {error:#}");
 }
 
-#[test]
-fn the_second_version_of_a_system_boots_too() {
-    let lab = Lab::new("second").unwrap();
-    let image = Variant::Small.image().unwrap();
-    let disk = lab.dir().join("disk.raw");
-    let mutation = mutate(&image, Percent(8), 1, &disk).unwrap();
-    let share = 100 * mutation.changed_bytes / mutation.file_bytes;
-    assert!((8..10).contains(&share), "{mutation:?}");
-    let mut machine = Hardware::new("machine", 1, &disk).start(&lab, OnReboot::Exit).unwrap();
-    machine.wait_for(&["cairn-demo: starting", LOGIN_PROMPT], &[], BOOT).unwrap();
-    machine.switch_off().unwrap();
+mod long {
+    use super::*;
+
+    #[test]
+    fn the_second_version_of_a_system_boots_too() {
+        let lab = Lab::new("second").unwrap();
+        let image = Variant::Small.image().unwrap();
+        let disk = lab.dir().join("disk.raw");
+        let mutation = mutate(&image, Percent(8), 1, &disk).unwrap();
+        let share = 100 * mutation.changed_bytes / mutation.file_bytes;
+        assert!((8..10).contains(&share), "{mutation:?}");
+        let mut machine = Hardware::new("machine", 1, &disk).start(&lab, OnReboot::Exit).unwrap();
+        machine.wait_for(&["cairn-demo: starting", LOGIN_PROMPT], &[], BOOT).unwrap();
+        machine.switch_off().unwrap();
+    }
 }
