@@ -2,9 +2,10 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
+use cairn_array::store::DeviceAddress;
 use clap::{Args, ValueEnum};
 
 /// The database file in the data folder.
@@ -46,9 +47,9 @@ pub struct ServeOptions {
     /// How long a lease of full DHCP lasts
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub dhcp_lease: u32,
-    /// A folder of the store (repeatable; default: `store` in the data folder)
-    #[arg(long, value_name = "DIR")]
-    pub store: Vec<PathBuf>,
+    /// A device of the store: a folder, or `s3://BUCKET/PREFIX` (repeatable; default: `store` in the data folder)
+    #[arg(long, value_name = "DIR-OR-URL")]
+    pub store: Vec<DeviceAddress>,
     /// The database (default: SQLite in the data folder)
     #[arg(long, value_name = "URL")]
     pub database: Option<DatabaseUrl>,
@@ -117,10 +118,14 @@ impl ServeOptions {
             .map_or_else(|| self.data_dir.join(DATABASE_FILE), |url| url.0.clone())
     }
 
-    /// The folders of the store; at least one.
+    /// The devices of the store; at least one.
     #[must_use]
-    pub fn store_folders(&self) -> Vec<PathBuf> {
-        if self.store.is_empty() { vec![self.data_dir.join("store")] } else { self.store.clone() }
+    pub fn store_devices(&self) -> Vec<DeviceAddress> {
+        if self.store.is_empty() {
+            vec![default_device(&self.data_dir)]
+        } else {
+            self.store.clone()
+        }
     }
 
     /// The folder with kernel and initramfs.
@@ -128,6 +133,11 @@ impl ServeOptions {
     pub fn boot_folder(&self) -> PathBuf {
         self.boot_dir.clone().unwrap_or_else(|| self.data_dir.join("boot"))
     }
+}
+
+/// The only device of a store that nobody said more of.
+pub(crate) fn default_device(data_dir: &Path) -> DeviceAddress {
+    DeviceAddress::Folder(data_dir.join("store"))
 }
 
 /// The address that others reach a listener at: its own when it is bound to one, else `preferred`, else the first address

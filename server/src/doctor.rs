@@ -12,6 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use cairn_array::store::{BucketAddress, DeviceAddress};
 use cairn_pxe::{BootDecider, BootDecision, DecisionFuture, MachineHint, dhcp::Offer};
 use rustix::fs::{FlockOperation, flock, statvfs};
 use serde::Serialize;
@@ -70,7 +71,12 @@ pub(crate) async fn examine(options: &ServeOptions) -> Vec<Check> {
     let runs = is_running(&options.data_dir);
     let mut checks = vec![data_folder(&options.data_dir, runs)];
     let mut folders = vec![options.data_dir.clone()];
-    folders.extend(options.store_folders());
+    for device in options.store_devices() {
+        match device {
+            DeviceAddress::Folder(folder) => folders.push(folder),
+            DeviceAddress::Bucket(bucket) => checks.push(reach(&bucket).await),
+        }
+    }
     checks.extend(folders.iter().map(|folder| room(folder)));
     checks.extend(secrets(&options.data_dir));
     checks.push(clock(&options.data_dir));
@@ -135,6 +141,27 @@ fn room(folder: &Path) -> Check {
             enough(name, folder, free, size)
         }
         Err(error) => bad(name, format!("{}: {error}", folder.display())),
+    }
+}
+
+async fn reach(bucket: &BucketAddress) -> Check {
+    let name = "bucket";
+    match bucket.is_device().await {
+        Ok(true) => good(name, format!("{} is a device of a store", bucket)),
+        Ok(false) => note(
+            name,
+            format!(
+                "{} is no device yet: the first start makes it one, later `store add-device`",
+                bucket
+            ),
+        ),
+        Err(error) => bad(
+            name,
+            format!(
+                "{:#}: set AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                anyhow::Error::new(error)
+            ),
+        ),
     }
 }
 

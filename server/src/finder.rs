@@ -85,6 +85,11 @@ impl Finder {
         Self { db, store, verifier, peers, runtime, maps }
     }
 
+    /// Where its calls run.
+    pub(crate) const fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// A segment's bytes, from the store or from elsewhere.
     ///
     /// # Errors

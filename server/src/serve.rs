@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use cairn_array::{
     peer::PeerClient,
-    store::{Device, Store},
+    store::{DeviceAddress, Store},
     swarm::Swarms,
     tls::{self, Member, NameTable, Papers, Token, Trust, local_addresses},
 };
@@ -123,6 +123,7 @@ impl Running {
         if let Err(error) = tokio::task::spawn_blocking(move || app.volumes.close()).await {
             tracing::error!(%error, "close volumes");
         }
+        self.app.store.release().await;
         self.app.db.close().await;
         result
     }
@@ -206,7 +207,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let limits = SiteLimits::open(&db).await?;
     let generation = db.next_generation().await?;
     let names = Arc::new(NameTable::default());
-    let store = Arc::new(open_store(&options, first_start)?);
+    let store = Arc::new(open_store(&options.store_devices(), first_start).await?);
     let finder = finder(&site, &db, &store, &names)?;
     let disks = Disks::open(&db).await?;
     let app = App::new(Inner {
@@ -311,11 +312,17 @@ fn warn_without_payload(options: &ServeOptions, app: &App) -> anyhow::Result<()>
 
 /// Opens the store's devices. They are made at the first start only: later, a folder that is not a device is a disk that is
 /// not mounted.
-fn open_store(options: &ServeOptions, first_start: bool) -> anyhow::Result<Store> {
-    let open = if first_start { Device::open_or_create } else { Device::open };
-    let devices =
-        options.store_folders().iter().map(|folder| open(folder)).collect::<Result<_, _>>();
-    Ok(Store::new(devices.context("open the store")?)?)
+pub(crate) async fn open_store(
+    addresses: &[DeviceAddress],
+    first_start: bool,
+) -> anyhow::Result<Store> {
+    let mut devices = Vec::new();
+    for address in addresses {
+        let opened =
+            if first_start { address.open_or_create().await } else { address.open().await };
+        devices.push(opened.context("open the store")?);
+    }
+    Ok(Store::new(devices)?)
 }
 
 /// Two servers on one folder would undo each other's work.

@@ -43,6 +43,7 @@ pub struct Server {
     process: Process,
     host: Host,
     data_dir: PathBuf,
+    environment: Vec<(&'static str, String)>,
     first_start: FirstStart,
 }
 
@@ -202,7 +203,21 @@ impl Server {
     /// # Errors
     /// It ends, or does not print what a first start prints.
     pub fn first_start(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Self> {
-        let process = serve(lab, host, data_dir, options)?.start()?;
+        Self::first_start_in(lab, host, data_dir, options, Vec::new())
+    }
+
+    /// As [`Self::first_start`], with these in its environment, now and when it is started again.
+    ///
+    /// # Errors
+    /// As [`Self::first_start`].
+    pub fn first_start_in(
+        lab: &Lab,
+        host: &Host,
+        data_dir: &Path,
+        options: &[&str],
+        environment: Vec<(&'static str, String)>,
+    ) -> Result<Self> {
+        let process = serve(lab, host, data_dir, options, &environment)?.start()?;
         process.wait_for_line(READY, START).context("start the server")?;
         let find = |pattern: &str| {
             let found = process.wait_for_line(pattern, START).context("read the first start")?;
@@ -215,7 +230,8 @@ impl Server {
             join_url: join[1].clone(),
             join_token: join[2].clone(),
         };
-        Ok(Self { process, host: host.clone(), data_dir: data_dir.to_owned(), first_start })
+        let (host, data_dir) = (host.clone(), data_dir.to_owned());
+        Ok(Self { process, host, data_dir, environment, first_start })
     }
 
     /// Starts it again on the same data, after it was killed or ended.
@@ -223,7 +239,8 @@ impl Server {
     /// # Errors
     /// It does not come up.
     pub fn restart(&mut self, lab: &Lab, options: &[&str]) -> Result<()> {
-        self.process = serve(lab, &self.host, &self.data_dir, options)?.start()?;
+        self.process =
+            serve(lab, &self.host, &self.data_dir, options, &self.environment)?.start()?;
         self.process.wait_for_line(READY, START).map(drop)
     }
 
@@ -232,7 +249,7 @@ impl Server {
     /// # Errors
     /// As [`Self::restart`].
     pub fn restart_with_clock(&mut self, lab: &Lab, offset: &str) -> Result<()> {
-        let program = serve(lab, &self.host, &self.data_dir, &[])?;
+        let program = serve(lab, &self.host, &self.data_dir, &[], &self.environment)?;
         self.process = with_clock(program, offset).start()?;
         self.process.wait_for_line(READY, START).map(drop)
     }
@@ -510,7 +527,13 @@ fn with_clock(program: Program, offset: &str) -> Program {
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
 }
 
-fn serve(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Program> {
+fn serve(
+    lab: &Lab,
+    host: &Host,
+    data_dir: &Path,
+    options: &[&str],
+    environment: &[(&'static str, String)],
+) -> Result<Program> {
     let program = Program::new("cairn-server", binary("cairn-server")?)
         .args(["serve", "--data-dir"])
         .args([data_dir])
@@ -518,7 +541,8 @@ fn serve(lab: &Lab, host: &Host, data_dir: &Path, options: &[&str]) -> Result<Pr
         .args(options)
         .on(host)
         .log(lab.dir().join("cairn-server.log"));
-    Ok(program)
+    let set = |program: Program, (key, value): &(&'static str, String)| program.env(key, value);
+    Ok(environment.iter().fold(program, set))
 }
 
 /// Looks again and again until `look` finds something. For what can only be asked and not waited for.

@@ -11,6 +11,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use cairn_array::store::StoreError;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -79,6 +80,11 @@ impl ApiError {
 
 impl From<anyhow::Error> for ApiError {
     fn from(cause: anyhow::Error) -> Self {
+        if let Some(error) = missing_device(&cause) {
+            tracing::error!(error = format!("{cause:#}"), "a device of the store is missing");
+            let detail = format!("{error}; nothing is lost, try again once it is there");
+            return Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_missing", detail);
+        }
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             code: "internal",
@@ -86,6 +92,12 @@ impl From<anyhow::Error> for ApiError {
             cause: Some(cause),
         }
     }
+}
+
+/// A person can do something about a device that does not answer: the server is well without it.
+fn missing_device(cause: &anyhow::Error) -> Option<&StoreError> {
+    let error = cause.chain().find_map(|error| error.downcast_ref::<StoreError>());
+    error.filter(|error| matches!(error, StoreError::Lost { .. } | StoreError::Device { .. }))
 }
 
 impl From<crate::db::DbError> for ApiError {

@@ -1,8 +1,8 @@
 //! `cairn-server store …`
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use cairn_array::store::Device;
+use cairn_array::store::{DeviceAddress, Store};
 use clap::Subcommand;
 
 use super::{
@@ -21,8 +21,12 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Make a new or empty folder a device of the store; from then on name it with `serve --store`, too
-    AddDevice { folder: PathBuf },
+    /// Make a new or empty folder, or a bucket, a device of the store; from then on name it with `serve --store`, too
+    AddDevice {
+        /// A folder, or `s3://BUCKET/PREFIX`
+        #[arg(value_name = "DIR-OR-URL")]
+        device: DeviceAddress,
+    },
     /// Read and check every segment of the store now, and bring back what is damaged
     Scrub {
         #[command(flatten)]
@@ -35,11 +39,10 @@ enum Verb {
 impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         match self.verb {
-            Verb::AddDevice { folder } => {
-                drop(Device::create(&folder)?);
+            Verb::AddDevice { device } => {
+                Store::new(vec![device.create().await?])?.release().await;
                 note(&format!(
-                    "{0} is a device of a store: start the server with `--store {0}` beside those that it has",
-                    folder.display()
+                    "{device} is a device of a store: start the server with `--store {device}` beside those that it has"
                 ))
             }
             Verb::Scrub { remote, json: as_json } => {

@@ -29,20 +29,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cairn_array::{
-    bundle,
-    store::{Device, Store},
-    wrap::RecoveryKey,
-};
+use cairn_array::{bundle, store::DeviceAddress, wrap::RecoveryKey};
 use cairn_core::{bundle::Item, directory::Directory, units::Generation};
 
 use crate::{
     boot_build::{INITRD_FILE, KERNEL_FILE, RECORD_FILE},
-    config::DATABASE_FILE,
+    config::{DATABASE_FILE, default_device},
     db::{Db, recovered::Recovered},
     moment::Moment,
     register::keep_manifest,
-    serve::lock,
+    serve::{lock, open_store},
     site::{Secrets, Site},
 };
 
@@ -66,9 +62,9 @@ pub(crate) struct Options {
     /// An empty folder for the new server
     #[arg(long, env = "CAIRN_DATA_DIR", default_value = "./cairn-data", value_name = "DIR")]
     data_dir: PathBuf,
-    /// A folder of the store (repeatable; default: `store` in the data folder)
-    #[arg(long, value_name = "DIR")]
-    store: Vec<PathBuf>,
+    /// A device of the store: a folder, or `s3://BUCKET/PREFIX` (repeatable; default: `store` in the data folder)
+    #[arg(long, value_name = "DIR-OR-URL")]
+    store: Vec<DeviceAddress>,
     /// Go on without images and volumes that cannot be read now; clients then drop what they hold of them
     #[arg(long)]
     accept_loss: bool,
@@ -126,10 +122,8 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
     let bytes = bundle::fetch(&fleet.peers, directory).await?;
     let items = cairn_core::bundle::decode(&bytes).context("read the bundle")?;
     let found = images::read(&fleet.keys, &recovery, &items)?;
-    let folders = if store.is_empty() { vec![data_dir.join("store")] } else { store };
-    let devices = folders.iter().map(|folder| Device::open_or_create(folder));
-    let devices = devices.collect::<Result<_, _>>().context("open the store")?;
-    let store = Arc::new(Store::new(devices)?);
+    let addresses = if store.is_empty() { vec![default_device(&data_dir)] } else { store };
+    let store = Arc::new(open_store(&addresses, true).await?);
     let (images, mut lost) = images::fetch(&store, &fleet, &found, &tell).await?;
     let volumes = volumes::read(&fleet.keys, &recovery, &items)?;
     let (volumes, missing) = volumes::fetch(&store, &fleet, &found, volumes, &tell).await?;
@@ -174,6 +168,7 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
     let db = Db::open(&data_dir.join(DATABASE_FILE)).await.context("make the database")?;
     db.keep_recovered(&recovered).await.context("write down the site")?;
     db.close().await;
+    store.release().await;
     fs::remove_file(data_dir.join(MARKER)).context("end the recovery")?;
     let images = rows.iter().map(Row::name);
     let volumes = volumes.iter().map(|volume| format!("volume {}", volume.name));

@@ -152,7 +152,7 @@ async fn named(
     volume: &Volume,
     verifier: VerifyingKey,
 ) -> Result<Vec<SegmentEntry>> {
-    let segments = StoreSegments::new(Arc::clone(store), None);
+    let segments = StoreSegments::new(Arc::clone(store), None, tokio::runtime::Handle::current());
     let (signed, id) = (volume.signed.clone(), volume.root.volume);
     let key = volume.content_key.clone();
     let read = tokio::task::spawn_blocking(move || {
@@ -246,11 +246,10 @@ pub(super) async fn keep(data_dir: &Path, store: &Arc<Store>, row: &Row) -> Resu
     super::forget(std::fs::remove_file(&file))?;
     let name = root_name(row.id, RootName::Live)?;
     store.put_blob(&name, row.root.clone()).await.context("keep the root of a volume")?;
-    let segments = StoreSegments::new(Arc::clone(store), None);
+    let segments = StoreSegments::new(Arc::clone(store), None, tokio::runtime::Handle::current());
     let (id, capacity) = (row.id, journal_capacity(row.size));
-    let runtime = tokio::runtime::Handle::current();
     let made = tokio::task::spawn_blocking(move || -> Result<()> {
-        let medium = DiskMedium::create(&file, capacity, id, segments, runtime)?;
+        let medium = DiskMedium::create(&file, capacity, id, segments)?;
         Ok(restore(&medium, id, capacity)?)
     });
     made.await

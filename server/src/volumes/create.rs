@@ -200,10 +200,9 @@ async fn make(
     };
     let (keys, name) = (keys(app, row)?, name(app, row));
     let (file, id, segments) = (journal_file(app, row.id), row.id, segment_reader(app));
-    let runtime = tokio::runtime::Handle::current();
     let capacity = journal_capacity(row.size);
     let volume = blocking(move || {
-        let medium = DiskMedium::create(&file, capacity, id, segments, runtime)?;
+        let medium = DiskMedium::create(&file, capacity, id, segments)?;
         let volume = Volume::create(medium, name, keys, blocks, capacity)?;
         if let Some(base) = base {
             // All that it begins with is somebody else's.

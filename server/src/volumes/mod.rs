@@ -178,7 +178,7 @@ fn is_idle(open: &Open) -> bool {
 /// Reads segments from the store, or from clients when the store lacks one.
 pub(crate) fn segment_reader(app: &App) -> StoreSegments {
     let elsewhere: Arc<dyn Elsewhere> = Arc::<Finder>::clone(&app.finder);
-    StoreSegments::new(Arc::clone(&app.store), Some(elsewhere))
+    StoreSegments::new(Arc::clone(&app.store), Some(elsewhere), app.finder.runtime().clone())
 }
 
 pub(super) fn journal_file(app: &App, id: VolumeId) -> PathBuf {

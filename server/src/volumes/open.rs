@@ -91,9 +91,8 @@ pub(super) async fn closed(app: &App, row: &VolumeRow) -> anyhow::Result<Closed>
     let scattered = scatter::data_of(app, row.id).await?;
     let (keys, name) = (keys(app, row)?, name(app, row));
     let (file, id, segments) = (journal_file(app, row.id), row.id, segment_reader(app));
-    let runtime = tokio::runtime::Handle::current();
     blocking(move || {
-        let medium = DiskMedium::open(&file, id, segments, runtime)?;
+        let medium = DiskMedium::open(&file, id, segments)?;
         let volume = Volume::open(medium, name, keys)?;
         volume.retain(scattered);
         Ok(volume)

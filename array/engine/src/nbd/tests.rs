@@ -82,8 +82,7 @@ impl Lab {
             &lab.journal(),
             capacity,
             lab.name().id,
-            StoreSegments::new(store, None),
-            handle,
+            StoreSegments::new(store, None, handle),
         );
         let blocks = blocks_of(ByteCount(size)).unwrap();
         let volume = Volume::create(medium.unwrap(), lab.name(), keys(), blocks, capacity).unwrap();
@@ -126,8 +125,7 @@ impl Lab {
         let medium = DiskMedium::open(
             &self.journal(),
             self.name().id,
-            StoreSegments::new(store, None),
-            handle,
+            StoreSegments::new(store, None, handle),
         )
         .unwrap();
         let volume = Volume::open(medium, self.name(), keys()).unwrap();

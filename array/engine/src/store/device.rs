@@ -1,7 +1,8 @@
-//! One device of the store: a folder on a local disk, or whatever else `object_store` can reach.
+//! One device of the store: a folder on a local disk, or a bucket, or whatever else `object_store` can reach.
 //!
-//! A local device carries a marker file. Without it a folder is not a device: an unmounted disk leaves an
-//! empty folder behind, into which nothing must be written, and whose emptiness means nothing.
+//! A device carries a mark, the object `cairn-store`. Without it a folder is not a device: an unmounted disk leaves an empty
+//! folder behind, into which nothing must be written, and whose emptiness means nothing. One program at a time uses a
+//! device: the kernel's lock on a folder, a [`Lease`] on a bucket.
 
 use std::{
     fs::{DirBuilder, File},
@@ -15,10 +16,17 @@ use std::{
 };
 
 use cairn_core::units::ByteCount;
-use object_store::{ObjectStore, local::LocalFileSystem, path::Path as ObjectPath};
+use futures::TryStreamExt as _;
+use object_store::{
+    ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, local::LocalFileSystem,
+    path::Path as ObjectPath,
+};
 use rustix::{fs::FlockOperation, io::Errno};
 
-use super::object::{StoreError, blocking};
+use super::{
+    lease::Lease,
+    object::{StoreError, blocking},
+};
 
 const MARKER: &str = "cairn-store";
 const MARKER_TEXT: &[u8] = b"A device of a Cairn store, format 1. Do not edit.\n";
@@ -38,7 +46,7 @@ pub enum DeviceFault {
     Missing,
     #[error("is not a folder")]
     NotAFolder,
-    #[error("is a folder without the mark of a store: is its disk mounted?")]
+    #[error("does not have the mark of a store: is its disk mounted, or its address another?")]
     Unmarked,
     #[error("was made by another version of this program")]
     Format,
@@ -56,14 +64,21 @@ pub enum DeviceFault {
     Backend(#[source] object_store::Error),
 }
 
-/// A device, open. Locked as long as it lives when it is a local one.
+/// A device, open: nobody else uses it as long as it lives.
 #[derive(Debug)]
 pub struct Device {
     name: String,
     backend: Arc<dyn ObjectStore>,
-    local: Option<Arc<Local>>,
+    kind: Kind,
     /// Bytes that were put here to stay since it was opened.
     taken: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Local(Arc<Local>),
+    /// Its writes are durable when they are answered, and nobody says how much room there is.
+    Remote(Lease),
 }
 
 #[derive(Debug)]
@@ -95,7 +110,7 @@ impl Device {
         Ok(Self {
             name: root.display().to_string(),
             backend: Arc::new(backend),
-            local: Some(Arc::new(local)),
+            kind: Kind::Local(Arc::new(local)),
             taken: AtomicU64::new(0),
         })
     }
@@ -109,16 +124,45 @@ impl Device {
         if root.join(MARKER).exists() { Self::open(root) } else { Self::create(root) }
     }
 
-    /// A device behind any other backend. Its writes are durable when they are answered.
-    #[must_use]
-    pub fn remote(name: String, backend: Arc<dyn ObjectStore>) -> Self {
-        Self { name, backend, local: None, taken: AtomicU64::new(0) }
+    /// Makes a device behind any other backend that has nothing yet, and opens it.
+    ///
+    /// # Errors
+    /// [`DeviceFault::NotEmpty`] when it has something; [`DeviceFault`] for anything else in the way.
+    pub async fn create_remote(
+        name: String,
+        backend: Arc<dyn ObjectStore>,
+    ) -> Result<Self, OpenDeviceError> {
+        match make_remote(&*backend).await {
+            Ok(()) => Self::open_remote(name, backend).await,
+            Err(fault) => Err(OpenDeviceError { device: name, fault }),
+        }
+    }
+
+    /// Opens a device behind any other backend. Its writes are durable when they are answered.
+    ///
+    /// # Errors
+    /// [`DeviceFault`]: not marked as a store, in use, or not to be reached.
+    pub async fn open_remote(
+        name: String,
+        backend: Arc<dyn ObjectStore>,
+    ) -> Result<Self, OpenDeviceError> {
+        match take_remote(&backend).await {
+            Ok(lease) => {
+                let kind = Kind::Remote(lease);
+                Ok(Self { name, backend, kind, taken: AtomicU64::new(0) })
+            }
+            Err(fault) => Err(OpenDeviceError { device: name, fault }),
+        }
     }
 
     /// What it is called in errors and listings: the folder, or the URL.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) const fn is_remote(&self) -> bool {
+        matches!(self.kind, Kind::Remote(_))
     }
 
     /// Bytes that were put here to stay since it was opened.
@@ -136,16 +180,17 @@ impl Device {
 
     /// An object's file, on a local device.
     pub(super) fn open_file(&self, path: &ObjectPath) -> io::Result<File> {
-        match &self.local {
-            Some(local) => File::open(local.root.join(path.as_ref())),
-            None => Err(io::ErrorKind::NotFound.into()),
+        match &self.kind {
+            Kind::Local(local) => File::open(local.root.join(path.as_ref())),
+            Kind::Remote(_) => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
     /// The lock's descriptor, as a program that is just being started has it.
     #[cfg(test)]
     pub(super) fn inherited(&self) -> File {
-        self.local.as_ref().unwrap().folder.try_clone().unwrap()
+        let Kind::Local(local) = &self.kind else { panic!("it has no lock") };
+        local.folder.try_clone().unwrap()
     }
 
     /// Whether the device is still there.
@@ -159,19 +204,35 @@ impl Device {
     }
 
     pub(super) async fn flush(&self) -> Result<(), StoreError> {
-        let Some(local) = self.local.clone() else { return Ok(()) };
+        let Kind::Local(local) = &self.kind else { return Ok(()) };
+        let local = Arc::clone(local);
         blocking(move || local.sync())
             .await?
             .map_err(|source| StoreError::Unsynced { device: self.name.clone(), source })
     }
 
+    /// Lets the next program have it at once. It cannot be used after that.
+    pub(super) async fn release(&self) {
+        match &self.kind {
+            // The lock ends with the program.
+            Kind::Local(_) => {}
+            Kind::Remote(lease) => lease.release().await,
+        }
+    }
+
+    /// What a local one answers; `None` of another that may be used.
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Local) -> io::Result<T> + Send + 'static,
     ) -> Result<Option<T>, StoreError> {
-        let Some(local) = self.local.clone() else { return Ok(None) };
-        let answer = blocking(move || question(&local)).await?;
-        answer.map(Some).map_err(|source| StoreError::Lost { device: self.name.clone(), source })
+        let answer = match &self.kind {
+            Kind::Remote(lease) => lease.check().map(|()| None),
+            Kind::Local(local) => {
+                let local = Arc::clone(local);
+                blocking(move || question(&local)).await?.map(Some)
+            }
+        };
+        answer.map_err(|source| StoreError::Lost { device: self.name.clone(), source })
     }
 }
 
@@ -244,6 +305,34 @@ fn make_local(root: &Path) -> Result<(), DeviceFault> {
     // The marker is last: a device is whole or none.
     std::fs::write(root.join(MARKER), MARKER_TEXT).map_err(failed("mark the folder"))?;
     rustix::fs::syncfs(&folder).map_err(io::Error::from).map_err(failed("sync the mark"))
+}
+
+async fn make_remote(backend: &dyn ObjectStore) -> Result<(), DeviceFault> {
+    // Ours are there when another server lost the mark, which is worth a look.
+    let mut there = backend.list(None);
+    if there.try_next().await.map_err(DeviceFault::Backend)?.is_some() {
+        return Err(DeviceFault::NotEmpty);
+    }
+    let mark = PutPayload::from_static(MARKER_TEXT);
+    match backend.put_opts(&ObjectPath::from(MARKER), mark, PutMode::Create.into()).await {
+        Ok(_) => Ok(()),
+        Err(object_store::Error::AlreadyExists { .. }) => Err(DeviceFault::NotEmpty),
+        Err(error) => Err(DeviceFault::Backend(error)),
+    }
+}
+
+async fn take_remote(backend: &Arc<dyn ObjectStore>) -> Result<Lease, DeviceFault> {
+    read_mark(&**backend).await?;
+    Lease::take(Arc::clone(backend)).await
+}
+
+pub(super) async fn read_mark(backend: &dyn ObjectStore) -> Result<(), DeviceFault> {
+    let mark = match backend.get(&ObjectPath::from(MARKER)).await {
+        Err(object_store::Error::NotFound { .. }) => return Err(DeviceFault::Unmarked),
+        mark => mark.map_err(DeviceFault::Backend)?,
+    };
+    let text = mark.bytes().await.map_err(DeviceFault::Backend)?;
+    if text == MARKER_TEXT { Ok(()) } else { Err(DeviceFault::Format) }
 }
 
 fn folders() -> impl Iterator<Item = String> {

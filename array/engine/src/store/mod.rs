@@ -7,8 +7,8 @@
 //! └ blobs/<name>              manifests and roots of volumes, the same on every device
 //! ```
 //!
-//! Everything goes through `object_store`, so a device is a local folder today and may be a bucket; what
-//! only a local disk has (free space, lock, a sync of everything) is in `device`.
+//! Everything goes through `object_store`: a device is a local folder, or the same objects in an S3 bucket. What only a local
+//! disk has (free space, lock, a sync of everything) is in `device`, what stands for the lock in a bucket in `lease`.
 //!
 //! Invariants:
 //! - Bytes that do not hash to their id are neither stored nor returned.
@@ -19,8 +19,10 @@
 //! - A missing device is never taken for an empty one: what could be on it is "lost", not "not found".
 //! - A device whose sync failed is not synced again: what it dropped cannot be known.
 
+mod address;
 mod blob;
 mod device;
+mod lease;
 mod object;
 
 use std::{collections::HashSet, fs::File, io, time::SystemTime};
@@ -33,6 +35,7 @@ use cairn_core::{
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use object_store::path::Path as ObjectPath;
 
+pub use address::{BucketAddress, DeviceAddress, ParseAddressError};
 pub use blob::{BLOB_MAX_BYTES, BlobName, ParseBlobNameError};
 pub use device::{Device, DeviceFault, OpenDeviceError};
 pub use object::StoreError;
@@ -157,6 +160,12 @@ impl Store {
     /// [`StoreError::Lost`] when it may be on a missing device.
     pub async fn has_segment(&self, id: SegmentId) -> Result<bool, StoreError> {
         Ok(!self.holders(&segment_path(id)).await?.is_empty())
+    }
+
+    /// Whether there is a device whose segments are no files.
+    #[must_use]
+    pub fn has_remote(&self) -> bool {
+        self.devices.iter().any(Device::is_remote)
     }
 
     /// How many devices there are.
@@ -325,6 +334,13 @@ impl Store {
         Ok(())
     }
 
+    /// Lets the next program have the devices at once: at the end, when nothing uses them any more.
+    pub async fn release(&self) {
+        for device in &self.devices {
+            device.release().await;
+        }
+    }
+
     /// The room on each device.
     ///
     /// # Errors
@@ -360,18 +376,18 @@ impl Store {
             }
         }
         let mut with_room = Vec::with_capacity(self.devices.len());
-        for device in &self.devices {
+        for (number, device) in self.devices.iter().enumerate() {
             let free = device.free().await?.map_or(u64::MAX, |free| free.0);
-            with_room.push((std::cmp::Reverse(free), device));
+            with_room.push((std::cmp::Reverse(free), number, device));
         }
-        with_room.sort_by_key(|(free, _)| *free);
+        with_room.sort_by_key(|(free, ..)| *free);
         // Of those that have about as much room as the first, the one that took least: data is striped over them.
-        let most = with_room.first().map_or(0, |(free, _)| free.0);
-        let equal = with_room.partition_point(|(free, _)| free.0 >= most - most / EQUAL_WITHIN);
+        let most = with_room.first().map_or(0, |(free, ..)| free.0);
+        let equal = with_room.partition_point(|(free, ..)| free.0 >= most - most / EQUAL_WITHIN);
         if let Some(equals) = with_room.get_mut(..equal) {
-            equals.sort_by_key(|(_, device)| device.taken());
+            equals.sort_by_key(|(_, number, device)| (device.taken(), *number));
         }
-        Ok(with_room.into_iter().map(|(_, device)| device).collect())
+        Ok(with_room.into_iter().map(|(.., device)| device).collect())
     }
 
     async fn holders(&self, path: &ObjectPath) -> Result<Vec<&Device>, StoreError> {

@@ -24,7 +24,7 @@ pub enum StoreError {
     /// Every device that could take the object is full; this is the last that was tried.
     #[error("store device {device} is full")]
     Full { device: String },
-    #[error("store device {device} is missing: is its disk mounted?")]
+    #[error("store device {device} is missing: is its disk mounted, or its bucket there?")]
     Lost { device: String, source: io::Error },
     #[error("store device {device} could not make its data durable")]
     Unsynced { device: String, source: Arc<io::Error> },

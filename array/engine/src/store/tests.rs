@@ -282,8 +282,13 @@ async fn devices_with_as_much_room_take_as_much() {
 
 #[tokio::test]
 async fn any_backend_will_do() {
-    let memory = Device::remote("memory".into(), std::sync::Arc::new(InMemory::new()));
-    let store = Store::new(vec![memory]).unwrap();
+    let memory = std::sync::Arc::new(InMemory::new());
+    let open = || Device::open_remote("memory".into(), memory.clone());
+    assert!(matches!(open().await.unwrap_err().fault, DeviceFault::Unmarked));
+    let device = Device::create_remote("memory".into(), memory.clone()).await.unwrap();
+    let again = Device::create_remote("memory".into(), memory.clone()).await;
+    assert!(matches!(again.unwrap_err().fault, DeviceFault::NotEmpty));
+    let store = Store::new(vec![device]).unwrap();
     let (id, bytes) = bytes_of(1, 1000);
     store.put_segment(id, bytes.clone()).await.unwrap();
     store.flush().await.unwrap();
@@ -291,6 +296,10 @@ async fn any_backend_will_do() {
     assert_eq!(store.space().await.unwrap()[0].free, None);
     assert_eq!(listed(&store).await, [id]);
     assert!(matches!(Store::new(vec![]), Err(StoreError::NoDevice)));
+    store.release().await;
+    drop(store);
+    let store = Store::new(vec![open().await.unwrap()]).unwrap();
+    assert_eq!(store.get_segment(id).await.unwrap(), bytes);
 }
 
 #[test]

@@ -15,7 +15,6 @@ use cairn_core::{
     volume::journal::MIN_CAPACITY,
 };
 use rustix::fs::{FallocateFlags, Mode, OFlags};
-use tokio::runtime::Handle;
 
 use super::{
     Medium, MediumError, RootName, SegmentReader, StoreSegments, Wait, lock, segments::read,
@@ -45,7 +44,6 @@ pub struct DiskMedium {
     chunk: Mutex<Chunk>,
     volume: VolumeId,
     segments: StoreSegments,
-    runtime: Handle,
 }
 
 /// A piece of the journal, read to be replayed.
@@ -69,10 +67,9 @@ impl DiskMedium {
         capacity: u64,
         volume: VolumeId,
         segments: StoreSegments,
-        runtime: Handle,
     ) -> Result<Self, MediumError> {
         make_journal(file, capacity).map_err(journal("make"))?;
-        Self::open(file, volume, segments, runtime)
+        Self::open(file, volume, segments)
     }
 
     /// # Errors
@@ -81,12 +78,11 @@ impl DiskMedium {
         file: &Path,
         volume: VolumeId,
         segments: StoreSegments,
-        runtime: Handle,
     ) -> Result<Self, MediumError> {
         let opened = File::options().read(true).write(true).open(file).map_err(journal("open"))?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
         let direct = rustix::fs::open(file, flags, Mode::empty()).ok().map(File::from);
-        Ok(Self { journal: opened, direct, chunk: Mutex::default(), volume, segments, runtime })
+        Ok(Self { journal: opened, direct, chunk: Mutex::default(), volume, segments })
     }
 
     /// Reads a chunk at `offset`, as much of it as the file has.
@@ -205,23 +201,27 @@ impl Medium for DiskMedium {
     }
 
     fn put_segment(&self, segment: &CheckedSegment) -> Result<(), MediumError> {
-        Ok(self.runtime.block_on(self.segments.store().put_checked(segment))?)
+        Ok(self.segments.runtime().block_on(self.segments.store().put_checked(segment))?)
     }
 
     fn delete_segment(&self, id: SegmentId) -> Result<(), MediumError> {
         self.segments.close(id);
-        self.runtime.block_on(self.segments.store().delete_segment(id))?;
+        self.segments.runtime().block_on(self.segments.store().delete_segment(id))?;
         Ok(())
     }
 
     fn put_root(&self, name: RootName, root: Bytes) -> Result<(), MediumError> {
         Ok(self
-            .runtime
+            .segments
+            .runtime()
             .block_on(self.segments.store().put_blob(&root_name(self.volume, name)?, root))?)
     }
 
     fn root(&self, name: RootName) -> Result<Option<Bytes>, MediumError> {
-        match self.runtime.block_on(self.segments.store().get_blob(&root_name(self.volume, name)?))
+        match self
+            .segments
+            .runtime()
+            .block_on(self.segments.store().get_blob(&root_name(self.volume, name)?))
         {
             Ok(root) => Ok(Some(root)),
             Err(StoreError::NotFound { .. }) => Ok(None),
@@ -231,11 +231,11 @@ impl Medium for DiskMedium {
 
     fn delete_root(&self, name: RootName) -> Result<(), MediumError> {
         let name = root_name(self.volume, name)?;
-        self.runtime.block_on(self.segments.store().delete_blob(&name))?;
+        self.segments.runtime().block_on(self.segments.store().delete_blob(&name))?;
         Ok(())
     }
 
     fn sync_store(&self) -> Result<(), MediumError> {
-        Ok(self.runtime.block_on(self.segments.store().flush())?)
+        Ok(self.segments.runtime().block_on(self.segments.store().flush())?)
     }
 }

@@ -1,4 +1,5 @@
-//! Segments in the controller's store, read a part at a time.
+//! Segments in the controller's store, read a part at a time: from files where they are files, else from the last few that
+//! were fetched whole.
 
 use std::{
     fmt,
@@ -12,13 +13,14 @@ use bytes::Bytes;
 use cairn_core::id::SegmentId;
 use quick_cache::sync::Cache;
 use rustix::io::{Errno, ReadWriteFlags};
+use tokio::runtime::Handle;
 
 use super::{MediumError, SegmentReader, Wait};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Segments whose files are kept open.
 const FILES: usize = 256;
-/// Segments from elsewhere that are kept: at most 64 MiB.
+/// Segments from a bucket or from elsewhere that are kept: at most 64 MiB.
 const FETCHED: usize = 16;
 
 /// Whoever has segments that the store lacks.
@@ -34,16 +36,23 @@ pub trait Elsewhere: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct StoreSegments {
     store: Arc<Store>,
+    runtime: Handle,
     files: Cache<SegmentId, Arc<File>>,
     elsewhere: Option<Arc<dyn Elsewhere>>,
-    /// The last that came from elsewhere.
+    /// The last that came from a bucket, or from elsewhere.
     fetched: Cache<SegmentId, Bytes>,
 }
 
 impl StoreSegments {
+    /// Of a store whose calls run on `runtime`.
     #[must_use]
-    pub fn new(store: Arc<Store>, elsewhere: Option<Arc<dyn Elsewhere>>) -> Self {
-        Self { store, files: Cache::new(FILES), elsewhere, fetched: Cache::new(FETCHED) }
+    pub fn new(store: Arc<Store>, elsewhere: Option<Arc<dyn Elsewhere>>, runtime: Handle) -> Self {
+        let (files, fetched) = (Cache::new(FILES), Cache::new(FETCHED));
+        Self { store, runtime, files, elsewhere, fetched }
+    }
+
+    pub(super) const fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -54,6 +63,20 @@ impl StoreSegments {
     pub(super) fn close(&self, id: SegmentId) {
         self.files.remove(&id);
         self.fetched.remove(&id);
+    }
+
+    /// Gets a segment that is no file from the store. Who wants the same waits for the first.
+    fn load(&self, id: SegmentId) -> io::Result<Bytes> {
+        if !self.store.has_remote() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.fetched.get_or_insert_with(&id, || {
+            let loaded = self.runtime.block_on(self.store.get_segment(id));
+            loaded.map_err(|error| match error {
+                StoreError::NotFound { .. } => io::ErrorKind::NotFound.into(),
+                error => io::Error::other(error),
+            })
+        })
     }
 
     /// Gets a segment from elsewhere. Who wants the same waits for the first.
@@ -92,6 +115,9 @@ impl SegmentReader for StoreSegments {
         let result = match self.file(id, wait) {
             Ok(None) => return Ok(false),
             Ok(Some(file)) => read(&file, offset, into, wait),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && wait != Wait::Never => {
+                self.load(id).and_then(|bytes| copy(&bytes, offset, into)).map(|()| true)
+            }
             Err(error) => Err(error),
         };
         match result {
