@@ -16,6 +16,7 @@ mod agents;
 mod announce;
 pub mod api;
 pub mod app;
+mod backup;
 mod boot;
 mod boot_build;
 mod bundle;

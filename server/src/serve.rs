@@ -34,6 +34,7 @@ use crate::{
     },
     announce, api,
     app::{App, Changes, Inner},
+    backup,
     boot::Decider,
     boot_build, bundle,
     config::{DhcpChoice, ServeOptions, reachable},
@@ -353,6 +354,7 @@ pub(crate) fn lock(data_dir: &Path) -> anyhow::Result<File> {
 
 /// Takes up what a stop or a kill cut short, before anybody is served.
 async fn take_up(app: &App) -> anyhow::Result<()> {
+    backup::make::tidy(&app.data_dir).context("clear away a backup that was cut short")?;
     for agent in app.db.approved_agents().await? {
         if let Some(address) = agent.address {
             app.names.set(Member::Agent(agent.id), address);

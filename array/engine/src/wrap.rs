@@ -3,9 +3,16 @@
 //! An age file of 32 bytes to two X25519 recipients: an administrator can open it with the age program and the
 //! recovery key alone, without Cairn.
 
-use std::{fs::File, io::Read as _, path::Path};
+use std::{
+    fs::File,
+    io::{Read, Write},
+    path::Path,
+};
 
-use age::x25519;
+use age::{
+    stream::{StreamReader, StreamWriter},
+    x25519,
+};
 use anyhow::Context as _;
 use cairn_core::seal::SealKey;
 
@@ -139,9 +146,29 @@ pub(crate) fn seal(plain: &[u8], recipients: &[Recipient]) -> anyhow::Result<Vec
     let encryptor = age::Encryptor::with_recipients(recipients)?;
     let mut sealed = Vec::new();
     let mut writer = encryptor.wrap_output(&mut sealed)?;
-    std::io::Write::write_all(&mut writer, plain)?;
+    writer.write_all(plain)?;
     writer.finish()?;
     Ok(sealed)
+}
+
+/// An age file that `recipient` alone can open, written as its plain text comes. It is whole once it is finished.
+///
+/// # Errors
+/// When `out` does not take its beginning.
+pub fn sealing<W: Write>(out: W, recipient: &Recipient) -> anyhow::Result<StreamWriter<W>> {
+    let recipient: &dyn age::Recipient = &recipient.0;
+    let encryptor = age::Encryptor::with_recipients(std::iter::once(recipient))?;
+    encryptor.wrap_output(out).context("begin an age file")
+}
+
+/// The plain text of an age file, as it is read. That the file was cut off shows at the end.
+///
+/// # Errors
+/// When it is no age file, or not for this key.
+pub fn opening<R: Read>(identity: &Identity, sealed: R) -> anyhow::Result<StreamReader<R>> {
+    let decryptor = age::Decryptor::new(sealed).context("read the age file")?;
+    let identity: &dyn age::Identity = &identity.0;
+    decryptor.decrypt(std::iter::once(identity)).context("open the age file with this key")
 }
 
 /// The plain text of an age file.

@@ -18,6 +18,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub mod agent;
 pub(crate) mod auth;
+mod backup;
 pub mod deployment;
 pub mod disk;
 pub mod error;
@@ -97,6 +98,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(snapshot::roll_back))
         .routes(routes!(limits::show, limits::set))
         .routes(routes!(scrub::show, scrub::begin))
+        .routes(routes!(backup::make))
         .routes(routes!(status::show))
         .routes(routes!(metrics::show))
         .routes(routes!(job::list))

@@ -14,6 +14,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 mod agent;
+mod backup;
 mod boot;
 pub mod client;
 mod deploy;
@@ -73,6 +74,10 @@ enum Command {
     Completions { shell: Shell },
     /// Write the manual pages into a folder
     Man { folder: PathBuf },
+    /// Write what the server knows and its clients do not into one file, while it runs; the recovery key alone opens it
+    Backup(backup::Args),
+    /// Put a site back as a backup has it; where clients are there, `recover` knows newer images
+    Restore(crate::backup::restore::Options),
     /// Build a lost server anew from its clients
     Recover(crate::recover::Options),
 }
@@ -94,19 +99,15 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     if let Command::Serve(options) = command {
         log_to_stderr();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .context("start the runtime")?;
-        return runtime.block_on(crate::serve::serve(*options));
+        return many_threads()?.block_on(crate::serve::serve(*options));
     }
     if let Command::Recover(options) = command {
         log_to_stderr();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .context("start the runtime")?;
-        return runtime.block_on(recover::run(options));
+        return many_threads()?.block_on(recover::run(options));
+    }
+    if let Command::Restore(options) = command {
+        log_to_stderr();
+        return many_threads()?.block_on(backup::restore(options));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -129,9 +130,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Doctor(args) => args.run().await,
             Command::Completions { shell } => completions(shell),
             Command::Man { folder } => manual(&folder),
-            Command::Recover(_) => Ok(()),
+            Command::Backup(args) => args.run().await,
+            Command::Recover(_) | Command::Restore(_) => Ok(()),
         }
     })
+}
+
+fn many_threads() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
 }
 
 fn completions(shell: Shell) -> anyhow::Result<()> {

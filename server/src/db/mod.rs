@@ -29,6 +29,7 @@ pub mod job;
 pub(crate) mod link;
 pub mod machine;
 pub(crate) mod recovered;
+pub(crate) mod restored;
 pub mod segment;
 pub mod setting;
 pub mod snapshot;
@@ -82,6 +83,12 @@ impl Db {
     /// Waits until nothing uses the database and closes it.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+
+    /// Copies the database as it is at one moment to a file that is empty or absent. Others read and write meanwhile.
+    pub(crate) async fn copy_to(&self, file: &Path) -> Result<()> {
+        sqlx::query("VACUUM INTO $1").bind(file.to_string_lossy()).execute(&self.pool).await?;
+        Ok(())
     }
 
     /// Asks the database for a sign of life.

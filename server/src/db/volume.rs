@@ -94,11 +94,14 @@ pub(super) async fn keep_generation(
     transaction: impl Executor<'_, Database = Sqlite>,
     generation: Generation,
 ) -> Result<()> {
-    sqlx::query("INSERT INTO setting (key, value) VALUES ($1, $2)")
-        .bind(GENERATION)
-        .bind(generation.0.to_le_bytes().as_slice())
-        .execute(transaction)
-        .await?;
+    sqlx::query(
+        "INSERT INTO setting (key, value) VALUES ($1, $2)
+         ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+    )
+    .bind(GENERATION)
+    .bind(generation.0.to_le_bytes().as_slice())
+    .execute(transaction)
+    .await?;
     Ok(())
 }
 
@@ -214,14 +217,19 @@ impl Db {
             .await?)
     }
 
+    /// The generation of the last start; 0 before the first.
+    pub(crate) async fn generation(&self) -> Result<Generation> {
+        let kept = self.setting(GENERATION).await?;
+        let kept = kept.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+        Ok(Generation(kept.unwrap_or(0)))
+    }
+
     /// The generation of the controller that starts now: one more than the last.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn next_generation(&self) -> Result<Generation> {
-        let before = self.setting(GENERATION).await?;
-        let before = before.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
-        let next = before.unwrap_or(0) + 1;
+        let next = self.generation().await?.0 + 1;
         self.keep_setting(GENERATION, &next.to_le_bytes()).await?;
         Ok(Generation(next))
     }

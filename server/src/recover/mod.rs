@@ -44,11 +44,11 @@ use crate::{
 
 /// Where clients serve their peers, when an address names no port.
 const PEER_PORT: u16 = 8442;
-/// In the data folder as long as a recovery is not done.
+/// In the data folder as long as a recovery or a restore is not done.
 const MARKER: &str = "recovering";
 const SECRETS: &str = "secrets";
 /// By how much the directory's number leaps: more directories than any site makes between two of its clients' looks.
-const LEAP: u64 = 1 << 20;
+pub(crate) const LEAP: u64 = 1 << 20;
 
 /// What the operator asks for.
 #[derive(Debug, clap::Args)]
@@ -95,7 +95,7 @@ pub(crate) struct Outcome {
 pub(crate) fn refuse_unfinished(data_dir: &Path) -> Result<()> {
     ensure!(
         !data_dir.join(MARKER).exists(),
-        "a recovery into {} was cut short: run `cairn-server recover` with the same folder again",
+        "a recovery or a restore into {} was cut short: run it with the same folder again",
         data_dir.display()
     );
     Ok(())
@@ -169,7 +169,7 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
     db.keep_recovered(&recovered).await.context("write down the site")?;
     db.close().await;
     store.release().await;
-    fs::remove_file(data_dir.join(MARKER)).context("end the recovery")?;
+    end(&data_dir)?;
     let images = rows.iter().map(Row::name);
     let volumes = volumes.iter().map(|volume| format!("volume {}", volume.name));
     Ok(Outcome { back: images.chain(volumes).collect(), lost, clients: directory.members.len() })
@@ -180,13 +180,13 @@ fn seconds() -> u64 {
 }
 
 /// Takes the folder, which is empty or was left by a recovery. What is in its store is used again.
-fn begin(data_dir: &Path) -> Result<()> {
+pub(crate) fn begin(data_dir: &Path) -> Result<()> {
     let marker = data_dir.join(MARKER);
     if !marker.exists() {
         let has = |name: &str| data_dir.join(name).exists();
         ensure!(
             !has(DATABASE_FILE) && !has(SECRETS),
-            "{} has a site already: recover into an empty folder",
+            "{} has a site already: name an empty folder",
             data_dir.display()
         );
         fs::write(&marker, "").with_context(|| format!("write {}", marker.display()))?;
@@ -195,6 +195,11 @@ fn begin(data_dir: &Path) -> Result<()> {
         forget(fs::remove_file(data_dir.join(format!("{DATABASE_FILE}{suffix}"))))?;
     }
     forget(fs::remove_dir_all(data_dir.join(SECRETS)))
+}
+
+/// The folder has a whole site.
+pub(crate) fn end(data_dir: &Path) -> Result<()> {
+    fs::remove_file(data_dir.join(MARKER)).context("end the recovery")
 }
 
 fn forget(removed: io::Result<()>) -> Result<()> {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use cairn_array::{
     authority::SiteKeys,
     store::Store,
-    volume::{DiskMedium, RootName, StoreSegments, restore, root_name, segments_of_root},
+    volume::{RootName, StoreSegments, root_name, segments_of_root},
     wrap::Identity,
 };
 use cairn_core::{
@@ -34,7 +34,7 @@ use super::{
 use crate::{
     db::volume::VolumeLayout,
     site::Site,
-    volumes::{journal_capacity, journal_path},
+    volumes::{journal_path, make_journal},
 };
 
 /// A volume with its secrets.
@@ -246,14 +246,7 @@ pub(super) async fn keep(data_dir: &Path, store: &Arc<Store>, row: &Row) -> Resu
     super::forget(std::fs::remove_file(&file))?;
     let name = root_name(row.id, RootName::Live)?;
     store.put_blob(&name, row.root.clone()).await.context("keep the root of a volume")?;
-    let segments = StoreSegments::new(Arc::clone(store), None, tokio::runtime::Handle::current());
-    let (id, capacity) = (row.id, journal_capacity(row.size));
-    let made = tokio::task::spawn_blocking(move || -> Result<()> {
-        let medium = DiskMedium::create(&file, capacity, id, segments)?;
-        Ok(restore(&medium, id, capacity)?)
-    });
-    made.await
-        .context("wait for a thread")?
-        .with_context(|| format!("make the journal of volume {}", row.name))?;
-    Ok(())
+    make_journal(data_dir, store, row.id, row.size)
+        .await
+        .with_context(|| format!("make the journal of volume {}", row.name))
 }

@@ -97,6 +97,12 @@ impl Site {
         &self.authority
     }
 
+    /// Whom backups are sealed to.
+    #[must_use]
+    pub(crate) const fn recovery(&self) -> &Recipient {
+        &self.recovery
+    }
+
     /// The CA and the signing key as only the recovery key opens them.
     #[must_use]
     pub fn sealed_keys(&self) -> &[u8] {

@@ -1,6 +1,7 @@
 //! The files in `DATA/secrets/`: made once, checked at every start.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
@@ -103,26 +104,45 @@ impl Secrets {
         keys: &SiteKeys,
         recovery: &Recipient,
     ) -> anyhow::Result<()> {
-        let unfinished = data_dir.join(UNFINISHED);
-        match fs::remove_dir_all(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).context("clear away an unfinished first start");
-            }
-            _ => {}
-        }
-        DirBuilder::new().mode(0o700).create(&unfinished).context("make the secrets folder")?;
-        for (name, text) in [
-            ("ca.key", &keys.ca_key_pem),
-            ("ca.pem", &keys.ca_pem),
-            ("signing.key", &hex::encode(keys.signing_seed)),
-            ("server.agekey", &Identity::generate().to_secret_text()),
-            ("recovery.pub", &recovery.to_string()),
-        ] {
-            write_secret(&unfinished.join(name), text)?;
-        }
-        sync_folder(&unfinished)?;
-        fs::rename(&unfinished, data_dir.join(FOLDER)).context("put the secrets in place")?;
-        sync_folder(data_dir)
+        put(
+            data_dir,
+            [
+                ("ca.key", keys.ca_key_pem.as_str()),
+                ("ca.pem", &keys.ca_pem),
+                ("signing.key", &hex::encode(keys.signing_seed)),
+                ("server.agekey", &Identity::generate().to_secret_text()),
+                ("recovery.pub", &recovery.to_string()),
+            ],
+        )
+    }
+
+    /// The files, by their names.
+    pub(crate) fn files(&self) -> [(&'static str, &str); 5] {
+        [
+            ("ca.key", &self.ca_key),
+            ("ca.pem", &self.ca_pem),
+            ("signing.key", &self.signing_key),
+            ("server.agekey", &self.server_agekey),
+            ("recovery.pub", &self.recovery),
+        ]
+    }
+
+    /// Writes these files, which [`Self::files`] gave, in place of what a run that was cut short left.
+    pub(crate) fn put_back(
+        data_dir: &Path,
+        files: &BTreeMap<String, String>,
+    ) -> anyhow::Result<()> {
+        let of = |name: &str| {
+            files.get(name).cloned().with_context(|| format!("secret {name} is missing"))
+        };
+        let secrets = Self {
+            ca_key: of("ca.key")?,
+            ca_pem: of("ca.pem")?,
+            signing_key: of("signing.key")?,
+            server_agekey: of("server.agekey")?,
+            recovery: of("recovery.pub")?,
+        };
+        put(data_dir, secrets.files())
     }
 
     /// Reads and checks the secrets.
@@ -149,6 +169,24 @@ impl Secrets {
             .context("read secrets/signing.key")?;
         Ok(SiteKeys { ca_pem: self.ca_pem.clone(), ca_key_pem: self.ca_key.clone(), signing_seed })
     }
+}
+
+/// Puts the folder in place, whole.
+fn put(data_dir: &Path, files: [(&str, &str); 5]) -> anyhow::Result<()> {
+    let unfinished = data_dir.join(UNFINISHED);
+    match fs::remove_dir_all(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).context("clear away an unfinished first start");
+        }
+        _ => {}
+    }
+    DirBuilder::new().mode(0o700).create(&unfinished).context("make the secrets folder")?;
+    for (name, text) in files {
+        write_secret(&unfinished.join(name), text)?;
+    }
+    sync_folder(&unfinished)?;
+    fs::rename(&unfinished, data_dir.join(FOLDER)).context("put the secrets in place")?;
+    sync_folder(data_dir)
 }
 
 /// The file that the command line on this machine takes its token from.

@@ -1,11 +1,12 @@
 //! Making a volume: empty, or as a clone of an image's version or of a snapshot.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use cairn_array::{
     random,
-    volume::{Base, DiskMedium, Volume, journal_blocks},
+    store::Store,
+    volume::{Base, DiskMedium, StoreSegments, Volume, journal_blocks, restore},
 };
 use cairn_core::{
     id::{StripeSetId, VolumeId},
@@ -14,8 +15,11 @@ use cairn_core::{
     units::ByteCount,
     volume::{SizeError, blocks_of},
 };
+use tokio::runtime::Handle;
 
-use super::{Entry, blocking, clone, journal_file, keys, name, open::start, segment_reader};
+use super::{
+    Entry, blocking, clone, journal_file, journal_path, keys, name, open::start, segment_reader,
+};
 use crate::{
     app::App,
     db::{
@@ -217,4 +221,23 @@ async fn make(
         Entry { id: row.id, layout: row.layout, open: Ok(volume), snapshots: BTreeMap::new() };
     app.volumes.entries().insert(row.name.clone(), entry);
     Ok(())
+}
+
+/// Gives a volume whose root is in the store an empty journal.
+///
+/// # Errors
+/// When there is no room for it, or the root cannot be read.
+pub(crate) async fn make_journal(
+    data_dir: &Path,
+    store: &Arc<Store>,
+    id: VolumeId,
+    size: ByteCount,
+) -> anyhow::Result<()> {
+    let (file, capacity) = (journal_path(data_dir, id), journal_capacity(size));
+    let segments = StoreSegments::new(Arc::clone(store), None, Handle::current());
+    let made = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        let medium = DiskMedium::create(&file, capacity, id, segments)?;
+        Ok(restore(&medium, id, capacity)?)
+    });
+    made.await.context("wait for a thread")?
 }

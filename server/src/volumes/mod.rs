@@ -34,7 +34,7 @@ use cairn_core::{
 
 pub(crate) use clone::base;
 pub use create::{Beginning, CreateError, NewVolume};
-pub(crate) use create::{create, journal_capacity};
+pub(crate) use create::{create, make_journal};
 pub(crate) use open::{open_again, open_all};
 pub use served::Served;
 
