@@ -81,16 +81,17 @@ impl Verdict {
 fn tests(suite: Suite, depth: Depth) -> Command {
     let mut command = step::command("cargo");
     if has_nextest() {
-        let suite = match suite {
-            Suite::Units => "not binary(e2e)",
-            Suite::EndToEnd => "binary(e2e)",
+        let (filter, threads): (_, &[_]) = match suite {
+            Suite::Units => ("not binary(e2e)", &[]),
+            // Machines under emulation take a core each while they compute, and wait for each other a third of the time.
+            Suite::EndToEnd => ("binary(e2e)", &["--test-threads=3"]),
         };
         let depth = match depth {
             Depth::Usual => " and not test(/(^|::)long::/)",
             Depth::Long => "",
         };
-        let package = ["--workspace"];
-        command.args(["nextest", "run"]).args(package).args(["-E", &format!("{suite}{depth}")]);
+        let filter = format!("{filter}{depth}");
+        command.args(["nextest", "run", "--workspace", "-E", &filter]).args(threads);
     } else {
         match suite {
             Suite::Units => command.args(["test", "--workspace", "--lib", "--bins", "--"]),
