@@ -79,7 +79,9 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
     register(&server, &browser, dir.path()).await;
     let target = install(&server, &site, &browser).await;
     watch(&server, &target, &browser).await;
+    fill_the_array(&server, &browser).await;
     look_at_all_pages(&server, &browser).await;
+    empty_the_array(&server, &browser).await;
     remove(&server, &browser).await;
 
     browser.click("form.out button").await;
@@ -229,9 +231,54 @@ async fn remove(server: &Server, browser: &Browser) {
     browser.sees("#images-live", "No images yet").await;
 }
 
+/// An empty volume and a clone; what cannot be is told, and what the store has is read through.
+async fn fill_the_array(server: &Server, browser: &Browser) {
+    browser.go(&format!("{}/array", server.url)).await;
+    browser.sees("#array-live", "No volumes yet").await;
+    browser.sees("#array-live", "/data/store").await;
+    // As it was when the server started, without images.
+    browser.sees("#array-live", "0 segments read, all good").await;
+    browser.type_into("#volume-name", "scratch").await;
+    browser.click("#volume-create").await;
+    browser.sees("[role=alert]", "size").await;
+    browser.type_into("#volume-name", "scratch").await;
+    browser.type_into("#volume-size", "64MiB").await;
+    browser.click("#volume-create").await;
+    browser.sees("#volume-scratch", "64 MiB").await;
+    browser.sees("#address-scratch", "nbd://127.0.0.1:").await;
+    browser.type_into("#volume-name", "desk7").await;
+    browser.click("#volume-image option[value='class-room@1']").await;
+    browser.click("#volume-create").await;
+    browser.sees("#volume-desk7", "class-room@1").await;
+    browser.sees("#volume-desk7", "well").await;
+    browser.type_into("#snapshot-scratch", "monday").await;
+    browser.click("#take-scratch").await;
+    browser.sees("#volume-scratch", "monday").await;
+    browser.click("#scrub").await;
+    browser.sees("#array-live", "just now").await;
+    browser.sees("#array-live", "all good").await;
+}
+
+/// What has a snapshot stays until that is gone.
+async fn empty_the_array(server: &Server, browser: &Browser) {
+    browser.go(&format!("{}/array", server.url)).await;
+    let delete = async |volume: &str| {
+        browser.click(&format!("#delete-{volume}")).await;
+        browser.click(&format!("#sure-{volume} button.danger")).await;
+    };
+    delete("scratch").await;
+    browser.sees("[role=alert]", "scratch has snapshots: monday").await;
+    browser.click("#forget-scratch-monday").await;
+    browser.sees_gone("#forget-scratch-monday").await;
+    delete("scratch").await;
+    browser.sees_gone("#volume-scratch").await;
+    delete("desk7").await;
+    browser.sees("#array-live", "No volumes yet").await;
+}
+
 /// Every page fits a phone and a desk, light and dark, and breaks no rule of its own policy.
 async fn look_at_all_pages(server: &Server, browser: &Browser) {
-    for page in ["", "images", "agents", "machines", "deployments"] {
+    for page in ["", "images", "agents", "machines", "deployments", "array"] {
         let name = if page.is_empty() { "overview" } else { page };
         browser.go(&format!("{}/{page}", server.url)).await;
         browser.sees("main", "").await;
@@ -256,7 +303,7 @@ async fn the_pages_can_be_read_without_javascript_and_without_a_session_nothing_
     let target = site.hello("52:54:00:00:00:02").await;
     let browser = Browser::start(dir.path()).await;
     browser.scripts(false).await;
-    for page in ["", "images", "agents", "machines", "deployments"] {
+    for page in ["", "images", "agents", "machines", "deployments", "array"] {
         browser.go(&format!("{}/{page}", server.url)).await;
         browser.sees("form", "Password of the administrator").await;
     }

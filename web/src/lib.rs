@@ -8,6 +8,7 @@
 //! an inline script or style, so [`CONTENT_SECURITY_POLICY`] can forbid both; every page can be read without JavaScript.
 
 pub mod agents;
+pub mod array;
 pub mod assets;
 pub mod deployments;
 pub mod images;

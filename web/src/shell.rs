@@ -10,11 +10,18 @@ pub enum Place {
     Agents,
     Machines,
     Deployments,
+    Array,
 }
 
 impl Place {
-    const ALL: [Self; 5] =
-        [Self::Overview, Self::Images, Self::Machines, Self::Deployments, Self::Agents];
+    const ALL: [Self; 6] = [
+        Self::Overview,
+        Self::Images,
+        Self::Machines,
+        Self::Deployments,
+        Self::Agents,
+        Self::Array,
+    ];
 
     /// Where the page is.
     #[must_use]
@@ -25,6 +32,7 @@ impl Place {
             Self::Agents => "/agents",
             Self::Machines => "/machines",
             Self::Deployments => "/deployments",
+            Self::Array => "/array",
         }
     }
 
@@ -37,6 +45,7 @@ impl Place {
             Self::Agents => "Agents",
             Self::Machines => "Machines",
             Self::Deployments => "Deployments",
+            Self::Array => "Array",
         }
     }
 
@@ -49,6 +58,7 @@ impl Place {
             Self::Agents => "agents",
             Self::Machines => "machines",
             Self::Deployments => "deployments",
+            Self::Array => "array",
         }
     }
 
@@ -76,7 +86,7 @@ impl Nav {
             Place::Agents => (self.agents_pending, "to approve"),
             Place::Machines => (self.machines_waiting, "waiting"),
             Place::Deployments => (self.installs_running, "running"),
-            Place::Overview | Place::Images => return None,
+            Place::Overview | Place::Images | Place::Array => return None,
         };
         (count > 0).then_some((count, what))
     }

@@ -34,6 +34,7 @@ pub(crate) mod scrub;
 pub mod session;
 pub mod snapshot;
 pub mod status;
+pub(crate) mod store;
 pub mod token;
 pub mod volume;
 
@@ -97,6 +98,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(snapshot::remove))
         .routes(routes!(snapshot::roll_back))
         .routes(routes!(limits::show, limits::set))
+        .routes(routes!(store::list))
         .routes(routes!(scrub::show, scrub::begin))
         .routes(routes!(backup::make))
         .routes(routes!(status::show))

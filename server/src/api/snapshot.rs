@@ -99,7 +99,7 @@ pub(crate) async fn list(
     Ok(Json(of_volume(&app, &name).await?))
 }
 
-async fn of_volume(app: &App, name: &str) -> Result<Vec<Snapshot>, ApiError> {
+pub(crate) async fn of_volume(app: &App, name: &str) -> Result<Vec<Snapshot>, ApiError> {
     let volume = volume::row(app, name).await?;
     let mut rows = app.db.snapshots().await?;
     rows.retain(|row| row.volume == volume.id && row.stage == VolumeStage::Ready);

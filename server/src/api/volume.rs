@@ -249,7 +249,7 @@ pub(super) async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> 
     Ok(volume)
 }
 
-pub(super) async fn row(app: &App, name: &str) -> Result<VolumeRow, ApiError> {
+pub(crate) async fn row(app: &App, name: &str) -> Result<VolumeRow, ApiError> {
     let rows = app.db.volumes().await?;
     rows.into_iter().find(|row| row.name == name).ok_or_else(|| unknown(name))
 }
@@ -257,11 +257,15 @@ pub(super) async fn row(app: &App, name: &str) -> Result<VolumeRow, ApiError> {
 /// List volumes
 #[utoipa::path(get, path = "/api/v1/volumes", tag = "volumes", responses((status = 200, body = Vec<Volume>)))]
 pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Volume>>, ApiError> {
+    Ok(Json(all(&app).await?))
+}
+
+pub(crate) async fn all(app: &App) -> Result<Vec<Volume>, ApiError> {
     let mut volumes = Vec::new();
     for row in app.db.volumes().await? {
-        volumes.push(view(&app, row).await?);
+        volumes.push(view(app, row).await?);
     }
-    Ok(Json(volumes))
+    Ok(volumes)
 }
 
 /// Show a volume

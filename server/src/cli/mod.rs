@@ -60,7 +60,7 @@ enum Command {
     Deployment(deployment::Args),
     /// Volumes: create, list, show, resize, delete, papers
     Volume(volume::Args),
-    /// The store: add-device, scrub
+    /// The store: list, add-device, scrub
     Store(store::Args),
     /// Limit how fast each machine of the site moves segments, or show the limits
     Limit(limit::Args),

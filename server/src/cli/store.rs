@@ -7,9 +7,13 @@ use clap::Subcommand;
 
 use super::{
     client::{Client, Remote},
-    output::{json, line, note},
+    output::{bytes, json, line, note, table},
 };
-use crate::{api::job::Job, db::job::JobState, scrub::Scrubbed};
+use crate::{
+    api::{job::Job, store::StoreDevice},
+    db::job::JobState,
+    scrub::Scrubbed,
+};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -26,6 +30,13 @@ enum Verb {
         /// A folder, or `s3://BUCKET/PREFIX`
         #[arg(value_name = "DIR-OR-URL")]
         device: DeviceAddress,
+    },
+    /// List the devices, and what they can still take
+    List {
+        #[command(flatten)]
+        remote: Remote,
+        #[arg(long)]
+        json: bool,
     },
     /// Read and check every segment of the store now, and bring back what is damaged
     Scrub {
@@ -44,6 +55,16 @@ impl Args {
                 note(&format!(
                     "{device} is a device of a store: start the server with `--store {device}` beside those that it has"
                 ))
+            }
+            Verb::List { remote, json: as_json } => {
+                let devices: Vec<StoreDevice> = remote.connect()?.get("/api/v1/store").await?;
+                if as_json {
+                    return json(&devices);
+                }
+                let rows = devices.into_iter().map(|StoreDevice { device, free }| {
+                    vec![device, free.map_or_else(|| "no limit known".to_owned(), bytes)]
+                });
+                table(&["DEVICE", "FREE"], rows.collect(), "the store has no device")
             }
             Verb::Scrub { remote, json: as_json } => {
                 let client = remote.connect()?;

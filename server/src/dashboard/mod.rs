@@ -3,7 +3,7 @@
 //! | path | what |
 //! |---|---|
 //! | `/sign-in`, `/sign-out` | a session begins and ends |
-//! | `/`, `/images`, `/agents`, `/machines`, `/deployments` | the pages |
+//! | `/`, `/images`, `/agents`, `/machines`, `/deployments`, `/array` | the pages |
 //! | `/parts/…` | the live part of each page alone, and the navigation |
 //! | `/live` | names what changed, for a browser to fetch the parts again ([`live`]) |
 //! | `POST /…` | a form; goes back to its page, or shows the page with why not |
@@ -23,6 +23,7 @@ use axum::{
 use cairn_web::{
     CONTENT_SECURITY_POLICY, Template,
     agents::{AgentsPage, JoinCommand},
+    array::ArrayPage,
     deployments::DeploymentsPage,
     images::ImagesPage,
     machines::MachinesPage,
@@ -32,6 +33,7 @@ use cairn_web::{
 use serde::Deserialize;
 
 mod agents;
+mod array;
 mod deployments;
 mod door;
 mod files;
@@ -68,6 +70,11 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/machines/{machine}/name", post(machines::name))
         .route("/deployments", get(deployments_page))
         .route("/deployments/{deployment}/cancel", post(deployments::cancel))
+        .route("/array", get(array_page).post(array::create))
+        .route("/array/scrub", post(array::begin_scrub))
+        .route("/array/{volume}/remove", post(array::remove))
+        .route("/array/{volume}/snapshots", post(array::take))
+        .route("/array/{volume}/snapshots/{snapshot}/remove", post(array::forget))
         .route("/parts/nav", get(nav_part))
         .route("/parts/{part}", get(part))
         .route("/live", get(live::listen))
@@ -156,6 +163,10 @@ async fn deployments_page(State(app): State<App>) -> Result<Response, ApiError> 
     page(&app, Place::Deployments, None).await
 }
 
+async fn array_page(State(app): State<App>) -> Result<Response, ApiError> {
+    page(&app, Place::Array, None).await
+}
+
 #[derive(Deserialize)]
 struct At {
     at: String,
@@ -179,6 +190,7 @@ async fn part(
         Place::Agents => fragment(&agents::view(&app).await?),
         Place::Machines => fragment(&machines::view(&app).await?),
         Place::Deployments => fragment(&deployments::view(&app).await?),
+        Place::Array => fragment(&array::view(&app).await?),
     }
 }
 
@@ -208,6 +220,10 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
         }
         Place::Deployments => {
             shell::page(&nav, notice, &DeploymentsPage { live: &deployments::view(app).await? })
+        }
+        Place::Array => {
+            let (live, images) = (&array::view(app).await?, array::images(app).await?);
+            shell::page(&nav, notice, &ArrayPage { live, images })
         }
     };
     Ok(Html(rendered(html)?).into_response())

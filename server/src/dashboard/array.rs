@@ -1,0 +1,172 @@
+//! Fills the page of the array.
+
+use axum::{Form, extract::State, response::Response};
+use cairn_array::size;
+use cairn_web::{
+    array::{Array, Device, LastScrub, Scrub, Snapshot, Volume, VolumeState},
+    shell::Place,
+    text::{Bytes, Percent},
+};
+use serde::Deserialize;
+
+use super::{ago, answer};
+use crate::{
+    api::{
+        self,
+        error::ApiError,
+        extract::{self, Body},
+        snapshot::SnapshotRequest,
+        volume::{Condition, VolumeRequest},
+    },
+    app::App,
+    db::{
+        job::{JobState, Kind},
+        volume::VolumeLayout,
+    },
+    moment::Moment,
+    scrub,
+};
+
+/// Jobs that are looked at.
+const JOBS: u32 = 200;
+
+pub(super) async fn view(app: &App) -> Result<Array, ApiError> {
+    let now = Moment::now();
+    let (devices, problem) = match app.store.space().await {
+        Ok(spaces) => {
+            let device = |space: cairn_array::store::DeviceSpace| Device {
+                name: space.device,
+                free: space.free.map(|free| Bytes(free.0)),
+            };
+            (spaces.into_iter().map(device).collect(), None)
+        }
+        Err(error) => (Vec::new(), Some(format!("{:#}", anyhow::Error::new(error)))),
+    };
+    let mut volumes = Vec::new();
+    for volume in api::volume::all(app).await? {
+        volumes.push(fill(app, volume, now).await?);
+    }
+    Ok(Array { devices, problem, scrub: scrubbed(app, now).await?, volumes })
+}
+
+/// What a new volume may begin as, newest versions first.
+pub(super) async fn images(app: &App) -> Result<Vec<String>, ApiError> {
+    let images = api::image::all(app).await?;
+    let labels = images.iter().flat_map(|image| {
+        let versions = image.versions.iter().rev();
+        versions.map(|version| format!("{}@{}", image.name, version.number))
+    });
+    Ok(labels.collect())
+}
+
+async fn scrubbed(app: &App, now: Moment) -> Result<Scrub, ApiError> {
+    let jobs = app.db.jobs(JOBS).await?;
+    let running = jobs.into_iter().find(|job| {
+        job.kind == Kind::Scrub && matches!(job.state, JobState::Queued | JobState::Running)
+    });
+    let share = |progress: crate::db::job::JobProgress| Percent::of(progress.done, progress.total);
+    let running = running.map(|job| job.progress.map_or(Percent::ZERO, share));
+    let last = scrub::last(app).await?.map(|last| LastScrub {
+        ended: ago(&Moment(last.ended).to_text(), now),
+        checked: last.checked,
+        damaged: last.damaged,
+        repaired: last.repaired,
+    });
+    Ok(Scrub { running, last })
+}
+
+async fn fill(app: &App, volume: api::volume::Volume, now: Moment) -> Result<Volume, ApiError> {
+    let snapshots = api::snapshot::of_volume(app, &volume.name).await?;
+    let id = api::volume::row(app, &volume.name).await?.id;
+    let machine = app.db.machine_of_volume(id).await?;
+    let placed = volume.scatter.as_ref().map(|scatter| match scatter.complete {
+        true => Percent::ALL,
+        false => Percent::of(scatter.held, scatter.wanted.max(scatter.held + 1)),
+    });
+    Ok(Volume {
+        size: Bytes(volume.size),
+        stored: Bytes(volume.stored),
+        origin: volume.origin,
+        layout: volume.layout.word().to_owned(),
+        redundancy: volume.redundancy,
+        placed,
+        state: match volume.state {
+            Condition::Well => VolumeState::Well,
+            Condition::StoreFull | Condition::StoreFails => VolumeState::Blocked,
+            Condition::Faulty => VolumeState::Faulty,
+            Condition::Unavailable => VolumeState::Unavailable,
+            Condition::Changing => VolumeState::Changing,
+        },
+        reason: volume.reason,
+        connections: volume.connections,
+        machine: machine.map(|machine| machine.name.unwrap_or_else(|| machine.id.to_string())),
+        address: format!("nbd://127.0.0.1:{}/{}", app.nbd.port(), volume.name),
+        snapshots: snapshots
+            .into_iter()
+            .map(|snapshot| Snapshot {
+                name: snapshot.name,
+                created: ago(&snapshot.created, now),
+                clones: snapshot.clones,
+            })
+            .collect(),
+        name: volume.name,
+    })
+}
+
+#[derive(Deserialize)]
+pub(super) struct VolumeForm {
+    name: String,
+    image: String,
+    size: String,
+    layout: VolumeLayout,
+}
+
+pub(super) async fn create(
+    State(app): State<App>,
+    Form(form): Form<VolumeForm>,
+) -> Result<Response, ApiError> {
+    let size = match form.size.trim() {
+        "" => Ok(None),
+        text => size::parse(text).map(|size| Some(size.0)),
+    };
+    let done = match size {
+        Err(why) => Err(ApiError::bad_request("bad_size", why.to_string())),
+        Ok(size) => {
+            let image = (!form.image.is_empty()).then_some(form.image);
+            let request =
+                VolumeRequest { name: form.name, size, image, snapshot: None, layout: form.layout };
+            api::volume::create(State(app.clone()), Body(request)).await.map(drop)
+        }
+    };
+    answer(&app, Place::Array, done).await
+}
+
+pub(super) async fn remove(
+    State(app): State<App>,
+    volume: extract::Place<String>,
+) -> Result<Response, ApiError> {
+    let done = api::volume::remove(State(app.clone()), volume).await;
+    answer(&app, Place::Array, done).await
+}
+
+pub(super) async fn take(
+    State(app): State<App>,
+    volume: extract::Place<String>,
+    Form(request): Form<SnapshotRequest>,
+) -> Result<Response, ApiError> {
+    let done = api::snapshot::take(State(app.clone()), volume, Body(request)).await;
+    answer(&app, Place::Array, done).await
+}
+
+pub(super) async fn forget(
+    State(app): State<App>,
+    snapshot: extract::Place<(String, String)>,
+) -> Result<Response, ApiError> {
+    let done = api::snapshot::remove(State(app.clone()), snapshot).await;
+    answer(&app, Place::Array, done).await
+}
+
+pub(super) async fn begin_scrub(State(app): State<App>) -> Result<Response, ApiError> {
+    let done = api::scrub::begin(State(app.clone())).await;
+    answer(&app, Place::Array, done).await
+}
