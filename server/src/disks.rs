@@ -1,7 +1,7 @@
 //! Images, volumes and snapshots as disks over plain HTTP, for loaders that know nothing else (`sanboot`).
 //!
 //! Plain HTTP is read by everybody on the way, so a disk has no address there until an administrator asks for one. It holds
-//! for this disk until a moment, and whoever has it can read, never write.
+//! for this disk until a moment, not for one that is made anew under its name, and whoever has it can read, never write.
 //!
 //! ```text
 //!   http://SERVER:8441/boot/disk/PASS/volume/desk1      …/volume/desk1/clean      …/image/debian/3
@@ -20,7 +20,7 @@ use cairn_array::{
     pass::PassKey,
     random,
 };
-use cairn_core::volume::blocks_of;
+use cairn_core::{id::VolumeId, volume::blocks_of};
 use cairn_pxe::Disk;
 
 use crate::{
@@ -114,13 +114,6 @@ impl Disks {
         drop(self.base.set(base));
     }
 
-    /// The address of `what` until `expires`.
-    pub(crate) fn url(&self, what: &What, expires: Moment) -> Option<String> {
-        let text = what.to_string();
-        let pass = self.key.issue(&text, seconds(expires));
-        Some(format!("{}/disk/{pass}/{text}", self.base.get()?))
-    }
-
     fn kept(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,31 +123,80 @@ fn seconds(moment: Moment) -> u64 {
     u64::try_from(moment.0 / 1000).unwrap_or(0)
 }
 
+/// The address of `what` until `expires`; none when there is no such disk.
+///
+/// # Errors
+/// When the database fails, or it is not known yet where boot files are.
+pub(crate) async fn url(app: &App, what: &What, expires: Moment) -> anyhow::Result<Option<String>> {
+    let base = app.disks.base.get().context("the boot listener is not up yet")?;
+    let Some(subject) = subject(app, what).await? else { return Ok(None) };
+    let pass = app.disks.key.issue(&subject, seconds(expires));
+    Ok(Some(format!("{base}/disk/{pass}/{what}")))
+}
+
+/// What a pass is for: the disk of that name that is there now, not one that is made anew under it.
+async fn subject(app: &App, what: &What) -> anyhow::Result<Option<String>> {
+    let id = match what {
+        What::Image { name, number } => {
+            let version = app.db.version_named(name, Some(*number)).await?;
+            version.map(|version| version.id.to_string())
+        }
+        What::Volume(name) => volume_of(app, name).await?.map(|id| id.to_string()),
+        What::Snapshot { volume, name } => {
+            let Some(volume) = volume_of(app, volume).await? else { return Ok(None) };
+            let snapshots = app.db.snapshots().await?;
+            let found = snapshots.into_iter().find(|row| row.volume == volume && row.name == *name);
+            found.map(|row| row.id.to_string())
+        }
+    };
+    Ok(id.map(|id| format!("{what} {id}")))
+}
+
+async fn volume_of(app: &App, name: &str) -> anyhow::Result<Option<VolumeId>> {
+    let volumes = app.db.volumes().await?;
+    Ok(volumes.into_iter().find(|row| row.name == name).map(|row| row.id))
+}
+
 /// The disk at the end of an address: `PASS/volume/…`.
 pub(crate) async fn find(app: &App, path: &str) -> Option<Arc<dyn Disk>> {
     let (pass, text) = path.split_once('/')?;
-    if !app.disks.key.check(pass, text, seconds(Moment::now())) {
-        return None;
+    let what = What::parse(text)?;
+    match check(app, pass, &what).await {
+        Ok(Some(subject)) => find_kept(app, &what, &subject).await,
+        Ok(None) => None,
+        Err(error) => {
+            tracing::error!(disk = text, error = format!("{error:#}"), "look for a disk");
+            None
+        }
     }
-    let used = app.disks.kept().get_mut(text).map(|kept| {
+}
+
+/// What the pass is for, when it is one for this disk.
+async fn check(app: &App, pass: &str, what: &What) -> anyhow::Result<Option<String>> {
+    let subject = subject(app, what).await?;
+    let now = seconds(Moment::now());
+    Ok(subject.filter(|subject| app.disks.key.check(pass, subject, now)))
+}
+
+async fn find_kept(app: &App, what: &What, subject: &str) -> Option<Arc<dyn Disk>> {
+    let used = app.disks.kept().get_mut(subject).map(|kept| {
         kept.used = Instant::now();
         Arc::clone(&kept.disk)
     });
     if let Some(disk) = used {
         return Some(Arc::new(Readable(disk)));
     }
-    let what = What::parse(text)?;
-    match open(app, &what).await {
+    match open(app, what).await {
         Ok(Some(disk)) => {
             // A volume is open anyway, and in use as long as it is kept.
             if !matches!(what, What::Volume(_)) {
-                keep(app, text, &disk);
+                keep(app, subject, &disk);
             }
             Some(Arc::new(Readable(disk)))
         }
         Ok(None) => None,
         Err(error) => {
-            tracing::error!(disk = text, error = format!("{error:#}"), "open a disk for a loader");
+            tracing::error!(disk = %what, error = format!("{error:#}"), "open a disk for a loader");
             None
         }
     }
@@ -179,27 +221,27 @@ async fn open_image(app: &App, name: &str, number: u32) -> anyhow::Result<Option
 }
 
 /// Keeps a disk until nobody has read it for a while.
-fn keep(app: &App, text: &str, disk: &Arc<dyn Export>) {
+fn keep(app: &App, subject: &str, disk: &Arc<dyn Export>) {
     {
         let mut kept = app.disks.kept();
-        let is_new = !kept.contains_key(text);
+        let is_new = !kept.contains_key(subject);
         if !is_new || kept.len() >= MAX_KEPT {
             return;
         }
         let entry = Kept { used: Instant::now(), disk: Arc::clone(disk) };
-        kept.insert(text.to_owned(), entry);
+        kept.insert(subject.to_owned(), entry);
     }
-    let (worker, text) = (app.clone(), text.to_owned());
+    let (worker, subject) = (app.clone(), subject.to_owned());
     app.tasks.spawn(async move {
         loop {
-            let idle = worker.disks.kept().get(&text).map(|kept| kept.used.elapsed());
+            let idle = worker.disks.kept().get(&subject).map(|kept| kept.used.elapsed());
             let Some(left) = idle.and_then(|idle| KEPT.checked_sub(idle)) else { break };
             tokio::select! {
                 () = tokio::time::sleep(left) => {}
                 () = worker.stop.cancelled() => break,
             }
         }
-        worker.disks.kept().remove(&text);
+        worker.disks.kept().remove(&subject);
     });
 }
 

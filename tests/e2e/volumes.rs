@@ -241,6 +241,19 @@ fn loaders_read_images_and_volumes_by_plain_http_with_their_address_only() {
     assert_eq!(status(&of_image), "200");
     // The address of one disk opens no other.
     assert_eq!(status(&of_image.replace("image/tiny/1", "volume/system")), "404");
+    // Nor one that is made anew under its name.
+    site.server.run(&["volume", "create", "other", "--size", "8MiB"]).unwrap();
+    site.server.run(&["volume", "snapshot", "other", "s"]).unwrap();
+    let of_volume = url(&["volume", "url", "other"]);
+    let of_snapshot = url(&["volume", "url", "other@s"]);
+    assert_eq!(status(&of_volume), "200");
+    site.server.run(&["volume", "delete-snapshot", "other", "s"]).unwrap();
+    site.server.run(&["volume", "snapshot", "other", "s"]).unwrap();
+    assert_eq!((status(&of_volume), status(&of_snapshot)), ("200".into(), "404".into()));
+    site.server.run(&["volume", "delete-snapshot", "other", "s"]).unwrap();
+    site.server.run(&["volume", "delete", "other"]).unwrap();
+    site.server.run(&["volume", "create", "other", "--size", "8MiB"]).unwrap();
+    assert_eq!(status(&of_volume), "404");
     let unknown = site.server.run(&["volume", "url", "nothing"]).unwrap_err().to_string();
     assert!(unknown.contains("volume list"), "{unknown}");
 

@@ -2,12 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use axum::{Json, extract::State};
-use cairn_array::{
-    nbd::{Exports as _, Visitor},
-    wire::split_name,
-};
+use cairn_array::wire::split_name;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -16,7 +12,11 @@ use super::{
     extract::{Body, Place},
     image, volume,
 };
-use crate::{app::App, disks::What, moment::Moment, volumes::Served};
+use crate::{
+    app::App,
+    disks::{self, What},
+    moment::Moment,
+};
 
 const MOST_HOURS: u32 = 365 * 24;
 
@@ -41,7 +41,11 @@ pub struct DiskUrl {
     pub expires: String,
 }
 
-fn url(app: &App, what: &What, request: UrlRequest) -> Result<Json<DiskUrl>, ApiError> {
+async fn url(
+    app: &App,
+    what: &What,
+    request: UrlRequest,
+) -> Result<Option<Json<DiskUrl>>, ApiError> {
     if !(1..=MOST_HOURS).contains(&request.hours) {
         return Err(ApiError::bad_request(
             "bad_hours",
@@ -50,9 +54,9 @@ fn url(app: &App, what: &What, request: UrlRequest) -> Result<Json<DiskUrl>, Api
     }
     let life = Duration::from_secs(u64::from(request.hours) * 3600);
     let expires = Moment::now().plus(life);
-    let url = app.disks.url(what, expires).context("the boot listener is not up yet")?;
+    let Some(url) = disks::url(app, what, expires).await? else { return Ok(None) };
     tracing::info!(disk = %what, expires = expires.to_text(), "a disk was given an address");
-    Ok(Json(DiskUrl { url, expires: expires.to_text() }))
+    Ok(Some(Json(DiskUrl { url, expires: expires.to_text() })))
 }
 
 /// Make an address at which loaders read a volume, or `VOLUME@SNAPSHOT`, by plain HTTP (`sanboot`)
@@ -64,14 +68,13 @@ pub(crate) async fn of_volume(
     Place(name): Place<String>,
     Body(request): Body<UrlRequest>,
 ) -> Result<Json<DiskUrl>, ApiError> {
-    if !Served(app.clone()).names(Visitor::Local).contains(&name) {
-        return Err(volume::unknown(&name));
-    }
     let what = match name.split_once('@') {
-        None => What::Volume(name),
-        Some((volume, name)) => What::Snapshot { volume: volume.to_owned(), name: name.to_owned() },
+        None => What::Volume(name.clone()),
+        Some((volume, snapshot)) => {
+            What::Snapshot { volume: volume.to_owned(), name: snapshot.to_owned() }
+        }
     };
-    url(&app, &what, request)
+    url(&app, &what, request).await?.ok_or_else(|| volume::unknown(&name))
 }
 
 /// Make an address at which loaders read a version of an image by plain HTTP (`sanboot`)
@@ -88,5 +91,6 @@ pub(crate) async fn of_image(
     let (name, number) = split_name(&text).ok_or_else(|| image::unknown(&text))?;
     let version = app.db.version_named(name, number).await?;
     let version = version.ok_or_else(|| image::unknown(&text))?;
-    url(&app, &What::Image { name: version.name, number: version.number }, request)
+    let what = What::Image { name: version.name, number: version.number };
+    url(&app, &what, request).await?.ok_or_else(|| image::unknown(&text))
 }
