@@ -95,7 +95,7 @@ pub(crate) struct Outcome {
 pub(crate) fn refuse_unfinished(data_dir: &Path) -> Result<()> {
     ensure!(
         !data_dir.join(MARKER).exists(),
-        "a recovery or a restore into {} was cut short: run it with the same folder again",
+        "{} is half recovered or restored: run `cairn-server recover` (or `restore`) with the same folder again",
         data_dir.display()
     );
     Ok(())
@@ -186,7 +186,7 @@ pub(crate) fn begin(data_dir: &Path) -> Result<()> {
         let has = |name: &str| data_dir.join(name).exists();
         ensure!(
             !has(DATABASE_FILE) && !has(SECRETS),
-            "{} has a site already: name an empty folder",
+            "{} has a site already: recover into an empty folder, or restore into one",
             data_dir.display()
         );
         fs::write(&marker, "").with_context(|| format!("write {}", marker.display()))?;
