@@ -82,7 +82,7 @@ impl From<anyhow::Error> for ApiError {
     fn from(cause: anyhow::Error) -> Self {
         if let Some(error) = missing_device(&cause) {
             tracing::error!(error = format!("{cause:#}"), "a device of the store is missing");
-            let detail = format!("{error}; nothing is lost, try again once it is there");
+            let detail = format!("{error}: try again once it answers");
             return Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_missing", detail);
         }
         Self {

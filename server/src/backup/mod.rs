@@ -10,7 +10,7 @@
 //! | `cairn.db` | the database, as it was at one moment | |
 //! | `blobs/NAME` | manifests of images, roots of volumes and snapshots | read after the database, so that what it names is there |
 //!
-//! Segments are not in it: the store has them, and clients do. Both of what a restored site says may be older than what its
+//! Segments are not in it: the store has them, and clients do. What a restored site says may be older than what its
 //! clients have heard, so the numbers that they go by leap, as after `recover`.
 
 pub(crate) mod make;
