@@ -8,6 +8,8 @@ use std::{
 use cairn_array::store::DeviceAddress;
 use clap::{Args, ValueEnum};
 
+use crate::db::DatabaseAddress;
+
 /// The database file in the data folder.
 pub const DATABASE_FILE: &str = "cairn.db";
 
@@ -50,9 +52,9 @@ pub struct ServeOptions {
     /// A device of the store: a folder, or `s3://BUCKET/PREFIX` (repeatable; default: `store` in the data folder)
     #[arg(long, value_name = "DIR-OR-URL")]
     pub store: Vec<DeviceAddress>,
-    /// The database (default: SQLite in the data folder)
-    #[arg(long, value_name = "URL")]
-    pub database: Option<DatabaseUrl>,
+    /// The database: `sqlite:PATH` or `postgres://USER@HOST/NAME` (default: SQLite in the data folder)
+    #[arg(long, env = "CAIRN_DATABASE", hide_env_values = true, value_name = "URL")]
+    pub database: Option<DatabaseAddress>,
     /// Where the distribution's package keeps iPXE
     #[arg(long, value_name = "DIR", default_value = "/usr/lib/ipxe")]
     pub ipxe_dir: PathBuf,
@@ -90,32 +92,11 @@ impl std::str::FromStr for Pool {
     }
 }
 
-/// A SQLite file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DatabaseUrl(pub PathBuf);
-
-impl std::str::FromStr for DatabaseUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let path = text
-            .strip_prefix("sqlite:")
-            .ok_or("only sqlite:PATH is supported: this version keeps its data in SQLite")?;
-        let path = path.strip_prefix("//").unwrap_or(path);
-        if path.is_empty() {
-            return Err("sqlite:PATH names the database file".to_owned());
-        }
-        Ok(Self(PathBuf::from(path)))
-    }
-}
-
 impl ServeOptions {
-    /// The SQLite file.
+    /// Where the database is.
     #[must_use]
-    pub fn database_file(&self) -> PathBuf {
-        self.database
-            .as_ref()
-            .map_or_else(|| self.data_dir.join(DATABASE_FILE), |url| url.0.clone())
+    pub fn database(&self) -> DatabaseAddress {
+        self.database.clone().unwrap_or_else(|| default_database(&self.data_dir))
     }
 
     /// The devices of the store; at least one.
@@ -133,6 +114,11 @@ impl ServeOptions {
     pub fn boot_folder(&self) -> PathBuf {
         self.boot_dir.clone().unwrap_or_else(|| self.data_dir.join("boot"))
     }
+}
+
+/// The database of a site that nobody said more of.
+pub(crate) fn default_database(data_dir: &Path) -> DatabaseAddress {
+    DatabaseAddress::Sqlite(data_dir.join(DATABASE_FILE))
 }
 
 /// The only device of a store that nobody said more of.
@@ -162,15 +148,6 @@ pub fn reachable(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_sqlite_is_taken_as_a_database() {
-        assert_eq!("sqlite:/x/y.db".parse(), Ok(DatabaseUrl("/x/y.db".into())));
-        assert_eq!("sqlite:///x/y.db".parse(), Ok(DatabaseUrl("/x/y.db".into())));
-        let refused = "postgres://db/cairn".parse::<DatabaseUrl>().unwrap_err();
-        assert!(refused.contains("only sqlite"), "{refused}");
-        assert!("sqlite:".parse::<DatabaseUrl>().is_err());
-    }
 
     #[test]
     fn a_pool_is_two_addresses() {

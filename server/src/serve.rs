@@ -13,7 +13,7 @@ use std::{
     time::SystemTime,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use cairn_array::{
     peer::PeerClient,
     store::{DeviceAddress, Store},
@@ -38,7 +38,7 @@ use crate::{
     boot::Decider,
     boot_build, bundle,
     config::{DhcpChoice, ServeOptions, reachable},
-    db::{Db, token::TokenKind},
+    db::{DatabaseAddress, Db, token::TokenKind},
     disks::Disks,
     events::Events,
     finder::Finder,
@@ -197,9 +197,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let lock = lock(&data_dir)?;
     recover::refuse_unfinished(&data_dir)?;
     let Opened { site, first_start } = Site::open(&data_dir)?;
-    let db = Db::open(&options.database_file())
-        .await
-        .with_context(|| format!("open database {}", options.database_file().display()))?;
+    let db = open_database(&options.database()).await?;
     let (listener, bound) = bind(options.listen, "--listen").await?;
     let (nbd_listener, nbd) = bind(options.nbd, "--nbd").await?;
     let boot_ip = boot_address(&options)?;
@@ -263,6 +261,16 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     Ok(Running { app, bound, boot, nbd, first_start, services, _lock: lock })
 }
 
+/// Opens the database, unless it was moved elsewhere.
+async fn open_database(address: &DatabaseAddress) -> anyhow::Result<Db> {
+    let what = || format!("open the database {address}");
+    let db = Db::open(address).await.with_context(what)?;
+    if let Some(elsewhere) = db.moved().await.with_context(what)? {
+        bail!("{address} was moved to {elsewhere}: start with --database and that");
+    }
+    Ok(db)
+}
+
 /// Shows clients the server's own papers.
 fn finder(
     site: &Site,
@@ -285,6 +293,8 @@ fn run_beside(app: &App, papers: Papers, services: &mut JoinSet<anyhow::Result<(
     app.tasks.spawn(volumes::open_again(app.clone()));
     app.tasks.spawn(scrub::watch(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers));
+    let (db, stop) = (app.db.clone(), app.stop.clone());
+    services.spawn(async move { db.watch(&stop).await.context("keep the database") });
     let worker = app.clone();
     services.spawn(async move {
         jobs::work(worker).await;

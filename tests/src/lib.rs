@@ -26,6 +26,7 @@ pub mod image;
 pub mod netns;
 pub mod paths;
 pub mod portal;
+pub mod postgres;
 pub mod process;
 pub mod qemu;
 pub mod site;

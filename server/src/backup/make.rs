@@ -18,7 +18,12 @@ use tokio::{runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{BLOBS, DATABASE, FORMAT, HEADER, Header, SECRETS};
-use crate::{app::App, moment::Moment, site::Secrets};
+use crate::{
+    app::App,
+    db::{DatabaseAddress, Db},
+    moment::Moment,
+    site::Secrets,
+};
 
 /// What the copy of the database is called while a backup is made.
 const COPY: &str = "backup-";
@@ -63,7 +68,9 @@ pub(crate) fn tidy(data_dir: &Path) -> io::Result<()> {
 
 async fn copy_database(app: &App) -> anyhow::Result<NamedTempFile> {
     let copy = tempfile::Builder::new().prefix(COPY).tempfile_in(app.data_dir.join("run"))?;
-    app.db.copy_to(copy.path()).await?;
+    let target = Db::open(&DatabaseAddress::Sqlite(copy.path().to_owned())).await?;
+    app.db.copy_to(&target).await?;
+    target.close().await;
     Ok(copy)
 }
 

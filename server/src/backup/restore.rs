@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 
 use super::{BLOBS, DATABASE, FORMAT, HEADER, Header, SECRETS};
 use crate::{
-    config::{DATABASE_FILE, default_device},
+    config::{DATABASE_FILE, default_database, default_device},
     db::{Db, restored::Leap, volume::VolumeStage},
     recover::{self, LEAP},
     serve::{lock, open_store},
@@ -84,7 +84,7 @@ pub(crate) async fn run(options: Options) -> Result<Outcome> {
     store.flush().await.context("make the store durable")?;
     Secrets::put_back(&data_dir, &secrets).context("write the site's secrets")?;
     let site = Site::open(&data_dir)?.site;
-    let db = Db::open(&data_dir.join(DATABASE_FILE))
+    let db = Db::open(&default_database(&data_dir))
         .await
         .context("open the database: is the backup of a newer version of this program?")?;
     leap(&db, &site).await?;

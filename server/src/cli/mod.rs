@@ -17,6 +17,7 @@ mod agent;
 mod backup;
 mod boot;
 pub mod client;
+mod database;
 mod deploy;
 mod deployment;
 mod disk;
@@ -78,6 +79,8 @@ enum Command {
     Backup(backup::Args),
     /// Put a site back as a backup has it; where clients are there, `recover` knows newer images
     Restore(crate::backup::restore::Options),
+    /// Move the database of a server that is stopped into another, to PostgreSQL or back
+    Move(database::Args),
     /// Build a lost server anew from its clients
     Recover(crate::recover::Options),
 }
@@ -131,6 +134,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Completions { shell } => completions(shell),
             Command::Man { folder } => manual(&folder),
             Command::Backup(args) => args.run().await,
+            Command::Move(args) => args.run().await,
             Command::Recover(_) | Command::Restore(_) => Ok(()),
         }
     })
@@ -192,8 +196,8 @@ mod tests {
         assert_eq!(options.store.len(), 2);
         let full = ["cairn-server", "serve", "--dhcp", "full"];
         assert!(Cli::try_parse_from(full).is_err(), "full DHCP needs a pool");
-        let refused = Cli::try_parse_from(["cairn-server", "serve", "--database", "postgres://x"]);
-        assert!(refused.unwrap_err().to_string().contains("only sqlite"));
+        let refused = Cli::try_parse_from(["cairn-server", "serve", "--database", "mysql://x/y"]);
+        assert!(refused.unwrap_err().to_string().contains("postgres://USER@HOST/NAME"));
         for line in [
             "image add f.img --name n",
             "image list --json",
@@ -208,6 +212,7 @@ mod tests {
             "volume create v --size 10GiB",
             "volume list --json",
             "status --json --data-dir d",
+            "move --data-dir d --database postgres://cairn@db/site",
             "doctor --data-dir d --boot-interface eth0 --json",
         ] {
             let words = ["cairn-server"].into_iter().chain(line.split(' '));

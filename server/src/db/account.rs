@@ -1,6 +1,6 @@
 //! Accounts and their dashboard sessions.
 
-use super::{Columns as _, Db, Result};
+use super::{Columns as _, Db, Flag, Result};
 use crate::moment::Moment;
 
 /// Somebody who may sign in.
@@ -14,18 +14,20 @@ pub(crate) struct Account {
 impl Db {
     /// Whether anybody can sign in.
     pub(crate) async fn has_an_account(&self) -> Result<bool> {
-        Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM account)")
+        let Flag(has) = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM account)")
             .fetch_one(&self.pool)
-            .await?)
+            .await?;
+        Ok(has)
     }
 
     pub(crate) async fn add_account(&self, name: &str, password: &str, now: Moment) -> Result<()> {
-        sqlx::query("INSERT INTO account (name, password, created) VALUES ($1, $2, $3)")
-            .bind(name)
-            .bind(password)
-            .bind(now.0)
-            .execute(&self.pool)
-            .await?;
+        self.run(
+            sqlx::query("INSERT INTO account (name, password, created) VALUES ($1, $2, $3)")
+                .bind(name)
+                .bind(password)
+                .bind(now.0),
+        )
+        .await?;
         Ok(())
     }
 
@@ -67,20 +69,18 @@ impl Db {
 
     /// Whether this session has begun and not ended.
     pub(crate) async fn session_lives(&self, hash: [u8; 32], now: Moment) -> Result<bool> {
-        Ok(sqlx::query_scalar(
+        let Flag(lives) = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM session WHERE hash = $1 AND expires > $2)",
         )
         .bind(hash.as_slice())
         .bind(now.0)
         .fetch_one(&self.pool)
-        .await?)
+        .await?;
+        Ok(lives)
     }
 
     pub(crate) async fn end_session(&self, hash: [u8; 32]) -> Result<()> {
-        sqlx::query("DELETE FROM session WHERE hash = $1")
-            .bind(hash.as_slice())
-            .execute(&self.pool)
-            .await?;
+        self.run(sqlx::query("DELETE FROM session WHERE hash = $1").bind(hash.as_slice())).await?;
         Ok(())
     }
 }

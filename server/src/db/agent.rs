@@ -8,7 +8,7 @@ use cairn_core::{
     units::{ByteCount, Generation},
 };
 use cairn_pxe::MacAddr;
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::{Columns as _, Db, DbError, Result, integer, token::SpendError};
 use crate::moment::Moment;
@@ -68,7 +68,7 @@ pub(crate) const fn word(state: MemberState) -> &'static str {
     }
 }
 
-fn state(row: &SqliteRow) -> Result<MemberState> {
+fn state(row: &AnyRow) -> Result<MemberState> {
     match row.text("state")?.as_str() {
         "pending" => Ok(MemberState::Pending),
         "approved" => Ok(MemberState::Approved),
@@ -78,7 +78,7 @@ fn state(row: &SqliteRow) -> Result<MemberState> {
     }
 }
 
-fn agent(row: &SqliteRow) -> Result<AgentRow> {
+fn agent(row: &AnyRow) -> Result<AgentRow> {
     let address = row
         .maybe_text("address")?
         .map(|text| text.parse().map_err(|_| DbError::Unreadable { column: "address" }))
@@ -133,7 +133,7 @@ impl Db {
         .bind(word(state))
         .bind(new.serial)
         .bind(integer(new.lend.0))
-        .bind(new.peer_port)
+        .bind(i64::from(new.peer_port))
         .bind(now.0)
         .execute(&mut *transaction)
         .await
@@ -211,9 +211,11 @@ impl Db {
 
     /// Forgets an agent that was revoked or left; says whether it was there and so.
     pub(crate) async fn forget_agent(&self, id: AgentId) -> Result<bool> {
-        let done = sqlx::query("DELETE FROM agent WHERE id = $1 AND state IN ('revoked', 'left')")
-            .bind(id.as_bytes().as_slice())
-            .execute(&self.pool)
+        let done = self
+            .run(
+                sqlx::query("DELETE FROM agent WHERE id = $1 AND state IN ('revoked', 'left')")
+                    .bind(id.as_bytes().as_slice()),
+            )
             .await?;
         Ok(done.rows_affected() > 0)
     }
@@ -249,11 +251,12 @@ impl Db {
 
     /// Notes that what an agent holds is overwritten from now on.
     pub(crate) async fn note_overwritten(&self, id: AgentId, now: Moment) -> Result<()> {
-        sqlx::query("UPDATE agent SET overwritten = $2 WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .bind(now.0)
-            .execute(&self.pool)
-            .await?;
+        self.run(
+            sqlx::query("UPDATE agent SET overwritten = $2 WHERE id = $1")
+                .bind(id.as_bytes().as_slice())
+                .bind(now.0),
+        )
+        .await?;
         Ok(())
     }
 
@@ -264,18 +267,19 @@ impl Db {
         news: AgentNews,
         now: Moment,
     ) -> Result<()> {
-        sqlx::query(
-            "UPDATE agent SET lend = $2, used = $3, peer_port = $4, address = $5, seen = $6,
+        self.run(
+            sqlx::query(
+                "UPDATE agent SET lend = $2, used = $3, peer_port = $4, address = $5, seen = $6,
                mac = coalesce($7, mac), overwritten = NULL WHERE id = $1",
+            )
+            .bind(id.as_bytes().as_slice())
+            .bind(integer(news.lend.0))
+            .bind(integer(news.used.0))
+            .bind(i64::from(news.peer_port))
+            .bind(news.address.to_string())
+            .bind(now.0)
+            .bind(news.mac.map(|mac| mac.to_string())),
         )
-        .bind(id.as_bytes().as_slice())
-        .bind(integer(news.lend.0))
-        .bind(integer(news.used.0))
-        .bind(news.peer_port)
-        .bind(news.address.to_string())
-        .bind(now.0)
-        .bind(news.mac.map(|mac| mac.to_string()))
-        .execute(&self.pool)
         .await?;
         Ok(())
     }

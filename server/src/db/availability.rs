@@ -6,11 +6,11 @@ use cairn_core::{
     availability::{HourOfWeek, Tally, Week},
     id::AgentId,
 };
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::{Columns as _, Db, DbError, Result};
 
-fn tally(row: &SqliteRow) -> Result<Tally> {
+fn tally(row: &AnyRow) -> Result<Tally> {
     let number =
         |column| u32::try_from(row.number(column)?).map_err(|_| DbError::Unreadable { column });
     Ok(Tally { looks: number("looks")?, there: number("there")? })
@@ -26,7 +26,7 @@ impl Db {
         let mut transaction = self.write().await?;
         let mut known = BTreeMap::new();
         let rows = sqlx::query("SELECT agent, looks, there FROM availability WHERE hour = $1")
-            .bind(hour.number())
+            .bind(i64::from(hour.number()))
             .fetch_all(&mut *transaction)
             .await?;
         for row in &rows {
@@ -40,9 +40,9 @@ impl Db {
                  ON CONFLICT (agent, hour) DO UPDATE SET looks = excluded.looks, there = excluded.there",
             )
             .bind(agent.as_bytes().as_slice())
-            .bind(hour.number())
-            .bind(looks)
-            .bind(there)
+            .bind(i64::from(hour.number()))
+            .bind(i64::from(looks))
+            .bind(i64::from(there))
             .execute(&mut *transaction)
             .await?;
         }

@@ -7,9 +7,8 @@ use cairn_core::{
     id::{AgentId, SegmentId},
     manifest::SegmentEntry,
 };
-use sqlx::{Sqlite, Transaction};
 
-use super::{Columns as _, Db, Result};
+use super::{Columns as _, Db, Result, Transaction};
 
 /// A bundle without its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +20,7 @@ pub(crate) struct BundleRow {
 }
 
 /// Every approved agent has another assignment now.
-async fn raise_all(transaction: &mut Transaction<'static, Sqlite>) -> Result<()> {
+async fn raise_all(transaction: &mut Transaction) -> Result<()> {
     sqlx::query("UPDATE agent SET assignment = assignment + 1 WHERE state = 'approved'")
         .execute(&mut **transaction)
         .await?;
@@ -30,7 +29,7 @@ async fn raise_all(transaction: &mut Transaction<'static, Sqlite>) -> Result<()>
 
 /// Takes over that an agent holds these, as far as they are of a bundle.
 pub(super) async fn hold(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     agent: AgentId,
     segments: &[SegmentId],
 ) -> Result<()> {
@@ -80,10 +79,9 @@ impl Db {
     /// Adds a bundle whose segments are in the store; agents are to hold it besides the others.
     pub(crate) async fn add_bundle(&self, segments: &[SegmentEntry]) -> Result<i64> {
         let mut transaction = self.write().await?;
-        let id = sqlx::query("INSERT INTO bundle DEFAULT VALUES")
-            .execute(&mut *transaction)
-            .await?
-            .last_insert_rowid();
+        let id: i64 = sqlx::query_scalar("INSERT INTO bundle DEFAULT VALUES RETURNING id")
+            .fetch_one(&mut *transaction)
+            .await?;
         for (position, segment) in (0_i64..).zip(segments) {
             sqlx::query(
                 "INSERT INTO bundle_segment (bundle, position, id, bytes) VALUES ($1, $2, $3, $4)",
@@ -91,7 +89,7 @@ impl Db {
             .bind(id)
             .bind(position)
             .bind(segment.id.as_bytes().as_slice())
-            .bind(segment.bytes)
+            .bind(i64::from(segment.bytes))
             .execute(&mut *transaction)
             .await?;
         }
@@ -108,11 +106,12 @@ impl Db {
             .execute(&mut *transaction)
             .await?
             .rows_affected();
-        let news = sqlx::query("UPDATE bundle SET published = 1 WHERE id = $1 AND published = 0")
-            .bind(id)
-            .execute(&mut *transaction)
-            .await?
-            .rows_affected();
+        let news =
+            sqlx::query("UPDATE bundle SET published = TRUE WHERE id = $1 AND NOT published")
+                .bind(id)
+                .execute(&mut *transaction)
+                .await?
+                .rows_affected();
         sqlx::query(
             "DELETE FROM bundle_holding WHERE segment NOT IN (SELECT id FROM bundle_segment)",
         )
@@ -143,10 +142,11 @@ impl Db {
 
     /// Has an agent look at its assignment again.
     pub(crate) async fn raise_assignment(&self, agent: AgentId) -> Result<()> {
-        sqlx::query("UPDATE agent SET assignment = assignment + 1 WHERE id = $1")
-            .bind(agent.as_bytes().as_slice())
-            .execute(&self.pool)
-            .await?;
+        self.run(
+            sqlx::query("UPDATE agent SET assignment = assignment + 1 WHERE id = $1")
+                .bind(agent.as_bytes().as_slice()),
+        )
+        .await?;
         Ok(())
     }
 }

@@ -5,9 +5,9 @@ use cairn_core::{
     id::{InstallId, MachineId, VersionId},
     units::ByteCount,
 };
-use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
+use sqlx::any::AnyRow;
 
-use super::{Columns as _, Db, DbError, Result, integer, json, violates, words};
+use super::{Columns as _, Db, DbError, Result, Transaction, integer, json, violates, words};
 use crate::{
     deployments::{InstallEvent, next},
     moment::Moment,
@@ -97,7 +97,7 @@ const INSTALLS: &str = "SELECT install.*, deployment.version, deployment.disk, d
     FROM install JOIN deployment ON deployment.id = install.deployment
     JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image";
 
-fn install(row: &SqliteRow) -> Result<InstallRow> {
+fn install(row: &AnyRow) -> Result<InstallRow> {
     let progress = match row.maybe_text("progress")? {
         Some(_) => Some(row.json("progress")?),
         None => None,
@@ -124,7 +124,7 @@ fn install(row: &SqliteRow) -> Result<InstallRow> {
     })
 }
 
-fn deployment(row: &SqliteRow) -> Result<DeploymentRow> {
+fn deployment(row: &AnyRow) -> Result<DeploymentRow> {
     Ok(DeploymentRow {
         id: sqlx::Row::try_get(row, "id")?,
         image: row.text("image")?,
@@ -139,7 +139,7 @@ fn deployment(row: &SqliteRow) -> Result<DeploymentRow> {
 }
 
 async fn advance(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     id: InstallId,
     event: InstallEvent,
     now: Moment,
@@ -185,9 +185,9 @@ impl Db {
         now: Moment,
     ) -> Result<i64, DeployError> {
         let mut transaction = self.write().await?;
-        let made = sqlx::query(
+        let made: Option<i64> = sqlx::query_scalar(
             "INSERT INTO deployment (version, disk, after, preapproved, at_once, storage, created)
-             SELECT id, $2, $3, $4, $5, $6, $7 FROM version WHERE id = $1 AND state = 'ready'",
+             SELECT id, $2, $3, $4, $5, $6, $7 FROM version WHERE id = $1 AND state = 'ready' RETURNING id",
         )
         .bind(new.version.as_bytes().as_slice())
         .bind(json("disk", new.disk)?)
@@ -196,13 +196,10 @@ impl Db {
         .bind(new.at_once)
         .bind(new.storage.map(|size| integer(size.0)))
         .bind(now.0)
-        .execute(&mut *transaction)
+        .fetch_optional(&mut *transaction)
         .await
         .map_err(DbError::from)?;
-        if made.rows_affected() != 1 {
-            return Err(DeployError::Gone);
-        }
-        let id = made.last_insert_rowid();
+        let Some(id) = made else { return Err(DeployError::Gone) };
         for (install, machine) in new.installs {
             sqlx::query(
                 "INSERT INTO install (id, deployment, machine, state, created) VALUES ($1, $2, $3, 'scheduled', $4)",
@@ -214,7 +211,7 @@ impl Db {
             .execute(&mut *transaction)
             .await
             .map_err(|error| {
-                if violates(&error, "install.machine") {
+                if violates(&error, "install", "machine") {
                     DeployError::Busy { machine: *machine }
                 } else {
                     DbError::Sql(error).into()
@@ -232,7 +229,7 @@ impl Db {
              JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image
              ORDER BY deployment.id DESC LIMIT $1",
         )
-        .bind(limit)
+        .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?
         .iter()
@@ -271,7 +268,7 @@ impl Db {
         sqlx::query(sqlx::AssertSqlSafe(format!(
             "{INSTALLS} ORDER BY install.deployment DESC, install.id LIMIT $1"
         )))
-        .bind(limit)
+        .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?
         .iter()

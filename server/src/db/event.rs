@@ -37,7 +37,7 @@ impl Db {
     pub(crate) async fn events_after(&self, id: u64, limit: u32) -> Result<Vec<EventRow>> {
         sqlx::query("SELECT id, kind, payload FROM event WHERE id > $1 ORDER BY id LIMIT $2")
             .bind(integer(id))
-            .bind(limit)
+            .bind(i64::from(limit))
             .fetch_all(&self.pool)
             .await?
             .iter()

@@ -10,9 +10,8 @@ use cairn_core::{
     id::{AgentId, SegmentId, StripeSetId},
     units::{ByteCount, Generation},
 };
-use sqlx::{Sqlite, Transaction};
 
-use super::{Columns as _, Db, Result, bundle, integer, segment::segment};
+use super::{Columns as _, Db, Result, Transaction, bundle, integer, segment::segment};
 
 /// What one agent holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +34,7 @@ pub struct ScatterCount {
     pub held_bytes: ByteCount,
 }
 
-async fn raise(transaction: &mut Transaction<'static, Sqlite>, agent: AgentId) -> Result<()> {
+async fn raise(transaction: &mut Transaction, agent: AgentId) -> Result<()> {
     sqlx::query("UPDATE agent SET assignment = assignment + 1 WHERE id = $1")
         .bind(agent.as_bytes().as_slice())
         .execute(&mut **transaction)
@@ -43,11 +42,7 @@ async fn raise(transaction: &mut Transaction<'static, Sqlite>, agent: AgentId) -
     Ok(())
 }
 
-async fn hold(
-    transaction: &mut Transaction<'static, Sqlite>,
-    agent: AgentId,
-    segments: &[SegmentId],
-) -> Result<()> {
+async fn hold(transaction: &mut Transaction, agent: AgentId, segments: &[SegmentId]) -> Result<()> {
     // Seldom any; asked once, because a full list has one entry for each segment of a disk.
     let doubted: BTreeSet<SegmentId> = sqlx::query("SELECT segment FROM recheck WHERE agent = $1")
         .bind(agent.as_bytes().as_slice())
@@ -77,11 +72,7 @@ async fn hold(
     Ok(())
 }
 
-async fn lose(
-    transaction: &mut Transaction<'static, Sqlite>,
-    agent: AgentId,
-    id: SegmentId,
-) -> Result<bool> {
+async fn lose(transaction: &mut Transaction, agent: AgentId, id: SegmentId) -> Result<bool> {
     sqlx::query("DELETE FROM bundle_holding WHERE agent = $1 AND segment = $2")
         .bind(agent.as_bytes().as_slice())
         .bind(id.as_bytes().as_slice())
@@ -214,7 +205,7 @@ impl Db {
                     .execute(&mut *transaction)
                     .await?;
             }
-            sqlx::query("UPDATE agent SET want_holdings = 0 WHERE id = $1")
+            sqlx::query("UPDATE agent SET want_holdings = FALSE WHERE id = $1")
                 .bind(agent.as_bytes().as_slice())
                 .execute(&mut *transaction)
                 .await?;
@@ -227,7 +218,7 @@ impl Db {
         hold(&mut transaction, agent, &holdings.stored).await?;
         bundle::hold(&mut transaction, agent, &holdings.stored).await?;
         if let Some(number) = holdings.fulfils {
-            sqlx::query("UPDATE agent SET fulfilled = max(fulfilled, $2) WHERE id = $1")
+            sqlx::query("UPDATE agent SET fulfilled = $2 WHERE id = $1 AND fulfilled < $2")
                 .bind(agent.as_bytes().as_slice())
                 .bind(integer(number.0))
                 .execute(&mut *transaction)
@@ -255,7 +246,7 @@ impl Db {
     pub(crate) async fn ask_for_holdings(&self, agents: &[AgentId]) -> Result<()> {
         let mut transaction = self.write().await?;
         for agent in agents {
-            sqlx::query("UPDATE agent SET want_holdings = 1 WHERE id = $1")
+            sqlx::query("UPDATE agent SET want_holdings = TRUE WHERE id = $1")
                 .bind(agent.as_bytes().as_slice())
                 .execute(&mut *transaction)
                 .await?;
@@ -360,9 +351,9 @@ impl Db {
     /// When the database fails.
     pub async fn scatter_count_of_set(&self, set: StripeSetId) -> Result<ScatterCount> {
         let row = sqlx::query(
-            "SELECT count(*) AS wanted, coalesce(sum(segment.bytes), 0) AS wanted_bytes,
+            "SELECT count(*) AS wanted, CAST(coalesce(sum(segment.bytes), 0) AS BIGINT) AS wanted_bytes,
                     count(holding.segment) AS held,
-                    coalesce(sum(CASE WHEN holding.segment IS NULL THEN 0 ELSE segment.bytes END), 0) AS held_bytes
+                    CAST(coalesce(sum(segment.bytes) FILTER (WHERE holding.segment IS NOT NULL), 0) AS BIGINT) AS held_bytes
              FROM assignment JOIN segment ON segment.id = assignment.segment AND segment.stripe_set = $1
              LEFT JOIN holding ON holding.agent = assignment.agent AND holding.segment = assignment.segment",
         )
@@ -392,8 +383,8 @@ impl Db {
     /// What an agent says it holds.
     pub(crate) async fn holding_count_of_agent(&self, agent: AgentId) -> Result<HoldingCount> {
         let row = sqlx::query(
-            "SELECT count(*) AS segments, coalesce(sum(segment.bytes), 0) AS bytes,
-                    coalesce(sum(segment.class = 'data'), 0) AS data FROM holding
+            "SELECT count(*) AS segments, CAST(coalesce(sum(segment.bytes), 0) AS BIGINT) AS bytes,
+                    count(*) FILTER (WHERE segment.class = 'data') AS data FROM holding
              JOIN segment ON segment.id = holding.segment WHERE holding.agent = $1",
         )
         .bind(agent.as_bytes().as_slice())

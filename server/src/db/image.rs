@@ -7,10 +7,10 @@ use cairn_core::{
     id::{ImageId, VersionId},
     units::ByteCount,
 };
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::{
-    Columns as _, Db, DbError, Result, integer,
+    Columns as _, Db, DbError, Flag, Result, integer,
     segment::{SegmentRow, add_segments},
     stripe_set::{self, Owner},
     violates, words,
@@ -90,7 +90,7 @@ const READY: &str =
     "SELECT version.*, image.name FROM version JOIN image ON image.id = version.image
     WHERE version.state = 'ready'";
 
-fn image(row: &SqliteRow) -> Result<ImageRow> {
+fn image(row: &AnyRow) -> Result<ImageRow> {
     Ok(ImageRow {
         id: ImageId(row.id("id")?),
         name: row.text("name")?,
@@ -99,7 +99,7 @@ fn image(row: &SqliteRow) -> Result<ImageRow> {
     })
 }
 
-fn version(row: &SqliteRow) -> Result<VersionRow> {
+fn version(row: &AnyRow) -> Result<VersionRow> {
     Ok(VersionRow {
         id: VersionId(row.id("id")?),
         image: ImageId(row.id("image")?),
@@ -127,10 +127,13 @@ impl Db {
     ) -> Result<NewVersion, BeginError> {
         // Sparse is a way to send a raw image, nothing that is left of it.
         let format = if format == ImageFormat::Sparse { ImageFormat::Raw } else { format };
+        let id = || cairn_array::random::array::<16>().map_err(DbError::Random);
+        let (image, version) = (ImageId(id()?), VersionId(id()?));
         let mut transaction = self.write().await?;
         sqlx::query(
-            "INSERT INTO image (id, name, created) VALUES (randomblob(16), $1, $2) ON CONFLICT (name) DO NOTHING",
+            "INSERT INTO image (id, name, created) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING",
         )
+        .bind(image.as_bytes().as_slice())
         .bind(name)
         .bind(now.0)
         .execute(&mut *transaction)
@@ -138,17 +141,18 @@ impl Db {
         .map_err(DbError::from)?;
         let row = sqlx::query(
             "INSERT INTO version (id, image, number, state, format, created)
-             SELECT randomblob(16), image.id,
+             SELECT $4, image.id,
                (SELECT coalesce(max(number), 0) + 1 FROM version WHERE image = image.id), 'registering', $2, $3
              FROM image WHERE name = $1 RETURNING id, image, number",
         )
         .bind(name)
         .bind(format.word())
         .bind(now.0)
+        .bind(version.as_bytes().as_slice())
         .fetch_one(&mut *transaction)
         .await
         .map_err(|error| {
-            if violates(&error, "version.image") {
+            if violates(&error, "version", "image") {
                 BeginError::Busy
             } else {
                 DbError::Sql(error).into()
@@ -171,7 +175,7 @@ impl Db {
     pub async fn finish_version(&self, new: NewVersion, done: Registered<'_>) -> Result<()> {
         let mut transaction = self.write().await?;
         add_segments(&mut transaction, new.image.into(), done.segments).await?;
-        for (position, segment) in (0_u32..).zip(done.segments) {
+        for (position, segment) in (0_i64..).zip(done.segments) {
             sqlx::query(
                 "INSERT INTO version_segment (version, position, segment) VALUES ($1, $2, $3)",
             )
@@ -239,7 +243,7 @@ impl Db {
         .bind(&image)
         .execute(&mut *transaction)
         .await?;
-        let last: bool =
+        let Flag(last) =
             sqlx::query_scalar("SELECT NOT EXISTS (SELECT 1 FROM version WHERE image = $1)")
                 .bind(&image)
                 .fetch_one(&mut *transaction)
@@ -346,7 +350,7 @@ impl Db {
              ORDER BY version.number DESC LIMIT 1"
         )))
         .bind(name)
-        .bind(number)
+        .bind(number.map(i64::from))
         .fetch_optional(&self.pool)
         .await?
         .as_ref()
@@ -371,15 +375,14 @@ impl Db {
     /// Marks a version to be taken apart; says no when an install of it is not over, or when a registration may be
     /// building on its segments.
     pub(crate) async fn begin_removal(&self, id: VersionId) -> Result<bool> {
-        let done = sqlx::query(
+        let done = self.run(sqlx::query(
             "UPDATE version SET state = 'removing' WHERE id = $1 AND state = 'ready'
              AND NOT EXISTS (SELECT 1 FROM version AS other
                WHERE other.image = version.image AND other.state = 'registering')
              AND NOT EXISTS (SELECT 1 FROM install JOIN deployment ON deployment.id = install.deployment
                WHERE deployment.version = $1 AND install.state IN ('scheduled', 'ticketed', 'running'))",
         )
-        .bind(id.as_bytes().as_slice())
-        .execute(&self.pool)
+        .bind(id.as_bytes().as_slice()))
         .await?;
         Ok(done.rows_affected() > 0)
     }

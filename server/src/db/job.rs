@@ -2,9 +2,9 @@
 
 use cairn_core::id::{StripeSetId, VersionId};
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
-use super::{Columns as _, Db, Result, json, words};
+use super::{Columns as _, Db, Flag, Result, json, words};
 use crate::moment::Moment;
 
 words! {
@@ -94,7 +94,7 @@ pub(crate) enum Ended<'a> {
     },
 }
 
-fn job(row: &SqliteRow) -> Result<JobRow> {
+fn job(row: &AnyRow) -> Result<JobRow> {
     let progress = match row.maybe_text("progress")? {
         Some(_) => Some(row.json("progress")?),
         None => None,
@@ -115,17 +115,19 @@ fn job(row: &SqliteRow) -> Result<JobRow> {
 impl Db {
     /// Queues work that is due at `due`, unless the same work waits already; then it is brought forward.
     pub(crate) async fn queue_job(&self, kind: Kind, due: Moment, now: Moment) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO job (kind, payload, unique_key, state, due, created, updated)
+        self.run(
+            sqlx::query(
+                "INSERT INTO job (kind, payload, unique_key, state, due, created, updated)
              VALUES ($1, $2, $3, 'queued', $4, $5, $5)
-             ON CONFLICT (unique_key) WHERE state = 'queued' DO UPDATE SET due = min(due, excluded.due)",
+             ON CONFLICT (unique_key) WHERE state = 'queued' DO UPDATE
+             SET due = CASE WHEN excluded.due < job.due THEN excluded.due ELSE job.due END",
+            )
+            .bind(kind.word())
+            .bind(json("payload", &kind)?)
+            .bind(kind.unique_key())
+            .bind(due.0)
+            .bind(now.0),
         )
-        .bind(kind.word())
-        .bind(json("payload", &kind)?)
-        .bind(kind.unique_key())
-        .bind(due.0)
-        .bind(now.0)
-        .execute(&self.pool)
         .await?;
         Ok(())
     }
@@ -165,7 +167,7 @@ impl Db {
             Ended::Failed { error } => (JobState::Failed, Some(error), now),
         };
         let mut transaction = self.write().await?;
-        let superseded: bool = sqlx::query_scalar(
+        let Flag(superseded) = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM job AS other JOIN job ON job.id = $1
                WHERE other.unique_key = job.unique_key AND other.state = 'queued')",
         )
@@ -199,12 +201,13 @@ impl Db {
         progress: &JobProgress,
         now: Moment,
     ) -> Result<()> {
-        sqlx::query("UPDATE job SET progress = $2, updated = $3 WHERE id = $1")
-            .bind(id)
-            .bind(json("progress", progress)?)
-            .bind(now.0)
-            .execute(&self.pool)
-            .await?;
+        self.run(
+            sqlx::query("UPDATE job SET progress = $2, updated = $3 WHERE id = $1")
+                .bind(id)
+                .bind(json("progress", progress)?)
+                .bind(now.0),
+        )
+        .await?;
         Ok(())
     }
 
@@ -233,7 +236,7 @@ impl Db {
     /// The newest jobs, newest first.
     pub(crate) async fn jobs(&self, limit: u32) -> Result<Vec<JobRow>> {
         sqlx::query("SELECT * FROM job ORDER BY id DESC LIMIT $1")
-            .bind(limit)
+            .bind(i64::from(limit))
             .fetch_all(&self.pool)
             .await?
             .iter()

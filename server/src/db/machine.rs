@@ -2,9 +2,9 @@
 
 use cairn_array::wire::{DiskLine, Firmware, MachineIdentity, TargetHello};
 use cairn_core::id::{MachineId, VersionId, VolumeId};
-use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
+use sqlx::any::AnyRow;
 
-use super::{Columns as _, Db, DbError, Result, json, violates};
+use super::{Columns as _, Db, DbError, Result, Transaction, json, violates};
 use crate::{machines, moment::Moment};
 
 /// The most machines that nobody has named or installed: what strangers can make us keep.
@@ -70,7 +70,7 @@ const fn firmware_word(firmware: Firmware) -> &'static str {
     }
 }
 
-fn machine(row: &SqliteRow, macs: Vec<String>) -> Result<MachineRow> {
+fn machine(row: &AnyRow, macs: Vec<String>) -> Result<MachineRow> {
     let firmware = match row.maybe_text("firmware")?.as_deref() {
         None => None,
         Some("bios") => Some(Firmware::Bios),
@@ -102,7 +102,7 @@ fn machine(row: &SqliteRow, macs: Vec<String>) -> Result<MachineRow> {
     })
 }
 
-async fn all(transaction: &mut Transaction<'static, Sqlite>) -> Result<Vec<MachineRow>> {
+async fn all(transaction: &mut Transaction) -> Result<Vec<MachineRow>> {
     let mut macs = std::collections::HashMap::<[u8; 16], Vec<String>>::new();
     let rows = sqlx::query("SELECT mac, machine FROM machine_mac ORDER BY mac")
         .fetch_all(&mut **transaction)
@@ -119,7 +119,7 @@ async fn all(transaction: &mut Transaction<'static, Sqlite>) -> Result<Vec<Machi
 }
 
 async fn find(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     identity: &MachineIdentity,
 ) -> Result<Option<MachineId>> {
     let mut with_mac = Vec::new();
@@ -151,7 +151,7 @@ async fn find(
     Ok(machines::select(identity, &with_mac, &with_uuid))
 }
 
-fn candidate(row: &SqliteRow) -> Result<machines::Candidate> {
+fn candidate(row: &AnyRow) -> Result<machines::Candidate> {
     Ok(machines::Candidate {
         id: MachineId(row.id("id")?),
         uuid: row.maybe_text("uuid")?,
@@ -249,7 +249,7 @@ impl Db {
 
     async fn add_machine(
         &self,
-        transaction: &mut Transaction<'static, Sqlite>,
+        transaction: &mut Transaction,
         id: MachineId,
         identity: &MachineIdentity,
         now: Moment,
@@ -276,13 +276,15 @@ impl Db {
 
     /// Gives a machine a name; says whether there is such a machine.
     pub(crate) async fn name_machine(&self, id: MachineId, name: &str) -> Result<bool, NameError> {
-        let done = sqlx::query("UPDATE machine SET name = $2 WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .bind(name)
-            .execute(&self.pool)
+        let done = self
+            .run(
+                sqlx::query("UPDATE machine SET name = $2 WHERE id = $1")
+                    .bind(id.as_bytes().as_slice())
+                    .bind(name),
+            )
             .await
             .map_err(|error| {
-                if violates(&error, "machine.name") {
+                if violates(&error, "machine", "name") {
                     NameError::Taken
                 } else {
                     DbError::Sql(error).into()
@@ -297,14 +299,16 @@ impl Db {
         id: MachineId,
         root: Option<RootVolume>,
     ) -> Result<bool, RootError> {
-        let done = sqlx::query("UPDATE machine SET volume = $2, unattended = $3 WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .bind(root.map(|root| root.volume.as_bytes().to_vec()))
-            .bind(root.is_some_and(|root| root.unattended))
-            .execute(&self.pool)
+        let done = self
+            .run(
+                sqlx::query("UPDATE machine SET volume = $2, unattended = $3 WHERE id = $1")
+                    .bind(id.as_bytes().as_slice())
+                    .bind(root.map(|root| root.volume.as_bytes().to_vec()))
+                    .bind(root.is_some_and(|root| root.unattended)),
+            )
             .await
             .map_err(|error| {
-                if violates(&error, "machine.volume") {
+                if violates(&error, "machine", "volume") {
                     RootError::Taken
                 } else {
                     DbError::Sql(error).into()
@@ -327,19 +331,14 @@ impl Db {
 
     /// Forgets a machine with its installs and sessions; says whether there was one.
     pub(crate) async fn forget_machine(&self, id: MachineId) -> Result<bool> {
-        let done = sqlx::query("DELETE FROM machine WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .execute(&self.pool)
+        let done = self
+            .run(sqlx::query("DELETE FROM machine WHERE id = $1").bind(id.as_bytes().as_slice()))
             .await?;
         Ok(done.rows_affected() > 0)
     }
 }
 
-async fn add_macs(
-    transaction: &mut Transaction<'static, Sqlite>,
-    id: MachineId,
-    macs: &[String],
-) -> Result<()> {
+async fn add_macs(transaction: &mut Transaction, id: MachineId, macs: &[String]) -> Result<()> {
     for mac in macs {
         // A card that was moved belongs to the machine it is in now.
         sqlx::query(

@@ -3,31 +3,32 @@
 //! Each file is one noun; each function says as a sentence what it does, in one transaction. Constraint names
 //! become domain errors here. Identifiers are kept in their binary form, times as milliseconds.
 //!
-//! Invariant: a transaction that writes begins `IMMEDIATE`, so that two of them wait for each other instead of failing.
-
-use std::{path::Path, time::Duration};
+//! One text of each statement serves SQLite and PostgreSQL; what they do differently is in `pool`, `hold` and `copy`.
 
 use cairn_core::units::{ByteCount, Generation};
 use sqlx::{
-    Row as _, Sqlite, SqlitePool, Transaction,
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-    },
+    Any, Decode, Row as _, Type, ValueRef as _,
+    any::{AnyRow, AnyTypeInfo, AnyValueRef},
+    error::BoxDynError,
 };
 
 use crate::moment::Moment;
 
 pub mod account;
+pub mod address;
 pub mod agent;
 mod availability;
 pub(crate) mod bundle;
+pub(crate) mod copy;
 pub mod deployment;
 pub mod event;
+mod hold;
 pub mod holding;
 pub mod image;
 pub mod job;
 pub(crate) mod link;
 pub mod machine;
+mod pool;
 pub(crate) mod recovered;
 pub(crate) mod restored;
 pub mod segment;
@@ -38,6 +39,9 @@ pub mod target;
 pub mod token;
 pub mod volume;
 
+use pool::Transaction;
+pub use {address::DatabaseAddress, pool::Db};
+
 /// The database did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
@@ -47,61 +51,49 @@ pub enum DbError {
     Migrate(#[from] sqlx::migrate::MigrateError),
     #[error("the database holds something unreadable in column {column}")]
     Unreadable { column: &'static str },
+    #[error("draw an id")]
+    Random(#[source] anyhow::Error),
+    #[error("another server uses this database: stop it first")]
+    InUse,
+}
+
+impl DbError {
+    /// Whether the database, or the way to it, is what failed.
+    #[must_use]
+    pub fn is_no_answer(&self) -> bool {
+        match self {
+            Self::Sql(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) => true,
+            // Connections that broke (class 08), a server that goes down or comes up (57P).
+            Self::Sql(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| code.starts_with("08") || code.starts_with("57P"))
+            }
+            _ => false,
+        }
+    }
 }
 
 /// What every function here returns.
 pub type Result<T, E = DbError> = std::result::Result<T, E>;
 
-/// The site's database.
-#[derive(Clone, Debug)]
-pub struct Db {
-    pool: SqlitePool,
+/// A truth. SQLite has numbers for it.
+struct Flag(bool);
+
+impl Type<Any> for Flag {
+    fn type_info() -> AnyTypeInfo {
+        <bool as Type<Any>>::type_info()
+    }
+
+    fn compatible(kind: &AnyTypeInfo) -> bool {
+        <bool as Type<Any>>::compatible(kind) || <i64 as Type<Any>>::compatible(kind)
+    }
 }
 
-impl Db {
-    /// Opens the database file, makes it when it is absent, and applies the migrations that it lacks.
-    ///
-    /// # Errors
-    /// When the file cannot be opened or a migration fails.
-    pub async fn open(file: &Path) -> Result<Self> {
-        let options = SqliteConnectOptions::new()
-            .filename(file)
-            .create_if_missing(true)
-            .foreign_keys(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Duration::from_secs(30));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(8)
-            .acquire_timeout(Duration::from_secs(30))
-            .connect_with(options)
-            .await?;
-        sqlx::migrate!("../migrations").run(&pool).await?;
-        Ok(Self { pool })
-    }
-
-    /// Waits until nothing uses the database and closes it.
-    pub async fn close(&self) {
-        self.pool.close().await;
-    }
-
-    /// Copies the database as it is at one moment to a file that is empty or absent. Others read and write meanwhile.
-    pub(crate) async fn copy_to(&self, file: &Path) -> Result<()> {
-        sqlx::query("VACUUM INTO $1").bind(file.to_string_lossy()).execute(&self.pool).await?;
-        Ok(())
-    }
-
-    /// Asks the database for a sign of life.
-    ///
-    /// # Errors
-    /// When it gives none.
-    pub async fn is_alive(&self) -> Result<()> {
-        sqlx::query("SELECT 1").execute(&self.pool).await?;
-        Ok(())
-    }
-
-    async fn write(&self) -> Result<Transaction<'static, Sqlite>> {
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+impl<'r> Decode<'r, Any> for Flag {
+    fn decode(value: AnyValueRef<'r>) -> Result<Self, BoxDynError> {
+        if <bool as Type<Any>>::compatible(&value.type_info()) {
+            return <bool as Decode<'r, Any>>::decode(value).map(Self);
+        }
+        <i64 as Decode<'r, Any>>::decode(value).map(|number| Self(number != 0))
     }
 }
 
@@ -128,7 +120,7 @@ trait Columns {
     fn flag(&self, column: &'static str) -> Result<bool>;
 }
 
-impl Columns for SqliteRow {
+impl Columns for AnyRow {
     fn id<const N: usize>(&self, column: &'static str) -> Result<[u8; N]> {
         let bytes: &[u8] = self.try_get(column)?;
         bytes.try_into().map_err(|_| DbError::Unreadable { column })
@@ -183,11 +175,12 @@ impl Columns for SqliteRow {
     }
 
     fn flag(&self, column: &'static str) -> Result<bool> {
-        Ok(self.try_get(column)?)
+        let Flag(value) = self.try_get(column)?;
+        Ok(value)
     }
 }
 
-/// A size or counter as SQLite's signed integer. Nothing here gets near 2^63; what did would be kept as that.
+/// A size or counter as a signed integer. Nothing here gets near 2^63; what did would be kept as that.
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -196,11 +189,18 @@ fn json<T: serde::Serialize>(column: &'static str, value: &T) -> Result<String> 
     serde_json::to_string(value).map_err(|_| DbError::Unreadable { column })
 }
 
-/// Whether `error` is a violated uniqueness of these columns or this index.
-fn violates(error: &sqlx::Error, what: &str) -> bool {
-    error
-        .as_database_error()
-        .is_some_and(|error| error.is_unique_violation() && error.message().contains(what))
+/// Whether `error` is a violated uniqueness of this column of a table, or of an index or a constraint that begins with it.
+/// SQLite names the columns, PostgreSQL the constraint, which it calls `TABLE_COLUMN_…` unless the schema does.
+fn violates(error: &sqlx::Error, table: &str, column: &str) -> bool {
+    let Some(error) = error.as_database_error().filter(|error| error.is_unique_violation()) else {
+        return false;
+    };
+    match error.constraint() {
+        Some(constraint) => {
+            constraint.strip_prefix(table).is_some_and(|rest| rest.contains(&format!("_{column}")))
+        }
+        None => error.message().contains(&format!("{table}.{column}")),
+    }
 }
 
 /// Declares an enum that is kept as a word in the database and shown as the same word by the API.

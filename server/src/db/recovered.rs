@@ -10,10 +10,8 @@ use cairn_core::{
     units::{ByteCount, Generation},
 };
 
-use sqlx::{Sqlite, Transaction};
-
 use super::{
-    Db, Result, integer,
+    Db, Result, Transaction, integer,
     segment::{SegmentRow, add_segments},
     stripe_set::{self, Owner},
     volume,
@@ -94,10 +92,7 @@ impl Db {
     }
 }
 
-async fn keep_agents(
-    transaction: &mut Transaction<'static, Sqlite>,
-    site: &Recovered<'_>,
-) -> Result<()> {
+async fn keep_agents(transaction: &mut Transaction, site: &Recovered<'_>) -> Result<()> {
     let lent = site.least_lent();
     for member in &site.directory.members {
         let lend = lent.get(&member.agent).copied().unwrap_or(ByteCount(0));
@@ -109,7 +104,7 @@ async fn keep_agents(
         .bind(member.agent.as_bytes().as_slice())
         .bind(&member.name)
         .bind(integer(lend.0))
-        .bind(member.addr.map_or(0, |addr| addr.port()))
+        .bind(member.addr.map_or(0, |addr| i64::from(addr.port())))
         .bind(member.addr.map(|addr| addr.to_string()))
         .bind(site.now.0)
         .bind(integer(site.assignment.0))
@@ -129,7 +124,7 @@ async fn keep_agents(
     Ok(())
 }
 
-async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row) -> Result<()> {
+async fn keep_version(transaction: &mut Transaction, row: &Row) -> Result<()> {
     let created = integer(row.registered_at).saturating_mul(1000);
     sqlx::query(
         "INSERT INTO image (id, name, created) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING",
@@ -146,7 +141,7 @@ async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row)
     )
     .bind(row.version.as_bytes().as_slice())
     .bind(row.image.as_bytes().as_slice())
-    .bind(row.number)
+    .bind(i64::from(row.number))
     .bind(integer(row.size.0))
     .bind(integer(row.stored.0))
     .bind(integer(row.added.0))
@@ -156,7 +151,7 @@ async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row)
     .await?;
     add_segments(transaction, row.image.into(), &rows(&row.segments, SegmentClass::Data)).await?;
     add_segments(transaction, row.image.into(), &rows(&row.parity, SegmentClass::Parity)).await?;
-    for (position, segment) in (0_u32..).zip(&row.segments) {
+    for (position, segment) in (0_i64..).zip(&row.segments) {
         sqlx::query("INSERT INTO version_segment (version, position, segment) VALUES ($1, $2, $3)")
             .bind(row.version.as_bytes().as_slice())
             .bind(position)
@@ -167,11 +162,7 @@ async fn keep_version(transaction: &mut Transaction<'static, Sqlite>, row: &Row)
     Ok(())
 }
 
-async fn keep_volume(
-    transaction: &mut Transaction<'static, Sqlite>,
-    row: &VolumeRow,
-    now: Moment,
-) -> Result<()> {
+async fn keep_volume(transaction: &mut Transaction, row: &VolumeRow, now: Moment) -> Result<()> {
     sqlx::query(
         "INSERT INTO volume (id, name, size, state, content_key, origin, layout, created)
          VALUES ($1, $2, $3, 'ready', $4, $5, $6, $7)",
@@ -202,7 +193,7 @@ struct FoundMap<'a> {
 }
 
 async fn keep_placement(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     set: StripeSetId,
     map: Option<FoundMap<'_>>,
     holders: &[(AgentId, SegmentId)],
@@ -233,14 +224,11 @@ async fn keep_placement(
     Ok(())
 }
 
-async fn keep_bundle(
-    transaction: &mut Transaction<'static, Sqlite>,
-    directory: &Directory,
-) -> Result<()> {
-    let bundle = sqlx::query("INSERT INTO bundle (published) VALUES (1)")
-        .execute(&mut **transaction)
-        .await?
-        .last_insert_rowid();
+async fn keep_bundle(transaction: &mut Transaction, directory: &Directory) -> Result<()> {
+    let bundle: i64 =
+        sqlx::query_scalar("INSERT INTO bundle (published) VALUES (TRUE) RETURNING id")
+            .fetch_one(&mut **transaction)
+            .await?;
     for (position, segment) in (0_i64..).zip(&directory.bundle) {
         sqlx::query(
             "INSERT INTO bundle_segment (bundle, position, id, bytes) VALUES ($1, $2, $3, $4)",
@@ -248,7 +236,7 @@ async fn keep_bundle(
         .bind(bundle)
         .bind(position)
         .bind(segment.id.as_bytes().as_slice())
-        .bind(segment.bytes)
+        .bind(i64::from(segment.bytes))
         .execute(&mut **transaction)
         .await?;
     }

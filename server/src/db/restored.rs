@@ -27,7 +27,8 @@ impl Db {
         let generation = Generation(generation.0 + leap.by);
         volume::keep_generation(&mut *transaction, generation).await?;
         sqlx::query(
-            "UPDATE agent SET assignment = max(assignment + $1, $2), fulfilled = 0, want_holdings = 1",
+            "UPDATE agent SET fulfilled = 0, want_holdings = TRUE,
+               assignment = CASE WHEN assignment + $1 > $2 THEN assignment + $1 ELSE $2 END",
         )
         .bind(integer(leap.by))
         .bind(integer(leap.least_assignment.0))

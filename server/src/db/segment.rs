@@ -4,9 +4,9 @@ use std::str::FromStr;
 
 use cairn_array::wire::SegmentClass;
 use cairn_core::id::{ImageId, SegmentId, StripeSetId, VersionId};
-use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
+use sqlx::any::AnyRow;
 
-use super::{Columns as _, Db, Result, UnknownWord};
+use super::{Columns as _, Db, Flag, Result, Transaction, UnknownWord};
 
 /// A segment without its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(super) const fn class_word(class: SegmentClass) -> &'static str {
     }
 }
 
-pub(super) fn segment(row: &SqliteRow) -> Result<SegmentRow> {
+pub(super) fn segment(row: &AnyRow) -> Result<SegmentRow> {
     Ok(SegmentRow {
         id: SegmentId(row.id("id")?),
         bytes: row.small("bytes")?,
@@ -45,7 +45,7 @@ pub(super) fn segment(row: &SqliteRow) -> Result<SegmentRow> {
 }
 
 pub(super) async fn add_segments(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     set: StripeSetId,
     segments: &[SegmentRow],
 ) -> Result<()> {
@@ -56,7 +56,7 @@ pub(super) async fn add_segments(
         )
         .bind(segment.id.as_bytes().as_slice())
         .bind(set.as_bytes().as_slice())
-        .bind(segment.bytes)
+        .bind(i64::from(segment.bytes))
         .bind(class_word(segment.class))
         .execute(&mut **transaction)
         .await?;
@@ -182,7 +182,7 @@ impl Db {
         id: SegmentId,
         version: VersionId,
     ) -> Result<bool> {
-        Ok(sqlx::query_scalar(
+        let Flag(serves) = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM version_segment WHERE version = $2 AND segment = $1)
                  OR EXISTS (SELECT 1 FROM segment WHERE id = $1
                    AND stripe_set IN (SELECT image FROM version WHERE id = $2))",
@@ -190,7 +190,8 @@ impl Db {
         .bind(id.as_bytes().as_slice())
         .bind(version.as_bytes().as_slice())
         .fetch_one(&self.pool)
-        .await?)
+        .await?;
+        Ok(serves)
     }
 
     /// Forgets segments, and with them who holds them and is to hold them. Those that a version uses stay.

@@ -13,13 +13,14 @@ impl Db {
 
     /// Keeps `value` under `key` in place of what was there.
     pub(crate) async fn keep_setting(&self, key: &'static str, value: &[u8]) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO setting (key, value) VALUES ($1, $2)
+        self.run(
+            sqlx::query(
+                "INSERT INTO setting (key, value) VALUES ($1, $2)
              ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            )
+            .bind(key)
+            .bind(value),
         )
-        .bind(key)
-        .bind(value)
-        .execute(&self.pool)
         .await?;
         Ok(())
     }
@@ -28,7 +29,7 @@ impl Db {
     pub(crate) async fn counts(&self) -> Result<Counts> {
         let row = sqlx::query(
             "SELECT
-               (SELECT coalesce(sum(bytes), 0) FROM segment WHERE class = 'data') AS stored,
+               (SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM segment WHERE class = 'data') AS stored,
                (SELECT count(*) FROM job WHERE state = 'queued') AS jobs_queued,
                (SELECT count(*) FROM job WHERE state = 'running') AS jobs_running,
                (SELECT count(*) FROM job WHERE state = 'failed') AS jobs_failed,

@@ -4,7 +4,7 @@ use cairn_core::{
     id::{SnapshotId, VolumeId},
     units::ByteCount,
 };
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::{Columns as _, Db, DbError, Result, integer, violates, volume::VolumeStage};
 use crate::moment::Moment;
@@ -31,7 +31,7 @@ pub enum AddSnapshotError {
     Db(#[from] DbError),
 }
 
-fn snapshot(row: &SqliteRow) -> Result<SnapshotRow> {
+fn snapshot(row: &AnyRow) -> Result<SnapshotRow> {
     Ok(SnapshotRow {
         id: SnapshotId(row.id("id")?),
         volume: VolumeId(row.id("volume")?),
@@ -49,7 +49,7 @@ impl Db {
     /// # Errors
     /// [`AddSnapshotError::NameTaken`].
     pub async fn add_snapshot(&self, row: &SnapshotRow) -> Result<(), AddSnapshotError> {
-        sqlx::query(
+        self.run(sqlx::query(
             "INSERT INTO snapshot (id, volume, name, size, state, created) VALUES ($1, $2, $3, $4, $5, $6)",
         )
         .bind(row.id.as_bytes().as_slice())
@@ -57,11 +57,10 @@ impl Db {
         .bind(&row.name)
         .bind(integer(row.size.0))
         .bind(row.stage.word())
-        .bind(row.created.0)
-        .execute(&self.pool)
+        .bind(row.created.0))
         .await
         .map_err(|error| {
-            if violates(&error, "snapshot.name") {
+            if violates(&error, "snapshot", "name") {
                 AddSnapshotError::NameTaken
             } else {
                 DbError::Sql(error).into()
@@ -98,11 +97,12 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn set_snapshot_stage(&self, id: SnapshotId, stage: VolumeStage) -> Result<()> {
-        sqlx::query("UPDATE snapshot SET state = $2 WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .bind(stage.word())
-            .execute(&self.pool)
-            .await?;
+        self.run(
+            sqlx::query("UPDATE snapshot SET state = $2 WHERE id = $1")
+                .bind(id.as_bytes().as_slice())
+                .bind(stage.word()),
+        )
+        .await?;
         Ok(())
     }
 
@@ -111,9 +111,7 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn forget_snapshot(&self, id: SnapshotId) -> Result<()> {
-        sqlx::query("DELETE FROM snapshot WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .execute(&self.pool)
+        self.run(sqlx::query("DELETE FROM snapshot WHERE id = $1").bind(id.as_bytes().as_slice()))
             .await?;
         Ok(())
     }

@@ -4,7 +4,7 @@ use cairn_core::{
     id::{ImageId, StripeSetId, VersionId, VolumeId},
     units::Generation,
 };
-use sqlx::{Executor, Sqlite};
+use sqlx::{Any, Executor, any::AnyRow};
 
 use super::{Columns as _, Db, Result, integer};
 
@@ -25,7 +25,7 @@ pub struct KeptMap {
 
 /// Begins the set of an image that is begun, or of a volume.
 pub(super) async fn add(
-    transaction: impl Executor<'_, Database = Sqlite>,
+    transaction: impl Executor<'_, Database = Any>,
     owner: Owner,
 ) -> Result<()> {
     let (image, volume) = match owner {
@@ -69,18 +69,17 @@ impl Db {
         number: Generation,
         kept: &KeptMap,
     ) -> Result<bool> {
-        let done = sqlx::query(
+        let done = self.run(sqlx::query(
             "INSERT INTO stripe_map (stripe_set, number, signed, root) VALUES ($1, $2, $3, $4)
              ON CONFLICT (stripe_set) DO UPDATE
              SET number = excluded.number, signed = excluded.signed, root = excluded.root
              WHERE excluded.number > stripe_map.number
-                OR excluded.number = stripe_map.number AND excluded.root IS NOT stripe_map.root",
+                OR excluded.number = stripe_map.number AND excluded.root IS DISTINCT FROM stripe_map.root",
         )
         .bind(set.as_bytes().as_slice())
         .bind(integer(number.0))
         .bind(&kept.signed)
-        .bind(&kept.root)
-        .execute(&self.pool)
+        .bind(&kept.root))
         .await?;
         Ok(done.rows_affected() > 0)
     }
@@ -144,10 +143,11 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn forget_stripe_map(&self, set: StripeSetId) -> Result<()> {
-        sqlx::query("DELETE FROM stripe_map WHERE stripe_set = $1")
-            .bind(set.as_bytes().as_slice())
-            .execute(&self.pool)
-            .await?;
+        self.run(
+            sqlx::query("DELETE FROM stripe_map WHERE stripe_set = $1")
+                .bind(set.as_bytes().as_slice()),
+        )
+        .await?;
         Ok(())
     }
 
@@ -160,12 +160,12 @@ impl Db {
             Owner::Image(id) => ("UPDATE image SET promise = $2 WHERE id = $1", id.0),
             Owner::Volume(id) => ("UPDATE volume SET promise = $2 WHERE id = $1", id.0),
         };
-        sqlx::query(statement).bind(id.as_slice()).bind(promise).execute(&self.pool).await?;
+        self.run(sqlx::query(statement).bind(id.as_slice()).bind(promise)).await?;
         Ok(())
     }
 }
 
-fn kept(row: &sqlx::sqlite::SqliteRow) -> Result<KeptMap> {
+fn kept(row: &AnyRow) -> Result<KeptMap> {
     Ok(KeptMap {
         signed: sqlx::Row::try_get(row, "signed")?,
         root: sqlx::Row::try_get(row, "root")?,

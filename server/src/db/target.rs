@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use cairn_core::id::{InstallId, MachineId};
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::{Columns as _, Db, DbError, Result, words};
 use crate::moment::Moment;
@@ -51,7 +51,7 @@ pub enum HelloError {
     Db(#[from] DbError),
 }
 
-fn target(row: &SqliteRow) -> Result<TargetRow> {
+fn target(row: &AnyRow) -> Result<TargetRow> {
     Ok(TargetRow {
         hash: row.id("hash")?,
         machine: MachineId(row.id("machine")?),
@@ -114,14 +114,14 @@ impl Db {
         hash: [u8; 32],
         now: Moment,
     ) -> Result<Option<TargetRow>> {
-        sqlx::query("UPDATE target SET seen = $2 WHERE hash = $1 RETURNING *")
+        let mut transaction = self.write().await?;
+        let row = sqlx::query("UPDATE target SET seen = $2 WHERE hash = $1 RETURNING *")
             .bind(hash.as_slice())
             .bind(now.0)
-            .fetch_optional(&self.pool)
-            .await?
-            .as_ref()
-            .map(target)
-            .transpose()
+            .fetch_optional(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        row.as_ref().map(target).transpose()
     }
 
     /// The targets that are there: seen within [`LIVE`] and not ended.

@@ -1,18 +1,28 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
 use cairn_array::wire::{
     Firmware, Holdings, MachineIdentity, MemberState, SegmentClass, TargetHello,
 };
 use cairn_core::{
-    id::{AgentId, InstallId, MachineId, SegmentId, StripeSetId},
+    id::{AgentId, InstallId, MachineId, SegmentId, SnapshotId, StripeSetId, VolumeId},
     manifest::SegmentEntry,
 };
+use cairn_tests::postgres::fresh_database;
+use sqlx::{Column as _, Executor as _, SqlSafeStr as _, Statement as _};
 
 use super::{
     agent::NewAgent,
+    copy::CopyError,
     deployment::{DeployError, InstallState, NewDeployment},
     image::{BeginError, ImageFormat, NewVersion, Registered},
     job::{Ended, Kind},
     segment::SegmentRow,
+    snapshot::SnapshotRow,
     token::{NewToken, SpendError, TokenKind},
+    volume::{Origin, VolumeLayout, VolumeRow, VolumeStage},
     *,
 };
 use crate::deployments::InstallEvent;
@@ -21,8 +31,11 @@ const NOW: Moment = Moment(1_000_000);
 
 async fn open() -> (tempfile::TempDir, Db) {
     let folder = tempfile::tempdir().unwrap();
-    let db = Db::open(&folder.path().join("cairn.db")).await.unwrap();
-    (folder, db)
+    let address = match fresh_database().unwrap() {
+        Some(url) => url.parse().unwrap(),
+        None => DatabaseAddress::Sqlite(folder.path().join("cairn.db")),
+    };
+    (folder, Db::open(&address).await.unwrap())
 }
 
 fn segment(number: u8) -> SegmentRow {
@@ -322,4 +335,139 @@ async fn looks_are_counted_by_the_hour_and_go_with_their_agent() {
     assert!(close(weeks[&other].estimate(hour(9)), 108.0 / 180.0));
     assert!(close(weeks[&one].estimate(hour(167)), 48.0 / 61.0));
     assert!(close(weeks[&other].estimate(hour(167)), 0.8));
+}
+
+/// A database in its first, and in its last, form.
+async fn filled(db: &Db) {
+    let new = version(db, "lab", 1, &[segment(1), segment(2)]).await;
+    let holder = agent(db, 7).await;
+    db.assign_set(new.image.into(), &[(holder, SegmentId([1; 32]))]).await.unwrap();
+    let holdings = Holdings { full: true, stored: vec![SegmentId([1; 32])], ..Holdings::default() };
+    db.note_holdings(holder, &holdings).await.unwrap();
+    db.queue_job(Kind::Scrub, NOW, NOW).await.unwrap();
+    db.record_event(9, "kind", "{}").await.unwrap();
+    db.keep_setting("key", b"\0\xff").await.unwrap();
+    // A volume that began as the snapshot of another, which sorts after it.
+    let volume = |id, name: &str, origin| VolumeRow {
+        id: VolumeId([id; 16]),
+        name: name.to_owned(),
+        size: ByteCount(1 << 45),
+        stage: VolumeStage::Ready,
+        content_key: vec![1],
+        origin,
+        layout: VolumeLayout::Server,
+        promise: None,
+        created: NOW,
+    };
+    db.add_volume(&volume(2, "origin", Some(Origin::Version(new.version)))).await.unwrap();
+    let snapshot = SnapshotRow {
+        id: SnapshotId([3; 16]),
+        volume: VolumeId([2; 16]),
+        name: "clean".to_owned(),
+        size: ByteCount(1),
+        stage: VolumeStage::Ready,
+        created: NOW,
+        clones: Vec::new(),
+    };
+    db.add_snapshot(&snapshot).await.unwrap();
+    db.add_volume(&volume(1, "clone", Some(Origin::Snapshot(snapshot.id)))).await.unwrap();
+    let hello = TargetHello {
+        csr_pem: String::new(),
+        identity: MachineIdentity {
+            macs: vec!["52:54:00:00:00:01".to_owned()],
+            ..MachineIdentity::default()
+        },
+        disks: Vec::new(),
+        firmware: Firmware::Uefi,
+        secure_boot: true,
+        image: None,
+    };
+    db.meet_machine(MachineId([4; 16]), &hello, NOW).await.unwrap();
+    // The newest bundle is gone, and its number is not given again.
+    for _ in 0..2 {
+        db.add_bundle(&[SegmentEntry { id: SegmentId([8; 32]), bytes: 5 }]).await.unwrap();
+    }
+    db.publish_bundle(1).await.unwrap();
+}
+
+async fn everything(db: &Db) -> String {
+    format!(
+        "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        db.versions().await.unwrap(),
+        db.agents().await.unwrap(),
+        db.volumes().await.unwrap(),
+        db.snapshots().await.unwrap(),
+        db.machines().await.unwrap(),
+        db.bundles().await.unwrap(),
+        db.jobs(10).await.unwrap(),
+        db.events_after(0, 10).await.unwrap(),
+        db.tokens().await.unwrap(),
+        db.setting("key").await.unwrap(),
+    )
+}
+
+#[tokio::test]
+async fn a_copy_of_either_kind_has_everything_and_goes_on_counting() {
+    let (folder, db) = open().await;
+    filled(&db).await;
+    let file = |name: &str| DatabaseAddress::Sqlite(folder.path().join(name));
+    let (_other_folder, there) = open().await;
+    let back = Db::open(&file("back.db")).await.unwrap();
+    let rows = db.copy_to(&there).await.unwrap();
+    assert_eq!(there.copy_to(&back).await.unwrap(), rows);
+    let all = everything(&db).await;
+    assert!(all.contains("clone") && all.contains("secure_boot: true"), "{all}");
+    for copy in [&there, &back] {
+        assert_eq!(everything(copy).await, all);
+        assert_eq!(copy.add_bundle(&[]).await.unwrap(), 3);
+        assert_eq!(
+            copy.keep_token(NewToken {
+                kind: TokenKind::Api,
+                secret: "next",
+                note: "",
+                auto_approve: false,
+                now: NOW,
+                expires: None,
+            })
+            .await
+            .unwrap(),
+            2
+        );
+        let refused = db.copy_to(copy).await.unwrap_err();
+        assert!(matches!(refused, CopyError::NotEmpty), "{refused}");
+    }
+    // One that the site was moved away from is as good as empty.
+    there.note_moved(&file("back.db")).await.unwrap();
+    assert_eq!(db.copy_to(&there).await.unwrap(), rows);
+    assert_eq!(there.moved().await.unwrap(), None);
+    assert_eq!(everything(&there).await, all);
+}
+
+/// Every table with its columns.
+async fn schema(db: &Db) -> BTreeMap<String, BTreeSet<String>> {
+    let tables = match db.kind {
+        pool::Kind::Sqlite => {
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        }
+        pool::Kind::Postgres => {
+            "SELECT CAST(tablename AS TEXT) AS name FROM pg_tables WHERE schemaname = 'public'"
+        }
+    };
+    let names: Vec<String> = sqlx::query_scalar(tables).fetch_all(&db.pool).await.unwrap();
+    let mut schema = BTreeMap::new();
+    for name in names.into_iter().filter(|name| name != "_sqlx_migrations") {
+        let all = sqlx::AssertSqlSafe(format!("SELECT * FROM {name}")).into_sql_str();
+        let all = db.pool.acquire().await.unwrap().prepare(all).await.unwrap();
+        schema.insert(name, all.columns().iter().map(|column| column.name().to_owned()).collect());
+    }
+    schema
+}
+
+#[tokio::test]
+async fn both_schemas_are_the_same_and_all_of_them_is_copied() {
+    let (folder, db) = open().await;
+    let sqlite = Db::open(&DatabaseAddress::Sqlite(folder.path().join("other.db"))).await.unwrap();
+    let found = schema(&db).await;
+    assert_eq!(found, schema(&sqlite).await);
+    assert_eq!(found.into_keys().collect::<BTreeSet<_>>(), copy::TABLES.map(str::to_owned).into());
 }

@@ -1,6 +1,8 @@
 //! Join and API tokens.
 
-use super::{Columns as _, Db, DbError, Result, words};
+use sqlx::any::AnyRow;
+
+use super::{Columns as _, Db, DbError, Flag, Result, words};
 use crate::moment::Moment;
 
 words! {
@@ -65,7 +67,7 @@ pub(crate) fn check(token: &TokenRow, now: Moment) -> Result<(), SpendError> {
     }
 }
 
-fn token(row: &sqlx::sqlite::SqliteRow) -> Result<TokenRow> {
+fn token(row: &AnyRow) -> Result<TokenRow> {
     Ok(TokenRow {
         id: i64::from(row.small("id")?),
         kind: row.word("kind")?,
@@ -80,9 +82,10 @@ fn token(row: &sqlx::sqlite::SqliteRow) -> Result<TokenRow> {
 
 impl Db {
     pub(crate) async fn keep_token(&self, new: NewToken<'_>) -> Result<i64> {
-        let done = sqlx::query(
+        let mut transaction = self.write().await?;
+        let id: i64 = sqlx::query_scalar(
             "INSERT INTO token (kind, hash, note, auto_approve, created, expires)
-             VALUES ($1, $2, $3, $4, $5, $6)",
+             VALUES ($1, $2, $3, $4, $5, $6) RETURNING id",
         )
         .bind(new.kind.word())
         .bind(crate::secret::hash(new.secret).as_slice())
@@ -90,9 +93,10 @@ impl Db {
         .bind(new.auto_approve)
         .bind(new.now.0)
         .bind(new.expires.map(|expires| expires.0))
-        .execute(&self.pool)
+        .fetch_one(&mut *transaction)
         .await?;
-        Ok(done.last_insert_rowid())
+        transaction.commit().await?;
+        Ok(id)
     }
 
     pub(crate) async fn tokens(&self) -> Result<Vec<TokenRow>> {
@@ -106,24 +110,27 @@ impl Db {
 
     /// Whether there was such a token. A revoked token stays revoked from when it first was.
     pub(crate) async fn revoke_token(&self, id: i64, now: Moment) -> Result<bool> {
-        let done = sqlx::query("UPDATE token SET revoked = coalesce(revoked, $2) WHERE id = $1")
-            .bind(id)
-            .bind(now.0)
-            .execute(&self.pool)
+        let done = self
+            .run(
+                sqlx::query("UPDATE token SET revoked = coalesce(revoked, $2) WHERE id = $1")
+                    .bind(id)
+                    .bind(now.0),
+            )
             .await?;
         Ok(done.rows_affected() > 0)
     }
 
     /// Whether this is the secret of an API token that is good now.
     pub(crate) async fn api_token_is_good(&self, secret: &str, now: Moment) -> Result<bool> {
-        Ok(sqlx::query_scalar(
+        let Flag(good) = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM token WHERE hash = $1 AND kind = 'api'
                AND revoked IS NULL AND (expires IS NULL OR expires > $2))",
         )
         .bind(crate::secret::hash(secret).as_slice())
         .bind(now.0)
         .fetch_one(&self.pool)
-        .await?)
+        .await?;
+        Ok(good)
     }
 
     /// Looks at a join token without spending it.

@@ -4,7 +4,7 @@ use cairn_core::{
     id::{SnapshotId, VersionId, VolumeId},
     units::{ByteCount, Generation},
 };
-use sqlx::{Executor, Row as _, Sqlite, sqlite::SqliteRow};
+use sqlx::{Any, Executor, Row as _, any::AnyRow};
 
 use super::{
     Columns as _, Db, DbError, Result, integer,
@@ -73,7 +73,7 @@ pub enum AddVolumeError {
     Db(#[from] DbError),
 }
 
-fn volume(row: &SqliteRow) -> Result<VolumeRow> {
+fn volume(row: &AnyRow) -> Result<VolumeRow> {
     let version = row.maybe_id("origin")?.map(|id| Origin::Version(VersionId(id)));
     let snapshot = row.maybe_id("snapshot")?.map(|id| Origin::Snapshot(SnapshotId(id)));
     Ok(VolumeRow {
@@ -91,7 +91,7 @@ fn volume(row: &SqliteRow) -> Result<VolumeRow> {
 
 /// Notes the generation of the last controller, so that the next is newer.
 pub(super) async fn keep_generation(
-    transaction: impl Executor<'_, Database = Sqlite>,
+    transaction: impl Executor<'_, Database = Any>,
     generation: Generation,
 ) -> Result<()> {
     sqlx::query(
@@ -133,7 +133,7 @@ impl Db {
         .execute(&mut *transaction)
         .await
         .map_err(|error| {
-            if violates(&error, "volume.name") {
+            if violates(&error, "volume", "name") {
                 AddVolumeError::NameTaken
             } else {
                 DbError::Sql(error).into()
@@ -173,11 +173,12 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn set_volume_stage(&self, id: VolumeId, stage: VolumeStage) -> Result<()> {
-        sqlx::query("UPDATE volume SET state = $2 WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .bind(stage.word())
-            .execute(&self.pool)
-            .await?;
+        self.run(
+            sqlx::query("UPDATE volume SET state = $2 WHERE id = $1")
+                .bind(id.as_bytes().as_slice())
+                .bind(stage.word()),
+        )
+        .await?;
         Ok(())
     }
 
@@ -186,11 +187,12 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn set_volume_size(&self, id: VolumeId, size: ByteCount) -> Result<()> {
-        sqlx::query("UPDATE volume SET size = $2 WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .bind(integer(size.0))
-            .execute(&self.pool)
-            .await?;
+        self.run(
+            sqlx::query("UPDATE volume SET size = $2 WHERE id = $1")
+                .bind(id.as_bytes().as_slice())
+                .bind(integer(size.0)),
+        )
+        .await?;
         Ok(())
     }
 
@@ -199,9 +201,7 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn forget_volume(&self, id: VolumeId) -> Result<()> {
-        sqlx::query("DELETE FROM volume WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .execute(&self.pool)
+        self.run(sqlx::query("DELETE FROM volume WHERE id = $1").bind(id.as_bytes().as_slice()))
             .await?;
         Ok(())
     }

@@ -34,7 +34,7 @@ use cairn_core::{bundle::Item, directory::Directory, units::Generation};
 
 use crate::{
     boot_build::{INITRD_FILE, KERNEL_FILE, RECORD_FILE},
-    config::{DATABASE_FILE, default_device},
+    config::{DATABASE_FILE, default_database, default_device},
     db::{Db, recovered::Recovered},
     moment::Moment,
     register::keep_manifest,
@@ -165,7 +165,7 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
         assignment: Generation(seconds()),
         now: Moment::now(),
     };
-    let db = Db::open(&data_dir.join(DATABASE_FILE)).await.context("make the database")?;
+    let db = Db::open(&default_database(&data_dir)).await.context("make the database")?;
     db.keep_recovered(&recovered).await.context("write down the site")?;
     db.close().await;
     store.release().await;

@@ -20,8 +20,10 @@ use cairn_server::{
     api::{error::Problem, token::NewTokenReply},
     cli::client::Client,
     config::ServeOptions,
+    db::DatabaseAddress,
     serve::{self, FirstStart},
 };
+use cairn_tests::postgres::fresh_database;
 use clap::Parser;
 use reqwest::{Method, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
@@ -51,7 +53,25 @@ pub(crate) fn options(data_dir: &Path) -> ServeOptions {
         "--nbd",
         "127.0.0.1:0",
     ];
-    Line::parse_from(words).options
+    let mut options = Line::parse_from(words).options;
+    options.database = Some(database(data_dir));
+    options
+}
+
+/// Where the server of this folder keeps its database: in the folder, or in a database of its own of the PostgreSQL server
+/// that the tests are to use.
+pub(crate) fn database(folder: &Path) -> DatabaseAddress {
+    let kept = folder.join("test-database");
+    if let Ok(url) = std::fs::read_to_string(&kept) {
+        return url.parse().unwrap();
+    }
+    match fresh_database().unwrap() {
+        Some(url) => {
+            std::fs::write(kept, &url).unwrap();
+            url.parse().unwrap()
+        }
+        None => DatabaseAddress::Sqlite(folder.join("cairn.db")),
+    }
 }
 
 /// A server in a thread and runtime of its own, so that it can be killed whole.

@@ -14,7 +14,7 @@ use reqwest::Method;
 use serde_json::{Value, json as object};
 
 use crate::{
-    harness::{Server, code},
+    harness::{Server, code, database},
     volumes::{Client, create, io, run, segments, show, uri},
 };
 
@@ -234,7 +234,7 @@ async fn what_a_kill_leaves_of_a_snapshot_is_cleared_away() {
     take(&server, "disk", "whole").await.unwrap();
     let folder = server.kill().await;
     // As if the kill had come between the root and the note that it is there.
-    let db = Db::open(&folder.path().join("cairn.db")).await.unwrap();
+    let db = Db::open(&database(folder.path())).await.unwrap();
     let rows = db.snapshots().await.unwrap();
     let half = rows.iter().find(|row| row.name == "half").unwrap();
     db.set_snapshot_stage(half.id, VolumeStage::Creating).await.unwrap();
