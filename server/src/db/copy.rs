@@ -5,15 +5,15 @@
 
 use futures::TryStreamExt as _;
 use sqlx::{
-    Any, AssertSqlSafe, Column as _, Executor as _, Row as _, SqlSafeStr as _, SqlStr,
-    Statement as _,
+    Any, Column as _, Executor as _, Row as _, Statement as _,
     any::{AnyArguments, AnyRow, AnyTypeInfoKind},
     query::Query,
 };
 
 use super::{
-    Columns as _, Db, DbError, Flag, Result,
+    BATCH, Columns as _, Db, DbError, Flag, Result, places,
     pool::{Kind, Transaction},
+    sql,
 };
 
 /// All tables; each after those that it refers to, but for volumes and snapshots, which refer to each other.
@@ -49,8 +49,6 @@ pub(super) const TABLES: [&str; 28] = [
 ];
 /// Tables whose rows are numbered by the database. A number is not given twice, whatever was deleted.
 const NUMBERED: [&str; 5] = ["account", "token", "job", "deployment", "bundle"];
-/// Values in one statement; SQLite takes 32,766 at most, PostgreSQL 65,535.
-const VALUES: usize = 4_000;
 /// The setting that says where a database was moved to.
 const MOVED: &str = "moved";
 
@@ -126,11 +124,6 @@ impl Db {
     }
 }
 
-/// A statement that was put together of names in this file.
-fn sql(text: String) -> SqlStr {
-    AssertSqlSafe(text).into_sql_str()
-}
-
 async fn copy_table(
     table: &str,
     reading: &mut Transaction,
@@ -139,16 +132,16 @@ async fn copy_table(
     let columns = columns(table, writing).await?;
     let names: Vec<&str> = columns.iter().map(|(name, _)| name.as_str()).collect();
     let names = names.join(", ");
-    let most = VALUES / columns.len().max(1);
-    let mut batch = Vec::with_capacity(most);
+    let mut batch = Vec::with_capacity(BATCH);
     let mut copied = 0;
     let mut rows = sqlx::query(sql(format!("SELECT {names} FROM {table}"))).fetch(&mut **reading);
     loop {
         let row = rows.try_next().await?;
         let is_end = row.is_none();
         batch.extend(row);
-        if batch.len() == most || is_end && !batch.is_empty() {
-            let text = insert(table, &names, columns.len(), batch.len());
+        if batch.len() == BATCH || is_end && !batch.is_empty() {
+            let places = places(0, batch.len(), columns.len());
+            let text = format!("INSERT INTO {table} ({names}) VALUES {places}");
             let mut statement = sqlx::query(sql(text)).persistent(false);
             for row in &batch {
                 for (index, (_, kind)) in columns.iter().enumerate() {
@@ -169,20 +162,6 @@ async fn columns(table: &str, writing: &mut Transaction) -> Result<Vec<(String, 
     let all = writing.prepare(sql(format!("SELECT * FROM {table}"))).await?;
     let columns = all.columns().iter();
     Ok(columns.map(|column| (column.name().to_owned(), column.type_info().kind())).collect())
-}
-
-/// `INSERT INTO table (names) VALUES ($1, $2), ($3, $4)`
-fn insert(table: &str, names: &str, columns: usize, rows: usize) -> String {
-    let mut text = format!("INSERT INTO {table} ({names}) VALUES ");
-    for row in 0..rows {
-        text.push_str(if row == 0 { "(" } else { ", (" });
-        for column in 0..columns {
-            let comma = if column == 0 { "" } else { ", " };
-            text.push_str(&format!("{comma}${}", row * columns + column + 1));
-        }
-        text.push(')');
-    }
-    text
 }
 
 fn bind<'q>(

@@ -11,7 +11,9 @@ use cairn_core::{
     units::{ByteCount, Generation},
 };
 
-use super::{Columns as _, Db, Result, Transaction, bundle, integer, segment::segment};
+use super::{
+    BATCH, Columns as _, Db, Result, Transaction, bundle, integer, places, segment::segment, sql,
+};
 
 /// What one agent holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,23 +53,25 @@ async fn hold(transaction: &mut Transaction, agent: AgentId, segments: &[Segment
         .iter()
         .map(|row| row.id("segment").map(SegmentId))
         .collect::<Result<_>>()?;
-    for id in segments {
+    for some in segments.chunks(BATCH) {
         // A segment that the server does not know is not worth a row: the agent drops it by its assignment.
-        sqlx::query(
-            "INSERT INTO holding (agent, segment) SELECT $1, id FROM segment WHERE id = $2
-             ON CONFLICT DO NOTHING",
-        )
-        .bind(agent.as_bytes().as_slice())
-        .bind(id.as_bytes().as_slice())
-        .execute(&mut **transaction)
-        .await?;
-        if doubted.contains(id) {
-            sqlx::query("DELETE FROM recheck WHERE agent = $1 AND segment = $2")
-                .bind(agent.as_bytes().as_slice())
-                .bind(id.as_bytes().as_slice())
-                .execute(&mut **transaction)
-                .await?;
+        let ids = places(1, 1, some.len());
+        let text = format!(
+            "INSERT INTO holding (agent, segment) SELECT $1, id FROM segment WHERE id IN {ids}
+             ON CONFLICT DO NOTHING"
+        );
+        let mut statement = sqlx::query(sql(text)).bind(agent.as_bytes().as_slice());
+        for id in some {
+            statement = statement.bind(id.as_bytes().as_slice());
         }
+        statement.execute(&mut **transaction).await?;
+    }
+    for id in segments.iter().filter(|id| doubted.contains(id)) {
+        sqlx::query("DELETE FROM recheck WHERE agent = $1 AND segment = $2")
+            .bind(agent.as_bytes().as_slice())
+            .bind(id.as_bytes().as_slice())
+            .execute(&mut **transaction)
+            .await?;
     }
     Ok(())
 }
@@ -118,13 +122,17 @@ impl Db {
                 .await?;
             changed.insert(*agent);
         }
-        for (agent, id) in wanted.difference(&present) {
-            sqlx::query("INSERT INTO assignment (agent, segment) VALUES ($1, $2)")
-                .bind(agent.as_bytes().as_slice())
-                .bind(id.as_bytes().as_slice())
-                .execute(&mut *transaction)
-                .await?;
-            changed.insert(*agent);
+        let new: Vec<_> = wanted.difference(&present).collect();
+        for some in new.chunks(BATCH) {
+            let places = places(0, some.len(), 2);
+            let text = format!("INSERT INTO assignment (agent, segment) VALUES {places}");
+            let mut statement = sqlx::query(sql(text));
+            for (agent, id) in some {
+                statement =
+                    statement.bind(agent.as_bytes().as_slice()).bind(id.as_bytes().as_slice());
+                changed.insert(*agent);
+            }
+            statement.execute(&mut *transaction).await?;
         }
         for agent in &changed {
             raise(&mut transaction, *agent).await?;

@@ -11,7 +11,7 @@ use sqlx::any::AnyRow;
 
 use super::{
     Columns as _, Db, DbError, Flag, Result, integer,
-    segment::{SegmentRow, add_segments},
+    segment::{SegmentRow, add_segments, add_version_segments},
     stripe_set::{self, Owner},
     violates, words,
 };
@@ -175,16 +175,8 @@ impl Db {
     pub async fn finish_version(&self, new: NewVersion, done: Registered<'_>) -> Result<()> {
         let mut transaction = self.write().await?;
         add_segments(&mut transaction, new.image.into(), done.segments).await?;
-        for (position, segment) in (0_i64..).zip(done.segments) {
-            sqlx::query(
-                "INSERT INTO version_segment (version, position, segment) VALUES ($1, $2, $3)",
-            )
-            .bind(new.version.as_bytes().as_slice())
-            .bind(position)
-            .bind(segment.id.as_bytes().as_slice())
-            .execute(&mut *transaction)
+        add_version_segments(&mut transaction, new.version, done.segments.iter().map(|row| row.id))
             .await?;
-        }
         sqlx::query(
             "UPDATE version SET state = 'ready', size = $2, stored = $3, added = $4, content = $5, content_key = $6
              WHERE id = $1",

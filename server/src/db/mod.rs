@@ -7,7 +7,7 @@
 
 use cairn_core::units::{ByteCount, Generation};
 use sqlx::{
-    Any, Decode, Row as _, Type, ValueRef as _,
+    Any, AssertSqlSafe, Decode, Row as _, SqlSafeStr as _, SqlStr, Type, ValueRef as _,
     any::{AnyRow, AnyTypeInfo, AnyValueRef},
     error::BoxDynError,
 };
@@ -183,6 +183,25 @@ impl Columns for AnyRow {
 /// A size or counter as a signed integer. Nothing here gets near 2^63; what did would be kept as that.
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// A statement that was put together of texts in this folder.
+fn sql(text: String) -> SqlStr {
+    AssertSqlSafe(text).into_sql_str()
+}
+
+/// The most rows in one statement: a row each would cost a way to the database and back each. SQLite takes 32,766 values at
+/// most, PostgreSQL 65,535.
+const BATCH: usize = 500;
+
+/// Places for so many rows of so many values, numbered on after `taken`: `($1, $2), ($3, $4)`.
+fn places(taken: usize, rows: usize, values: usize) -> String {
+    let row = |row: usize| {
+        let first = taken + row * values + 1;
+        let places = (first..first + values).map(|place| format!("${place}"));
+        format!("({})", places.collect::<Vec<_>>().join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
 
 fn json<T: serde::Serialize>(column: &'static str, value: &T) -> Result<String> {

@@ -12,7 +12,7 @@ use cairn_core::{
 
 use super::{
     Db, Result, Transaction, integer,
-    segment::{SegmentRow, add_segments},
+    segment::{SegmentRow, add_segments, add_version_segments},
     stripe_set::{self, Owner},
     volume,
 };
@@ -151,15 +151,7 @@ async fn keep_version(transaction: &mut Transaction, row: &Row) -> Result<()> {
     .await?;
     add_segments(transaction, row.image.into(), &rows(&row.segments, SegmentClass::Data)).await?;
     add_segments(transaction, row.image.into(), &rows(&row.parity, SegmentClass::Parity)).await?;
-    for (position, segment) in (0_i64..).zip(&row.segments) {
-        sqlx::query("INSERT INTO version_segment (version, position, segment) VALUES ($1, $2, $3)")
-            .bind(row.version.as_bytes().as_slice())
-            .bind(position)
-            .bind(segment.id.as_bytes().as_slice())
-            .execute(&mut **transaction)
-            .await?;
-    }
-    Ok(())
+    add_version_segments(transaction, row.version, row.segments.iter().map(|row| row.id)).await
 }
 
 async fn keep_volume(transaction: &mut Transaction, row: &VolumeRow, now: Moment) -> Result<()> {

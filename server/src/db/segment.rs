@@ -6,7 +6,7 @@ use cairn_array::wire::SegmentClass;
 use cairn_core::id::{ImageId, SegmentId, StripeSetId, VersionId};
 use sqlx::any::AnyRow;
 
-use super::{Columns as _, Db, Flag, Result, Transaction, UnknownWord};
+use super::{BATCH, Columns as _, Db, Flag, Result, Transaction, UnknownWord, places, sql};
 
 /// A segment without its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,17 +49,43 @@ pub(super) async fn add_segments(
     set: StripeSetId,
     segments: &[SegmentRow],
 ) -> Result<()> {
-    for segment in segments {
-        sqlx::query(
-            "INSERT INTO segment (id, stripe_set, bytes, class) VALUES ($1, $2, $3, $4)
-             ON CONFLICT (id) DO NOTHING",
-        )
-        .bind(segment.id.as_bytes().as_slice())
-        .bind(set.as_bytes().as_slice())
-        .bind(i64::from(segment.bytes))
-        .bind(class_word(segment.class))
-        .execute(&mut **transaction)
-        .await?;
+    for some in segments.chunks(BATCH) {
+        let places = places(0, some.len(), 4);
+        let text = format!(
+            "INSERT INTO segment (id, stripe_set, bytes, class) VALUES {places} ON CONFLICT (id) DO NOTHING"
+        );
+        let mut statement = sqlx::query(sql(text));
+        for segment in some {
+            statement = statement
+                .bind(segment.id.as_bytes().as_slice())
+                .bind(set.as_bytes().as_slice())
+                .bind(i64::from(segment.bytes))
+                .bind(class_word(segment.class));
+        }
+        statement.execute(&mut **transaction).await?;
+    }
+    Ok(())
+}
+
+/// Writes down which data segments make a version, in the order of its manifest. They are there.
+pub(super) async fn add_version_segments(
+    transaction: &mut Transaction,
+    version: VersionId,
+    segments: impl Iterator<Item = SegmentId>,
+) -> Result<()> {
+    let rows: Vec<(i64, SegmentId)> = (0..).zip(segments).collect();
+    for some in rows.chunks(BATCH) {
+        let places = places(0, some.len(), 3);
+        let text =
+            format!("INSERT INTO version_segment (version, position, segment) VALUES {places}");
+        let mut statement = sqlx::query(sql(text));
+        for (position, id) in some {
+            statement = statement
+                .bind(version.as_bytes().as_slice())
+                .bind(*position)
+                .bind(id.as_bytes().as_slice());
+        }
+        statement.execute(&mut **transaction).await?;
     }
     Ok(())
 }
