@@ -17,6 +17,7 @@ mod limits;
 mod mirror;
 mod owner;
 mod partitions;
+mod postgres;
 mod recover;
 mod stand_in;
 mod storage;

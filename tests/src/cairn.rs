@@ -234,6 +234,11 @@ impl Server {
         Ok(Self { process, host, data_dir, environment, first_start })
     }
 
+    /// Has it started with these in its environment from the next time on.
+    pub fn set_environment(&mut self, environment: Vec<(&'static str, String)>) {
+        self.environment = environment;
+    }
+
     /// Starts it again on the same data, after it was killed or ended.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use cairn_core::{
     manifest::SegmentEntry,
 };
 use cairn_tests::postgres::fresh_database;
-use sqlx::{Column as _, Executor as _, SqlSafeStr as _, Statement as _};
+use sqlx::{Column as _, Executor as _, Statement as _};
 
 use super::{
     agent::NewAgent,
@@ -456,7 +456,7 @@ async fn schema(db: &Db) -> BTreeMap<String, BTreeSet<String>> {
     let names: Vec<String> = sqlx::query_scalar(tables).fetch_all(&db.pool).await.unwrap();
     let mut schema = BTreeMap::new();
     for name in names.into_iter().filter(|name| name != "_sqlx_migrations") {
-        let all = sqlx::AssertSqlSafe(format!("SELECT * FROM {name}")).into_sql_str();
+        let all = sql(format!("SELECT * FROM {name}"));
         let all = db.pool.acquire().await.unwrap().prepare(all).await.unwrap();
         schema.insert(name, all.columns().iter().map(|column| column.name().to_owned()).collect());
     }
