@@ -21,6 +21,9 @@ pub(crate) fn target() -> PathBuf {
         .map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
 }
 
+/// The selection of the test run, so that no dependency is built again with other features.
+pub(crate) const DEBUG: [&str; 4] = ["build", "--workspace", "--bins", "--tests"];
+
 /// Which build of server and agent is run.
 #[derive(Clone, Copy)]
 pub(crate) enum Programs {
@@ -60,8 +63,7 @@ pub(crate) fn with_programs(command: &mut Command, programs: Programs) -> &mut C
 pub(crate) fn all(programs: Programs) -> Result<()> {
     let build: &[&str] = match programs {
         Programs::Release => &["build", "--release", "-p", "cairn-server", "-p", "cairn-agent"],
-        // The selection of the test run, so that no dependency is built again with other features.
-        Programs::Debug => &["build", "--workspace", "--bins", "--tests"],
+        Programs::Debug => &DEBUG,
     };
     let agent = static_agent(programs)?;
     step::cargo("build", build)?;

@@ -18,10 +18,11 @@ pub(crate) enum Depth {
     Long,
 }
 
-/// What is run: everything but the end-to-end tests, or those.
+/// What is run: everything but the end-to-end tests, what of that opens a database, or the end-to-end tests.
 #[derive(Clone, Copy)]
 enum Suite {
     Units,
+    Database,
     EndToEnd,
 }
 
@@ -39,6 +40,10 @@ pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
     });
     verdict.step("dependencies", deny::run);
     verdict.step("unit and property tests", || step::succeed(&mut tests(Suite::Units, depth)));
+    verdict.step("database tests on PostgreSQL", || {
+        cargo(&build::DEBUG)?;
+        step::succeed(&mut on_postgres(depth))
+    });
     if verdict.step("programs and boot payload", || build::all(Programs::Debug)) {
         verdict.step("end-to-end tests", || {
             step::succeed(build::with_programs(&mut tests(Suite::EndToEnd, depth), Programs::Debug))
@@ -83,6 +88,7 @@ fn tests(suite: Suite, depth: Depth) -> Command {
     if has_nextest() {
         let (filter, threads): (_, &[_]) = match suite {
             Suite::Units => ("not binary(e2e)", &[]),
+            Suite::Database => ("package(cairn-server) and (test(/^db::/) or binary(api))", &[]),
             // Machines under emulation take a core each while they compute, and wait for each other a third of the time.
             Suite::EndToEnd => ("binary(e2e)", &["--test-threads=3"]),
         };
@@ -95,6 +101,7 @@ fn tests(suite: Suite, depth: Depth) -> Command {
     } else {
         match suite {
             Suite::Units => command.args(["test", "--workspace", "--lib", "--bins", "--"]),
+            Suite::Database => command.args(["test", "-p", "cairn-server", "--"]),
             Suite::EndToEnd => command.args([
                 "test",
                 "-p",
@@ -109,6 +116,14 @@ fn tests(suite: Suite, depth: Depth) -> Command {
             command.args(["--skip", "long::"]);
         }
     }
+    command
+}
+
+/// What opens a database, once more beside a PostgreSQL server that is started for it.
+fn on_postgres(depth: Depth) -> Command {
+    let tests = tests(Suite::Database, depth);
+    let mut command = step::command(build::target().join("debug/cairn-postgres"));
+    command.arg(tests.get_program()).args(tests.get_args());
     command
 }
 

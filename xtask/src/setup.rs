@@ -1,6 +1,6 @@
 //! The Debian packages that the lab and the boot payload need, in one place.
 
-use std::process::Command;
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -76,12 +76,25 @@ fn install(packages: &[(&str, &str)]) -> Result<()> {
     }
     step::run("update the list of packages", &mut apt(&["update"]))?;
     if !missing.is_empty() {
+        if missing.contains(&"postgresql") {
+            no_cluster().context("say that PostgreSQL is to start no server of its own")?;
+        }
         step::run("install packages", apt(&install).args(&missing))?;
     }
     if !installed(AFTERWARDS) {
         step::run("install packages", apt(&install).arg(AFTERWARDS))?;
     }
     Ok(())
+}
+
+/// The package makes a database and starts a server at once, unless this file says otherwise; tests start their own.
+fn no_cluster() -> std::io::Result<()> {
+    let file = Path::new("/etc/postgresql-common/createcluster.conf");
+    if file.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all("/etc/postgresql-common")?;
+    fs::write(file, "create_main_cluster = false\n")
 }
 
 fn apt(args: &[&str]) -> Command {
