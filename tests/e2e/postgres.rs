@@ -1,6 +1,10 @@
 //! A site whose database is on a PostgreSQL server.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use cairn_tests::{
     cairn::{Server, binary, eventually},
@@ -19,7 +23,7 @@ fn image(site: &Site, seed: u64) -> PathBuf {
     synthetic_ext4(&path, wanted).unwrap().path
 }
 
-fn exports(site: &Site, name: &str, image: &PathBuf) {
+fn exports(site: &Site, name: &str, image: &Path) {
     let file = site.lab.dir().join("export.raw");
     site.server.run(&["image", "export", name, file.to_str().unwrap()]).unwrap();
     assert_eq!(first_difference(image, &file).unwrap(), None);
