@@ -24,6 +24,8 @@ const AT_ONCE: usize = 3;
 /// After this many failures in a row a job is given up.
 const MAX_ATTEMPTS: u32 = 12;
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// How long a job runs before its pace says anything.
+const LEAST_PACE: Duration = Duration::from_secs(2);
 /// How often a job's progress is written down.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
@@ -43,6 +45,26 @@ pub struct JobHandle {
     app: App,
     id: i64,
     told: Mutex<Option<Instant>>,
+    pace: Mutex<Option<Pace>>,
+}
+
+/// Where a job was when it first told, of how many.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    at: Instant,
+    done: u64,
+    total: u64,
+}
+
+impl Pace {
+    /// Seconds until `done` is all, as fast as it went so far; none before that says anything.
+    fn left(&self, done: u64, now: Instant) -> Option<u64> {
+        let (took, came) = (now - self.at, done.checked_sub(self.done)?);
+        let worth = came > 0 && took >= LEAST_PACE;
+        let left = u128::from(self.total.saturating_sub(done));
+        let milliseconds = worth.then(|| took.as_millis() * left / u128::from(came))?;
+        u64::try_from(milliseconds.div_ceil(1000)).ok()
+    }
 }
 
 impl JobHandle {
@@ -60,11 +82,21 @@ impl JobHandle {
             due
         };
         if due {
-            let progress = JobProgress { done, total, unit: unit.to_owned() };
+            let seconds_left = self.seconds_left(done, total);
+            let progress = JobProgress { done, total, unit: unit.to_owned(), seconds_left };
             self.app.db.note_job_progress(self.id, &progress, Moment::now()).await?;
             self.app.events.emit(Event::JobProgress { id: self.id, progress }).await;
         }
         Ok(())
+    }
+
+    fn seconds_left(&self, done: u64, total: u64) -> Option<u64> {
+        let now = Instant::now();
+        let mut pace = self.pace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Another total is another piece of work.
+        let fresh = Pace { at: now, done, total };
+        let known = pace.filter(|pace| pace.total == total && pace.done <= done);
+        known.unwrap_or_else(|| *pace.insert(fresh)).left(done, now)
     }
 }
 
@@ -154,10 +186,12 @@ async fn fill(app: &App, running: &mut JoinSet<()>) -> anyhow::Result<Option<Ins
 
 async fn run(app: App, job: JobRow) {
     app.events.emit(Event::JobChanged { id: job.id, state: "running".to_owned() }).await;
-    let handle = JobHandle { app: app.clone(), id: job.id, told: Mutex::new(None) };
+    let handle =
+        JobHandle { app: app.clone(), id: job.id, told: Mutex::new(None), pace: Mutex::new(None) };
     let done = match job.kind {
         Kind::Scatter { set } => crate::scatter::converge(&app, set, &handle).await,
         Kind::Scrub => crate::scrub::run(&app, &handle).await,
+        Kind::Rebalance => crate::rebalance::run(&app, &handle).await,
         Kind::Bundle => crate::bundle::refresh(&app, &handle).await.map(|_| ()),
         Kind::RemoveVersion { version } => crate::removal::remove(&app, version, &handle).await,
     };
@@ -197,6 +231,19 @@ async fn run(app: App, job: JobRow) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_left_follows_from_the_pace_so_far() {
+        let at = Instant::now();
+        let pace = Pace { at, done: 10, total: 110 };
+        let after = |seconds| at + Duration::from_secs(seconds);
+        assert_eq!(pace.left(60, after(100)), Some(100));
+        assert_eq!(pace.left(110, after(100)), Some(0));
+        assert_eq!(pace.left(35, after(50)), Some(150));
+        // Too early, and not begun.
+        assert_eq!(pace.left(60, after(1)), None);
+        assert_eq!(pace.left(10, after(100)), None);
+    }
 
     #[test]
     fn pauses_double_up_to_five_minutes() {

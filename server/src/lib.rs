@@ -35,6 +35,7 @@ mod machines;
 pub mod moment;
 mod peers;
 mod presence;
+mod rebalance;
 mod recover;
 pub mod register;
 mod removal;

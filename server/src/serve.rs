@@ -45,7 +45,7 @@ use crate::{
     jobs,
     limits::SiteLimits,
     moment::Moment,
-    presence, recover,
+    presence, rebalance, recover,
     register::{self, Registrations},
     scrub, secret,
     site::{Opened, Site, secrets},
@@ -292,6 +292,7 @@ fn run_beside(app: &App, papers: Papers, services: &mut JoinSet<anyhow::Result<(
     app.tasks.spawn(volumes::scatter::watch(app.clone()));
     app.tasks.spawn(volumes::open_again(app.clone()));
     app.tasks.spawn(scrub::watch(app.clone()));
+    app.tasks.spawn(rebalance::watch(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers));
     let (db, stop) = (app.db.clone(), app.stop.clone());
     services.spawn(async move { db.watch(&stop).await.context("keep the database") });

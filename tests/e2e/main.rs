@@ -7,6 +7,7 @@ mod backup;
 mod buckets;
 mod dashboard;
 mod deploy;
+mod devices;
 mod diskless;
 mod doctor;
 mod faults;

@@ -2,7 +2,7 @@
 
 use askama::Template;
 
-use crate::text::{Ago, Bytes, Percent, counted};
+use crate::text::{Ago, Bytes, Percent, Span, counted};
 
 /// The page.
 #[derive(Debug, Template)]
@@ -21,6 +21,8 @@ pub struct Array {
     /// Why the devices cannot be looked at.
     pub problem: Option<String>,
     pub scrub: Scrub,
+    /// Segments move to the devices with most room.
+    pub evening: Option<Running>,
     pub volumes: Vec<Volume>,
 }
 
@@ -35,9 +37,15 @@ pub struct Device {
 /// How the store was last read through.
 #[derive(Clone, Debug, Default)]
 pub struct Scrub {
-    /// How far the pass is that runs now.
-    pub running: Option<Percent>,
+    pub running: Option<Running>,
     pub last: Option<LastScrub>,
+}
+
+/// How far something is that runs now.
+#[derive(Clone, Debug, Default)]
+pub struct Running {
+    pub share: Percent,
+    pub left: Option<Span>,
 }
 
 /// What the last pass found.
@@ -219,6 +227,19 @@ mod tests {
         let html = live.render().unwrap();
         assert!(html.contains("cannot be opened") && html.contains("/srv/b is missing"), "{html}");
         assert!(!html.contains("<b>"), "{html}");
+    }
+
+    #[test]
+    fn what_runs_is_shown_with_the_time_left() {
+        let device = |name: &str| Device { name: name.into(), free: Some(Bytes(1 << 30)) };
+        let running = Running { share: Percent::of(2, 5), left: Some(Span { seconds: 130 }) };
+        let idle = Array { devices: vec![device("/a"), device("/b")], ..Array::default() };
+        let html = idle.render().unwrap();
+        assert!(html.contains(r#"action="/array/rebalance""#), "{html}");
+        let live = Array { evening: Some(running), ..idle };
+        let html = live.render().unwrap().replace('\u{a0}', " ");
+        assert!(html.contains("most room, 40 %, 2 min 10 s left"), "{html}");
+        assert!(!html.contains("/array/rebalance"), "{html}");
     }
 
     #[test]

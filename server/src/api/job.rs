@@ -14,7 +14,7 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Job {
     pub id: i64,
-    /// `scatter`, `bundle`, `scrub` or `remove-version`
+    /// `scatter`, `bundle`, `scrub`, `rebalance` or `remove-version`
     pub kind: String,
     /// The image, volume or version it is about.
     pub subject: String,
@@ -35,7 +35,7 @@ impl From<JobRow> for Job {
         let subject = match row.kind {
             Kind::Scatter { set } => set.to_string(),
             Kind::Bundle => "this site".to_owned(),
-            Kind::Scrub => "the store".to_owned(),
+            Kind::Scrub | Kind::Rebalance => "the store".to_owned(),
             Kind::RemoveVersion { version } => version.to_string(),
         };
         Self {

@@ -30,6 +30,7 @@ pub mod job;
 pub mod limits;
 pub mod machine;
 mod metrics;
+pub(crate) mod rebalance;
 pub(crate) mod scrub;
 pub mod session;
 pub mod snapshot;
@@ -100,6 +101,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(limits::show, limits::set))
         .routes(routes!(store::list))
         .routes(routes!(scrub::show, scrub::begin))
+        .routes(routes!(rebalance::begin))
         .routes(routes!(backup::make))
         .routes(routes!(status::show))
         .routes(routes!(metrics::show))

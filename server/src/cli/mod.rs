@@ -23,6 +23,7 @@ mod deployment;
 mod disk;
 mod doctor;
 mod image;
+mod job;
 mod limit;
 mod machine;
 mod output;
@@ -61,8 +62,10 @@ enum Command {
     Deployment(deployment::Args),
     /// Volumes: create, list, show, resize, delete, papers
     Volume(volume::Args),
-    /// The store: list, add-device, scrub
+    /// The store: list, add-device, rebalance, scrub
     Store(store::Args),
+    /// What the server does by itself: list
+    Job(job::Args),
     /// Limit how fast each machine of the site moves segments, or show the limits
     Limit(limit::Args),
     /// Show the fleet
@@ -127,6 +130,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Deployment(args) => args.run().await,
             Command::Volume(args) => args.run().await,
             Command::Store(args) => args.run().await,
+            Command::Job(args) => args.run().await,
             Command::Limit(args) => args.run().await,
             Command::Status(args) => args.run().await,
             Command::Boot(args) => args.run(),

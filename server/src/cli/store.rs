@@ -7,6 +7,7 @@ use clap::Subcommand;
 
 use super::{
     client::{Client, Remote},
+    job::{far, wait_for},
     output::{bytes, json, line, note, table},
 };
 use crate::{
@@ -38,6 +39,11 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Move segments between the devices now until they have about equal room; the server does it by itself within an hour
+    Rebalance {
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Read and check every segment of the store now, and bring back what is damaged
     Scrub {
         #[command(flatten)]
@@ -65,6 +71,12 @@ impl Args {
                     vec![device, free.map_or_else(|| "no limit known".to_owned(), bytes)]
                 });
                 table(&["DEVICE", "FREE"], rows.collect(), "the store has no device")
+            }
+            Verb::Rebalance { remote } => {
+                let client = remote.connect()?;
+                let job: Job = client.post_json("/api/v1/rebalance", &()).await?;
+                wait_for(&client, job.id).await?;
+                note("the devices have about equal room")
             }
             Verb::Scrub { remote, json: as_json } => {
                 let client = remote.connect()?;
@@ -105,11 +117,11 @@ async fn scrub(client: &Client) -> anyhow::Result<Scrubbed> {
         {
             anyhow::bail!("the scrub failed: {error}");
         }
-        let percent =
-            job.and_then(|job| job.progress).map_or(0, |it| it.done * 100 / it.total.max(1));
+        let progress = job.and_then(|job| job.progress).unwrap_or_default();
+        let percent = progress.done * 100 / progress.total.max(1);
         if percent >= told + 10 {
             told = percent;
-            note(&format!("{percent} % are checked"))?;
+            note(&far(&progress))?;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -3,9 +3,9 @@
 use axum::{Form, extract::State, response::Response};
 use cairn_array::size;
 use cairn_web::{
-    array::{Array, Device, LastScrub, Scrub, Snapshot, Volume, VolumeState},
+    array::{Array, Device, LastScrub, Running, Scrub, Snapshot, Volume, VolumeState},
     shell::Place,
-    text::{Bytes, Percent},
+    text::{Bytes, Percent, Span},
 };
 use serde::Deserialize;
 
@@ -20,7 +20,7 @@ use crate::{
     },
     app::App,
     db::{
-        job::{JobState, Kind},
+        job::{JobProgress, JobState, Kind},
         volume::VolumeLayout,
     },
     moment::Moment,
@@ -46,7 +46,8 @@ pub(super) async fn view(app: &App) -> Result<Array, ApiError> {
     for volume in api::volume::all(app).await? {
         volumes.push(fill(app, volume, now).await?);
     }
-    Ok(Array { devices, problem, scrub: scrubbed(app, now).await?, volumes })
+    let evening = running(app, Kind::Rebalance).await?;
+    Ok(Array { devices, problem, scrub: scrubbed(app, now).await?, evening, volumes })
 }
 
 /// What a new volume may begin as, newest versions first.
@@ -59,13 +60,21 @@ pub(super) async fn images(app: &App) -> Result<Vec<String>, ApiError> {
     Ok(labels.collect())
 }
 
-async fn scrubbed(app: &App, now: Moment) -> Result<Scrub, ApiError> {
+/// How far the job of this kind is that runs, or is about to.
+async fn running(app: &App, kind: Kind) -> Result<Option<Running>, ApiError> {
     let jobs = app.db.jobs(JOBS).await?;
-    let running = jobs.into_iter().find(|job| {
-        job.kind == Kind::Scrub && matches!(job.state, JobState::Queued | JobState::Running)
-    });
-    let share = |progress: crate::db::job::JobProgress| Percent::of(progress.done, progress.total);
-    let running = running.map(|job| job.progress.map_or(Percent::ZERO, share));
+    let job = jobs
+        .into_iter()
+        .find(|job| job.kind == kind && matches!(job.state, JobState::Queued | JobState::Running));
+    let far = |progress: JobProgress| Running {
+        share: Percent::of(progress.done, progress.total),
+        left: progress.seconds_left.map(|seconds| Span { seconds }),
+    };
+    Ok(job.map(|job| job.progress.map_or_else(Running::default, far)))
+}
+
+async fn scrubbed(app: &App, now: Moment) -> Result<Scrub, ApiError> {
+    let running = running(app, Kind::Scrub).await?;
     let last = scrub::last(app).await?.map(|last| LastScrub {
         ended: ago(&Moment(last.ended).to_text(), now),
         checked: last.checked,
@@ -168,5 +177,10 @@ pub(super) async fn forget(
 
 pub(super) async fn begin_scrub(State(app): State<App>) -> Result<Response, ApiError> {
     let done = api::scrub::begin(State(app.clone())).await;
+    answer(&app, Place::Array, done).await
+}
+
+pub(super) async fn begin_rebalance(State(app): State<App>) -> Result<Response, ApiError> {
+    let done = api::rebalance::begin(State(app.clone())).await;
     answer(&app, Place::Array, done).await
 }

@@ -72,6 +72,7 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/deployments/{deployment}/cancel", post(deployments::cancel))
         .route("/array", get(array_page).post(array::create))
         .route("/array/scrub", post(array::begin_scrub))
+        .route("/array/rebalance", post(array::begin_rebalance))
         .route("/array/{volume}/remove", post(array::remove))
         .route("/array/{volume}/snapshots", post(array::take))
         .route("/array/{volume}/snapshots/{snapshot}/remove", post(array::forget))

@@ -28,6 +28,8 @@ pub enum Kind {
     Bundle,
     /// Read and check what the store has.
     Scrub,
+    /// Move segments until the store's devices have about equal room.
+    Rebalance,
     /// Take a version apart: its own segments leave the fleet and the store.
     RemoveVersion { version: VersionId },
 }
@@ -40,6 +42,7 @@ impl Kind {
             Self::Scatter { .. } => "scatter",
             Self::Bundle => "bundle",
             Self::Scrub => "scrub",
+            Self::Rebalance => "rebalance",
             Self::RemoveVersion { .. } => "remove-version",
         }
     }
@@ -49,6 +52,7 @@ impl Kind {
             Self::Scatter { set } => format!("scatter/{set}"),
             Self::Bundle => "bundle".to_owned(),
             Self::Scrub => "scrub".to_owned(),
+            Self::Rebalance => "rebalance".to_owned(),
             Self::RemoveVersion { version } => format!("remove-version/{version}"),
         }
     }
@@ -62,6 +66,9 @@ pub struct JobProgress {
     pub total: u64,
     /// What is counted, e.g. `segments`.
     pub unit: String,
+    /// At the pace so far; none before that is known.
+    #[serde(default)]
+    pub seconds_left: Option<u64>,
 }
 
 /// A job as it is kept.

@@ -20,12 +20,19 @@
 //! - A device whose sync failed is not synced again: what it dropped cannot be known.
 
 mod address;
+mod balance;
 mod blob;
 mod device;
 mod lease;
 mod object;
 
-use std::{collections::HashSet, fs::File, io, time::SystemTime};
+use std::{
+    collections::HashSet,
+    fs::File,
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+    time::SystemTime,
+};
 
 use bytes::Bytes;
 use cairn_core::{
@@ -36,6 +43,7 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 use object_store::path::Path as ObjectPath;
 
 pub use address::{BucketAddress, DeviceAddress, ParseAddressError};
+pub use balance::{Shift, shift};
 pub use blob::{BLOB_MAX_BYTES, BlobName, ParseBlobNameError};
 pub use device::{Device, DeviceFault, OpenDeviceError};
 pub use object::StoreError;
@@ -75,6 +83,8 @@ pub struct DeviceSpace {
 #[derive(Debug)]
 pub struct Store {
     devices: Vec<Device>,
+    /// Segments that left a device for another since it was opened.
+    moved: AtomicU64,
 }
 
 impl Store {
@@ -83,7 +93,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoDevice`] when there is none.
     pub fn new(devices: Vec<Device>) -> Result<Self, StoreError> {
-        if devices.is_empty() { Err(StoreError::NoDevice) } else { Ok(Self { devices }) }
+        if devices.is_empty() {
+            Err(StoreError::NoDevice)
+        } else {
+            Ok(Self { devices, moved: AtomicU64::new(0) })
+        }
     }
 
     /// Stores a segment after checking it; what was under its id is replaced. Durable after [`Self::flush`].
@@ -119,6 +133,21 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::Corrupt`], [`StoreError::Lost`] when it may be on a missing device.
     pub async fn get_segment(&self, id: SegmentId) -> Result<Bytes, StoreError> {
+        loop {
+            let moved = self.moved.load(Ordering::Acquire);
+            match self.look_for_segment(id).await {
+                Err(StoreError::NotFound { .. }) if self.has_moved_since(moved) => {}
+                found => return found,
+            }
+        }
+    }
+
+    /// Whether what was looked for on one device after the other may have gone from one to another meanwhile.
+    fn has_moved_since(&self, moved: u64) -> bool {
+        self.moved.load(Ordering::Acquire) != moved
+    }
+
+    async fn look_for_segment(&self, id: SegmentId) -> Result<Bytes, StoreError> {
         let path = segment_path(id);
         let mut worst = None;
         for device in &self.devices {
@@ -142,6 +171,17 @@ impl Store {
     /// # Errors
     /// [`io::ErrorKind::NotFound`] when no local device has it.
     pub fn open_segment(&self, id: SegmentId) -> io::Result<File> {
+        loop {
+            let moved = self.moved.load(Ordering::Acquire);
+            match self.look_for_file(id) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound && self.has_moved_since(moved) => {}
+                found => return found,
+            }
+        }
+    }
+
+    fn look_for_file(&self, id: SegmentId) -> io::Result<File> {
         let path = segment_path(id);
         let mut worst = io::Error::from(io::ErrorKind::NotFound);
         for device in &self.devices {
@@ -159,7 +199,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Lost`] when it may be on a missing device.
     pub async fn has_segment(&self, id: SegmentId) -> Result<bool, StoreError> {
-        Ok(!self.holders(&segment_path(id)).await?.is_empty())
+        Ok(self.device_of_segment(id).await?.is_some())
     }
 
     /// Whether there is a device whose segments are no files.
@@ -179,6 +219,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::Lost`] when it may be on a missing device.
     pub async fn device_of_segment(&self, id: SegmentId) -> Result<Option<usize>, StoreError> {
+        loop {
+            let moved = self.moved.load(Ordering::Acquire);
+            match self.look_for_device(id).await {
+                Ok(None) if self.has_moved_since(moved) => {}
+                found => return found,
+            }
+        }
+    }
+
+    async fn look_for_device(&self, id: SegmentId) -> Result<Option<usize>, StoreError> {
         let path = segment_path(id);
         let mut lost = None;
         for (number, device) in self.devices.iter().enumerate() {
@@ -203,13 +253,8 @@ impl Store {
     /// not segments are passed over.
     pub fn segments(&self) -> impl Stream<Item = Result<StoredSegment, StoreError>> + Send {
         stream::iter(&self.devices).flat_map(|device| {
-            object::list(device, &ObjectPath::from("segments")).try_filter_map(|meta| async move {
-                Ok(segment_of(&meta.location).map(|id| StoredSegment {
-                    id,
-                    length: ByteCount(meta.size),
-                    written: meta.last_modified.into(),
-                }))
-            })
+            object::list(device, &ObjectPath::from("segments"))
+                .try_filter_map(|meta| async move { Ok(stored(&meta)) })
         })
     }
 
@@ -428,6 +473,13 @@ fn segment_path(id: SegmentId) -> ObjectPath {
     let hex = id.to_string();
     let folder = hex.get(..2).unwrap_or_default();
     ObjectPath::from_iter(["segments", folder, &hex])
+}
+
+/// What is stored under an object's name; none when that is no segment's.
+fn stored(meta: &object_store::ObjectMeta) -> Option<StoredSegment> {
+    let id = segment_of(&meta.location)?;
+    let length = ByteCount(meta.size);
+    Some(StoredSegment { id, length, written: meta.last_modified.into() })
 }
 
 fn segment_of(path: &ObjectPath) -> Option<SegmentId> {

@@ -312,3 +312,46 @@ fn a_program_that_is_just_being_started_does_not_keep_the_lock() {
     drop(Device::open(&root).unwrap());
     drop(inherited);
 }
+
+#[tokio::test]
+async fn segments_move_to_a_device_with_more_room_while_they_are_read() {
+    let (_folder, old) = folder();
+    let small = SmallDisk::mount(48 << 20);
+    let new = small.path().join("store");
+    let mut ids = Vec::new();
+    for name in 0..40 {
+        let (id, bytes) = bytes_of(name, 200_000);
+        store(&[&old]).put_segment(id, bytes).await.unwrap();
+        ids.push(id);
+    }
+    std::fs::write(file_of(&old, ids[0]), b"damaged").unwrap();
+    // The new one is looked at first.
+    let both = std::sync::Arc::new(store(&[&new, &old]));
+    let (reader, wanted) = (std::sync::Arc::clone(&both), ids[1..].to_vec());
+    let reading = tokio::spawn(async move {
+        while reader.device_of_segment(wanted[9]).await.unwrap() == Some(1) {
+            for id in &wanted {
+                reader.get_segment(*id).await.unwrap();
+                reader.open_segment(*id).unwrap();
+            }
+        }
+    });
+    for some in ids.chunks(3) {
+        both.move_segments(some, 1, 0).await.unwrap();
+    }
+    reading.await.unwrap();
+    // What is damaged is left to the scrub.
+    let left = both.segments_on(1).try_collect::<Vec<_>>().await.unwrap();
+    assert_eq!(left.iter().map(|segment| segment.id).collect::<Vec<_>>(), [ids[0]]);
+    assert_eq!(both.segments_on(0).try_collect::<Vec<_>>().await.unwrap().len(), 39);
+    assert_eq!(both.device_of_segment(ids[9]).await.unwrap(), Some(0));
+    // One that has no room takes nothing, and nothing is lost.
+    let (big, bytes) = bytes_of(99, 4 << 20);
+    drop(both);
+    store(&[&old]).put_segment(big, bytes.clone()).await.unwrap();
+    std::fs::write(small.path().join("fill"), vec![0; 64 << 20]).ok();
+    let both = store(&[&new, &old]);
+    let refused = both.move_segments(&[big], 1, 0).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Full { .. }), "{refused}");
+    assert_eq!(both.get_segment(big).await.unwrap(), bytes);
+}
