@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
 use crate::{
@@ -79,7 +79,11 @@ impl Postgres {
         }
         let data = folder.path().join("data");
         let mut init = Command::new("setpriv");
-        init.args(as_user()).arg(program("initdb")?).args(["--no-sync", "--username", USER]);
+        init.args(as_user()).arg(programs()?.join("initdb")).args([
+            "--no-sync",
+            "--username",
+            USER,
+        ]);
         init.args(["--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8"]);
         init.arg("--pwfile").arg(&password).arg("--pgdata").arg(&data).current_dir(folder.path());
         tool::finish(&mut init)?;
@@ -155,7 +159,7 @@ fn create(namespace: Option<&str>, server: &str, database: &str) -> Result<()> {
 fn serve(host: Option<&Host>, data: &Path, address: IpAddr, port: u16) -> Result<Process> {
     let mut server = Program::new("postgres", "setpriv").args(as_user());
     // The first one's word that it is to end with us is lost with its user.
-    server = server.args(["--pdeathsig", "KILL"]).args([program("postgres")?]);
+    server = server.args(["--pdeathsig", "KILL"]).args([programs()?.join("postgres")]);
     server = server.args(["-D".as_ref(), data.as_os_str()]);
     server = server.args(["-h", &address.to_string(), "-p", &port.to_string()]);
     server = server.args(OPTIONS.iter().flat_map(|option| ["-c", option]));
@@ -175,17 +179,18 @@ fn id(what: &str) -> Result<u32> {
     tool::run("id", [what, USER])?.trim().parse().context("read the number of its user")
 }
 
-/// A program of the newest version that is installed.
-fn program(name: &str) -> Result<PathBuf> {
+/// Where the programs of the newest version that is installed are.
+///
+/// # Errors
+/// None is installed.
+pub fn programs() -> Result<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql")
         .context("look for PostgreSQL (cargo xtask setup installs it)")?;
     let number =
         |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
     let newest = versions
         .filter_map(|version| Some(version.ok()?.path()))
-        .filter(|path| path.join("bin").join(name).is_file())
+        .filter(|path| number(path).is_some() && path.join("bin/postgres").is_file())
         .max_by_key(number);
-    let newest = newest.with_context(|| format!("{name} of PostgreSQL is not installed"))?;
-    ensure!(number(&newest).is_some(), "{} is no version of PostgreSQL", newest.display());
-    Ok(newest.join("bin").join(name))
+    Ok(newest.context("no version of PostgreSQL's server is installed")?.join("bin"))
 }
