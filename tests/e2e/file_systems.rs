@@ -244,7 +244,54 @@ fn xfs_is_clean_after_every_kill_and_a_database_on_it_whole() {
 
 /// What takes long: `cargo xtask test --long`.
 mod long {
-    use super::{Database, KINDS, kill_under};
+    use std::{fs, path::PathBuf, time::Duration};
+
+    use cairn_tests::{
+        paths,
+        process::Program,
+        site::{NetworkBoot, Site},
+    };
+
+    use super::{Database, Disk, KINDS, kill_under, with_device};
+
+    /// It reads back what it wrote, cut and punched, all the time.
+    const FSX: Duration = Duration::from_secs(500);
+    /// On a disk: its size stays, and nothing maps it into memory.
+    const ON_DISK: &str = "
+blockmode = true
+flen = 67108864
+[opsize]
+max = 262144
+[weights]
+read = 10.0
+write = 10.0
+fsync = 1.0
+fdatasync = 1.0
+punch_hole = 3.0
+close_open = 0.0
+truncate = 0.0
+mapread = 0.0
+mapwrite = 0.0
+invalidate = 0.0
+";
+    const ON_FILES: &str = "
+flen = 16777216
+[opsize]
+max = 262144
+[weights]
+punch_hole = 1.0
+fsync = 1.0
+";
+
+    fn fsx() -> PathBuf {
+        let path = paths::target().join("tools/fsx/bin/fsx");
+        assert!(
+            path.is_file(),
+            "{} is missing: `cargo xtask test --long` installs it",
+            path.display()
+        );
+        path
+    }
 
     #[test]
     fn file_systems_are_clean_after_thirty_kills_each() {
@@ -256,5 +303,29 @@ mod long {
     #[test]
     fn postgresql_has_all_that_it_committed_after_thirty_kills() {
         kill_under(&KINDS[1], Database::Postgres, 30);
+    }
+
+    #[test]
+    fn fsx_finds_nothing_on_a_volume_and_on_a_file_system_on_it() {
+        let site = Site::start("files-fsx", NetworkBoot::Off).unwrap();
+        site.server.run(&["volume", "create", "disk", "--size", "64MiB"]).unwrap();
+        let disk = Disk::attach(&site, "nbd://127.0.0.1:10809/disk");
+        let words = |config: &str, operations: &str| {
+            let file = site.lab.dir().join("fsx.toml");
+            fs::write(&file, config).unwrap();
+            let [file, folder] =
+                [&file, site.lab.dir()].map(|path| path.to_str().unwrap().to_owned());
+            let fixed = ["-N", operations, "-S", "7", "-f", &file, "-P", &folder];
+            fixed.map(str::to_owned).to_vec()
+        };
+        let raw = disk.fuse.join("disk");
+        let on_disk = Program::new("fsx", fsx()).args(words(ON_DISK, "20000")).args([raw]);
+        on_disk.start().unwrap().wait_success(FSX).unwrap();
+        with_device(KINDS[0].make, &disk.device);
+        let program = vec![fsx().to_str().unwrap().to_owned()];
+        let file = vec!["/mnt/file".to_owned()];
+        let mut on_files = disk.program(&[program, words(ON_FILES, "20000"), file].concat());
+        on_files.wait_success(FSX).unwrap();
+        with_device(KINDS[0].check, &disk.device);
     }
 }

@@ -29,6 +29,9 @@ enum Suite {
 pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
     let mut verdict = Verdict::default();
     verdict.step("packages", setup::run);
+    if depth == Depth::Long {
+        verdict.step("fsx", setup::fsx);
+    }
     verdict.step("format", || cargo(&["fmt", "--all", "--check"]));
     verdict.step("lints", || {
         cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])

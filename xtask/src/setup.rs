@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::step;
+use crate::{build, step};
 
 /// What each is for, so that it can go when that goes.
 const PACKAGES: [(&str, &str); 31] = [
@@ -44,6 +44,8 @@ const PACKAGES: [(&str, &str); 31] = [
 /// it, and only a second call puts the matching version in its place.
 const AFTERWARDS: &str = "qemu-utils";
 
+const FSX: &str = "fsx@0.3.2";
+
 /// What the swarm is measured against.
 const PEERS: [(&str, &str); 2] =
     [("nginx-light", "a file to everybody, one by one"), ("udpcast", "a file by multicast")];
@@ -53,7 +55,18 @@ pub(crate) fn run() -> Result<()> {
     install(&PACKAGES)
 }
 
-/// The same, and what benches compare with.
+/// A file system exerciser, built by cargo where the workspace's own tools are.
+pub(crate) fn fsx() -> Result<()> {
+    let folder = build::target().join("tools/fsx");
+    if folder.join("bin/fsx").exists() {
+        return Ok(());
+    }
+    let mut install = step::command("cargo");
+    install.args(["install", "--locked", FSX, "--root"]).arg(folder);
+    step::run("build fsx", &mut install)
+}
+
+/// What is missing of [`run`], and what benches compare with.
 pub(crate) fn run_for_benches() -> Result<()> {
     run()?;
     install(&PEERS)
