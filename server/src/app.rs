@@ -18,7 +18,7 @@ use crate::{
     finder::Finder,
     jobs::Bell,
     limits::SiteLimits,
-    register::Registrations,
+    register::{Registrations, Sources},
     site::Site,
     volumes::Volumes,
     waves::Waves,
@@ -58,6 +58,8 @@ pub struct Inner {
     pub(crate) bell: Bell,
     pub(crate) login_limit: LoginLimit,
     pub(crate) registrations: Registrations,
+    /// Where images may come from but from uploads.
+    pub(crate) sources: Sources,
     pub(crate) full_disks: FullDisks,
     pub(crate) conditions: Conditions,
     pub(crate) complaints: Complaints,

@@ -8,7 +8,7 @@ use std::{
 use cairn_array::store::DeviceAddress;
 use clap::{Args, ValueEnum};
 
-use crate::db::DatabaseAddress;
+use crate::{db::DatabaseAddress, register::ImageHost};
 
 /// The database file in the data folder.
 pub const DATABASE_FILE: &str = "cairn.db";
@@ -55,6 +55,9 @@ pub struct ServeOptions {
     /// The database: `sqlite:PATH` or `postgres://USER@HOST/NAME` (default: SQLite in the data folder)
     #[arg(long, env = "CAIRN_DATABASE", hide_env_values = true, value_name = "URL")]
     pub database: Option<DatabaseAddress>,
+    /// A host that images may be fetched from, `NAME` or `NAME:PORT` (repeatable; default: none)
+    #[arg(long, value_name = "HOST")]
+    pub image_host: Vec<ImageHost>,
     /// Where the distribution's package keeps iPXE
     #[arg(long, value_name = "DIR", default_value = "/usr/lib/ipxe")]
     pub ipxe_dir: PathBuf,

@@ -77,6 +77,7 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
 
     approve_an_agent(&server, &site, &browser).await;
     register(&server, &browser, dir.path()).await;
+    register_what_is_there(&server, &browser, dir.path()).await;
     let target = install(&server, &site, &browser).await;
     watch(&server, &target, &browser).await;
     fill_the_array(&server, &browser).await;
@@ -150,6 +151,27 @@ async fn register(server: &Server, browser: &Browser, dir: &Path) {
     browser.sees("#image-class-room-1", "Server").await;
     browser.sees_gone("#images-live article.live").await;
     browser.shoot("images").await;
+}
+
+/// Files in the server's folder are offered: one is no disk, the other becomes an image, which is removed again.
+async fn register_what_is_there(server: &Server, browser: &Browser, dir: &Path) {
+    let folder = dir.join("data/images");
+    fs::create_dir(&folder).unwrap();
+    fs::rename(dir.join("notes.img"), folder.join("Notes.img")).unwrap();
+    let wanted = Synthetic { size_mib: 64, files_mib: 8, seed: 7 };
+    synthetic_ext4(&folder.join("Spare Part.raw"), wanted).unwrap();
+    browser.go(&format!("{}/images", server.url)).await;
+    assert_eq!(browser.value("#offered-name-2").await, "spare-part");
+    assert_eq!(browser.value("#offered-format-2").await, "raw");
+    browser.shoot("images-offered").await;
+    browser.click("#offered-1").await;
+    browser.sees("[role=alert]", "image").await;
+    browser.click("#offered-2").await;
+    browser.sees_within(UPLOAD, "#image-spare-part-1", "64 MiB").await;
+    browser.click("#remove-spare-part-1").await;
+    browser.click("#sure-spare-part-1 button.danger").await;
+    browser.sees_gone("#image-spare-part-1").await;
+    fs::remove_dir_all(folder).unwrap();
 }
 
 /// A blank machine boots while the page is open; its code shows up by itself, and Install is clicked.

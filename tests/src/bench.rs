@@ -25,7 +25,7 @@ mod simulation;
 mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 13] = [
+pub const BENCHES: [Bench; 14] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -70,6 +70,11 @@ pub const BENCHES: [Bench; 13] = [
         name: "array",
         about: "a volume by NBD beside qemu-nbd and nbdkit on the same disk, and what it writes per byte",
         run: array::measure,
+    },
+    Bench {
+        name: "extents",
+        about: "a volume of 1 TiB with a million scattered blocks: its memory, and how long it takes to open",
+        run: array::extents,
     },
     Bench {
         name: "layouts",

@@ -9,6 +9,25 @@ use crate::text::{Ago, Bytes, Percent, Rate, Span, counted};
 #[template(path = "images.html")]
 pub struct ImagesPage<'a> {
     pub live: &'a Images,
+    /// Files on the server that can become images.
+    pub files: Vec<Offered>,
+}
+
+/// A file in the server's folder of images.
+#[derive(Clone, Debug)]
+pub struct Offered {
+    pub file: String,
+    pub size: Bytes,
+    /// The name that it is offered under: letters, digits, dots, dashes and underscores of its own.
+    pub name: String,
+    /// `raw`, `raw.zst` or `qcow2`, as far as its own name says.
+    pub format: Option<String>,
+}
+
+impl Offered {
+    fn is(&self, format: &str) -> bool {
+        self.format.as_deref() == Some(format)
+    }
 }
 
 /// Its live part, `/parts/images`.
@@ -179,6 +198,28 @@ mod tests {
         {
             assert!(html.contains(wanted), "{wanted}: {html}");
         }
+    }
+
+    #[test]
+    fn files_on_the_server_are_offered() {
+        let file = Offered {
+            file: "win \"11\".qcow2".into(),
+            size: Bytes(9 << 30),
+            name: "win-11".into(),
+            format: Some("qcow2".into()),
+        };
+        let page = ImagesPage { live: &Images::default(), files: vec![file] };
+        let html = page.render().unwrap().replace('\u{a0}', " ");
+        for wanted in [
+            r#"value="win &#34;11&#34;.qcow2""#,
+            "9 GiB",
+            r#"value="win-11""#,
+            r#"<option value="qcow2" selected>"#,
+        ] {
+            assert!(html.contains(wanted), "{wanted}: {html}");
+        }
+        let none = ImagesPage { live: &Images::default(), files: Vec::new() };
+        assert!(!none.render().unwrap().contains("On the server already"));
     }
 
     #[test]

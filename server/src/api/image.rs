@@ -28,7 +28,10 @@ use crate::{
     },
     events::Event,
     jobs::Kind,
-    register::{self, Content, Outcome, RegisterError, Upload},
+    register::{
+        self, Content, Outcome, RegisterError, Upload,
+        elsewhere::{FetchError, Fetched, OfferedFile},
+    },
     volumes::snapshots::{self, OpenSnapshot},
 };
 
@@ -119,13 +122,19 @@ pub struct Added {
 }
 
 /// How an upload is to be read.
-#[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
+#[derive(Clone, Debug, Deserialize, utoipa::IntoParams, Default)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct UploadParams {
     /// Declared, never guessed from the bytes. Left out with `snapshot`.
     format: Option<ImageFormat>,
     /// `VOLUME@SNAPSHOT`: its blocks become the version, the body is empty.
     snapshot: Option<String>,
+    /// The server fetches it from there: a host that it was started with. The body is empty.
+    url: Option<String>,
+    /// Of what is at the `url`, 64 hex digits.
+    sha256: Option<String>,
+    /// A file in the folder `images` of the server's data folder. The body is empty.
+    file: Option<String>,
     /// Bytes of the disk, when they are known; an upload that turns out longer or shorter is refused.
     size: Option<u64>,
     /// Take bytes that look like no disk image at all.
@@ -257,11 +266,14 @@ async fn begin_removal(app: &App, version: &VersionRow) -> Result<(), ApiError> 
 
 /// Add the next version of an image
 ///
-/// The body is the image itself, streamed, or a snapshot of a volume is named. An upload that breaks off leaves nothing behind.
+/// The body is the image itself, streamed; or it is empty, and a snapshot of a volume, an address, or a file on the server is named.
+/// What breaks off leaves nothing behind.
 #[utoipa::path(post, path = "/api/v1/images/{name}/versions", tag = "images",
     params(("name" = String, Path), UploadParams), request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 201, body = Added), (status = 200, body = Added, description = "The same content was there already"),
-    (status = 400, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+    (status = 400, body = Problem), (status = 403, description = "Images are not fetched from that host", body = Problem),
+    (status = 404, description = "There is no such file", body = Problem), (status = 409, body = Problem),
+    (status = 422, body = Problem), (status = 502, description = "The host does not give it", body = Problem)))]
 pub(crate) async fn add(
     State(app): State<App>,
     Place(name): Place<String>,
@@ -274,23 +286,7 @@ pub(crate) async fn add(
             "an image's name has 1 to 63 letters, digits, dots, dashes and underscores, and begins with a letter or digit",
         ));
     }
-    let (format, content) = match (params.format, params.size, &params.snapshot) {
-        (Some(format), _, None) => (format, Content::Body(body)),
-        (None, None, Some(text)) => (ImageFormat::Raw, Content::Snapshot(open(&app, text).await?)),
-        _ => {
-            return Err(ApiError::bad_request(
-                "no_format",
-                "declare either the format of the body, and its size if you like, or the snapshot that becomes the image",
-            ));
-        }
-    };
-    let upload = Upload {
-        name: name.clone(),
-        format,
-        size: params.size.map(ByteCount),
-        any_content: params.any_content,
-        content,
-    };
+    let upload = upload(&app, name.clone(), params, body).await?;
     // In a task of its own: when the sender goes away this handler is dropped, but the registration is still cleared away,
     // and whoever watched it hears that it is over.
     let (worker, image) = (app.clone(), name.clone());
@@ -315,6 +311,96 @@ pub(crate) async fn add(
     let status = if identical { StatusCode::OK } else { StatusCode::CREATED };
     let version = version.as_ref().map(Version::from);
     Ok((status, Json(Added { name, number, identical, version })))
+}
+
+/// Finds out where the bytes come from.
+async fn upload(
+    app: &App,
+    name: String,
+    params: UploadParams,
+    body: AxumBody,
+) -> Result<Upload, ApiError> {
+    let UploadParams { format, snapshot, url, sha256, file, size, any_content } = params;
+    let (format, content, known) = match (format, size, snapshot, url, sha256, file) {
+        (Some(format), _, None, None, None, None) => (format, Content::Body(body), None),
+        (None, None, Some(text), None, None, None) => {
+            (ImageFormat::Raw, Content::Snapshot(open(app, &text).await?), None)
+        }
+        (Some(format), _, None, Some(url), Some(sha256), None) if format != ImageFormat::Sparse => {
+            let mut hash = [0; 32];
+            hex::decode_to_slice(sha256.trim(), &mut hash).map_err(|_| {
+                ApiError::bad_request(
+                    "bad_sha256",
+                    "a SHA-256 has 64 hex digits: `sha256sum FILE` shows it",
+                )
+            })?;
+            let Fetched { body, bytes } =
+                app.sources.fetch(&url, hash).await.map_err(not_fetched)?;
+            (format, Content::Body(body), bytes)
+        }
+        (Some(format), _, None, None, None, Some(file)) if format != ImageFormat::Sparse => {
+            let Fetched { body, bytes } = app.sources.open(&file).await.map_err(not_fetched)?;
+            (format, Content::Body(body), bytes)
+        }
+        _ => {
+            return Err(ApiError::bad_request(
+                "no_format",
+                "declare the format of the body, of what is at `url` (with its `sha256`) or of the `file` on the server, \
+                 and its size if you like; or the `snapshot` that becomes the image",
+            ));
+        }
+    };
+    // A raw image is as large as its file.
+    let known = known.filter(|_| format == ImageFormat::Raw);
+    let size = size.or(known).map(ByteCount);
+    Ok(Upload { name, format, size, any_content, content })
+}
+
+fn not_fetched(error: FetchError) -> ApiError {
+    let (status, code) = match error {
+        FetchError::NotAnAddress => (StatusCode::BAD_REQUEST, "bad_url"),
+        FetchError::NotAllowed { .. } => (StatusCode::FORBIDDEN, "host_not_allowed"),
+        FetchError::Unreachable { .. } | FetchError::Answered { .. } => {
+            (StatusCode::BAD_GATEWAY, "image_unreachable")
+        }
+        FetchError::NoFile(_) => (StatusCode::NOT_FOUND, "file_unknown"),
+        FetchError::Failed(error) => return error.into(),
+    };
+    ApiError::new(status, code, error.to_string())
+}
+
+/// A file on the server that can become an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ImageFile {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    /// What its name stands for; it is declared all the same.
+    pub(crate) format: Option<ImageFormat>,
+}
+
+/// Registers a file on the server, and waits for the end of that.
+pub(crate) async fn add_file(
+    app: &App,
+    name: String,
+    file: String,
+    format: ImageFormat,
+) -> Result<(), ApiError> {
+    let params = UploadParams { format: Some(format), file: Some(file), ..UploadParams::default() };
+    add(State(app.clone()), Place(name), Params(params), AxumBody::empty()).await.map(drop)
+}
+
+/// List the files in the folder `images` of the server's data folder
+#[utoipa::path(get, path = "/api/v1/image-files", tag = "images", responses((status = 200, body = Vec<ImageFile>)))]
+pub(crate) async fn files(State(app): State<App>) -> Result<Json<Vec<ImageFile>>, ApiError> {
+    Ok(Json(offered(&app).await?))
+}
+
+pub(crate) async fn offered(app: &App) -> Result<Vec<ImageFile>, ApiError> {
+    let sources = app.sources.clone();
+    let files = tokio::task::spawn_blocking(move || sources.files()).await;
+    let files = files.context("wait for a thread")?.context("list the folder of images")?;
+    let file = |OfferedFile { name, bytes, format }| ImageFile { name, bytes, format };
+    Ok(files.into_iter().map(file).collect())
 }
 
 /// Opens a snapshot by `VOLUME@SNAPSHOT`.

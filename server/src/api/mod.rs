@@ -73,6 +73,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(image::export))
         .routes(routes!(disk::of_image))
         .routes(routes!(image::registrations))
+        .routes(routes!(image::files))
         .routes(routes!(token::list, token::create))
         .routes(routes!(token::revoke))
         .routes(routes!(agent::list))

@@ -20,8 +20,9 @@ use super::{
     output::{bytes, json, line, note, table},
 };
 use crate::{
-    api::image::{Added, Image, Registration},
+    api::image::{Added, Image, ImageFile, Registration},
     db::image::ImageFormat,
+    register::elsewhere::format_of,
 };
 
 const POLL: Duration = Duration::from_millis(300);
@@ -40,7 +41,15 @@ pub(super) struct Args {
 enum Verb {
     /// Add a disk image; under a name that is there, it becomes the next version
     Add {
+        /// A file, or an address (`https://…`, with --sha256) that the server fetches it from
+        #[arg(value_name = "FILE-OR-URL")]
         file: PathBuf,
+        /// Of what is at the address, 64 hex digits
+        #[arg(long, value_name = "HEX", conflicts_with = "on_server")]
+        sha256: Option<String>,
+        /// FILE is in the folder `images` of the server's data folder: nothing is sent (`image files` lists them)
+        #[arg(long)]
+        on_server: bool,
         #[arg(long)]
         name: String,
         /// Declared, never guessed from the bytes (default: by the file's extension: .img, .raw, .zst, .qcow2)
@@ -52,6 +61,11 @@ enum Verb {
         /// Take bytes that look like no disk image at all
         #[arg(long)]
         any_content: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the files in the folder `images` of the server's data folder
+    Files {
         #[arg(long)]
         json: bool,
     },
@@ -96,30 +110,57 @@ impl From<Format> for ImageFormat {
     }
 }
 
-/// The format that a file's extension stands for.
-fn format_of(file: &Path) -> Option<Format> {
-    match file.extension()?.to_str()? {
-        "img" | "raw" | "iso" => Some(Format::Raw),
-        "zst" => Some(Format::RawZst),
-        "qcow2" => Some(Format::Qcow2),
-        _ => None,
-    }
-}
-
 impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = self.remote.connect()?;
         match self.verb {
-            Verb::Add { file, name, format, size, any_content, json: as_json } => {
-                let format = format.or_else(|| format_of(&file)).with_context(|| {
+            Verb::Add {
+                file,
+                sha256,
+                on_server,
+                name,
+                format,
+                size,
+                any_content,
+                json: as_json,
+            } => {
+                let by_name = || format_of(file.to_str()?);
+                let format = format.map(Into::into).or_else(by_name).with_context(|| {
                     format!(
                         "the name of {} does not say its format: declare it with --format",
                         file.display()
                     )
                 })?;
-                let upload = Upload { file, name, format: format.into(), size, any_content };
-                let added = add(&client, &upload).await?;
+                let upload = Upload { file, name, format, size, any_content };
+                let added = match (upload.url(), sha256, on_server) {
+                    (Some(url), Some(sha256), false) => {
+                        let sha256 = part(&sha256).to_string();
+                        add_from(&client, &upload, &format!("url={}&sha256={sha256}", part(url)))
+                            .await?
+                    }
+                    (Some(_), ..) => bail!(
+                        "an address comes with --sha256: what is there now must be what you mean (`sha256sum FILE`)"
+                    ),
+                    (None, Some(_), _) => bail!("--sha256 goes with an address: drop it"),
+                    (None, None, true) => {
+                        let file = upload.file.to_str().context("its name is not UTF-8")?;
+                        add_from(&client, &upload, &format!("file={}", part(file))).await?
+                    }
+                    (None, None, false) => add(&client, &upload).await?,
+                };
                 if as_json { json(&added) } else { show_added(&added) }
+            }
+            Verb::Files { json: as_json } => {
+                let files: Vec<ImageFile> = client.get("/api/v1/image-files").await?;
+                if as_json {
+                    return json(&files);
+                }
+                let rows = files.into_iter().map(|file| {
+                    let format = file.format.map_or_else(|| "?".to_owned(), |it| it.to_string());
+                    vec![file.name, bytes(file.bytes), format]
+                });
+                let none = "there is no file in the folder `images` of the server's data folder";
+                table(&["FILE", "SIZE", "FORMAT"], rows.collect(), none)
             }
             Verb::List { json: as_json } => {
                 let images: Vec<Image> = client.get("/api/v1/images").await?;
@@ -153,6 +194,33 @@ struct Upload {
     any_content: bool,
 }
 
+impl Upload {
+    /// The address, when it is one.
+    fn url(&self) -> Option<&str> {
+        let text = self.file.to_str()?;
+        (text.starts_with("http://") || text.starts_with("https://")).then_some(text)
+    }
+
+    /// What is declared about it.
+    fn query(&self, format: ImageFormat, size: Option<u64>) -> String {
+        let mut query = format!("format={format}");
+        if let Some(size) = size {
+            query.push_str(&format!("&size={size}"));
+        }
+        if self.any_content {
+            query.push_str("&any_content=true");
+        }
+        query
+    }
+}
+
+/// Has the server take an image from elsewhere.
+async fn add_from(client: &Client, upload: &Upload, place: &str) -> anyhow::Result<Added> {
+    let query = upload.query(upload.format, upload.size);
+    let path = format!("/api/v1/images/{}/versions?{query}&{place}", part(&upload.name));
+    register(client, client.request(Method::POST, &path), &upload.name, upload.size).await
+}
+
 async fn add(client: &Client, upload: &Upload) -> anyhow::Result<Added> {
     let length = length_of(&upload.file)?;
     let raw = upload.format == ImageFormat::Raw;
@@ -163,13 +231,7 @@ async fn add(client: &Client, upload: &Upload) -> anyhow::Result<Added> {
     let size = upload.size.or_else(|| raw.then_some(length));
     // Holes and zeros of a raw file stay at home.
     let format = if raw { ImageFormat::Sparse } else { upload.format };
-    let mut query = format!("format={format}");
-    if let Some(size) = size {
-        query.push_str(&format!("&size={size}"));
-    }
-    if upload.any_content {
-        query.push_str("&any_content=true");
-    }
+    let query = upload.query(format, size);
     let path = format!("/api/v1/images/{}/versions?{query}", part(&upload.name));
     let body = if raw {
         reqwest::Body::wrap_stream(super::sparse::stream(upload.file.clone()))
@@ -343,18 +405,4 @@ async fn write_sparse(response: reqwest::Response, path: &Path, size: u64) -> an
     }
     file.set_len(size).await.with_context(write)?;
     file.sync_all().await.with_context(write)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_extension_says_the_format_or_nothing() {
-        assert_eq!(format_of(Path::new("a.img")), Some(Format::Raw));
-        assert_eq!(format_of(Path::new("a.raw.zst")), Some(Format::RawZst));
-        assert_eq!(format_of(Path::new("a.qcow2")), Some(Format::Qcow2));
-        assert_eq!(format_of(Path::new("a.vmdk")), None);
-        assert_eq!(format_of(Path::new("a")), None);
-    }
 }

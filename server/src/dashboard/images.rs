@@ -1,16 +1,18 @@
 //! Fills the page of images.
 
-use axum::{extract::State, response::Response};
+use axum::{Form, extract::State, response::Response};
 use cairn_web::{
-    images::{Image, Images, Lives, Registration, Version},
+    images::{Image, Images, Lives, Offered, Registration, Version},
     shell::Place,
     text::{Bytes, Rate, Span},
 };
+use serde::Deserialize;
 
 use super::{ago, answer};
 use crate::{
-    api::{self, error::ApiError, extract, machine::Machine},
+    api::{self, error::ApiError, extract, image::ImageFile, machine::Machine},
     app::App,
+    db::image::ImageFormat,
     moment::Moment,
 };
 
@@ -77,10 +79,70 @@ fn registration(from: api::image::Registration) -> Registration {
     }
 }
 
+/// Files on the server that can become images.
+pub(super) async fn files(app: &App) -> Result<Vec<Offered>, ApiError> {
+    let files = api::image::offered(app).await?;
+    let offered = |file: ImageFile| Offered {
+        size: Bytes(file.bytes),
+        name: name_of(&file.name),
+        format: file.format.map(|format| format.to_string()),
+        file: file.name,
+    };
+    Ok(files.into_iter().map(offered).collect())
+}
+
+/// What an image may be called after its file.
+fn name_of(file: &str) -> String {
+    let endings = [".zst", ".img", ".raw", ".iso", ".qcow2"];
+    let mut stem = file;
+    while let Some(shorter) = endings.iter().find_map(|ending| stem.strip_suffix(ending)) {
+        stem = shorter;
+    }
+    let mut name = String::new();
+    for sign in stem.chars().take(63) {
+        if sign.is_ascii_alphanumeric() || matches!(sign, '.' | '_') {
+            name.push(sign.to_ascii_lowercase());
+        } else if !name.ends_with('-') {
+            name.push('-');
+        }
+    }
+    name.trim_matches(|sign: char| !sign.is_ascii_alphanumeric()).to_owned()
+}
+
+/// A file that is to be registered.
+#[derive(Deserialize)]
+pub(super) struct FileForm {
+    file: String,
+    name: String,
+    format: ImageFormat,
+}
+
+/// Ends when the registration does; the page that it was asked from shows how far that is.
+pub(super) async fn register_file(
+    State(app): State<App>,
+    Form(FileForm { file, name, format }): Form<FileForm>,
+) -> Result<Response, ApiError> {
+    let done = api::image::add_file(&app, name, file, format).await;
+    answer(&app, Place::Images, done).await
+}
+
 pub(super) async fn remove(
     State(app): State<App>,
     extract::Place((name, number)): extract::Place<(String, u32)>,
 ) -> Result<Response, ApiError> {
     let done = api::image::remove_version(State(app.clone()), extract::Place((name, number))).await;
     answer(&app, Place::Images, done).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_called_after_its_file() {
+        assert_eq!(name_of("debian-12.raw.zst"), "debian-12");
+        assert_eq!(name_of("Win 11 (lab).qcow2"), "win-11-lab");
+        assert_eq!(name_of("_x.img"), "x");
+        assert_eq!(name_of(&"a".repeat(80)).len(), 63);
+    }
 }

@@ -58,6 +58,7 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/", get(overview_page))
         .route("/images", get(images_page))
         .route("/images/{name}/{number}/remove", post(images::remove))
+        .route("/images/files", post(images::register_file))
         .route("/agents", get(agents_page))
         .route("/agents/join", post(agents::join))
         .route("/agents/{agent}/approve", post(agents::approve))
@@ -214,7 +215,10 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
         Place::Overview => {
             shell::page(&nav, notice, &OverviewPage { live: &overview::view(app).await? })
         }
-        Place::Images => shell::page(&nav, notice, &ImagesPage { live: &images::view(app).await? }),
+        Place::Images => {
+            let (live, files) = (&images::view(app).await?, images::files(app).await?);
+            shell::page(&nav, notice, &ImagesPage { live, files })
+        }
         Place::Agents => return agents_with(app, notice, None).await,
         Place::Machines => {
             shell::page(&nav, notice, &MachinesPage { live: &machines::view(app).await? })

@@ -9,6 +9,7 @@
 //! Invariants: a version is listed only when its segments and its manifest are durable; whatever ends a registration
 //! early, nothing of it is left, and after kill -9 the next start clears it away.
 
+pub(crate) mod elsewhere;
 mod export;
 mod input;
 mod live;
@@ -41,6 +42,7 @@ use cairn_core::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use elsewhere::{ImageHost, Sources};
 pub use export::export;
 pub use live::{Listed, Registrations};
 

@@ -94,8 +94,13 @@ impl Server {
     }
 
     pub(crate) async fn start_in(folder: TempDir) -> Self {
-        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let options = options(folder.path());
+        Self::start_as(options, folder).await
+    }
+
+    /// With options of the test's own for this folder.
+    pub(crate) async fn start_as(options: ServeOptions, folder: TempDir) -> Self {
+        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let (tell, told) = tokio::sync::oneshot::channel();
         let (stopper, killer) = (stop.clone(), kill.clone());
         let thread = std::thread::spawn(move || {

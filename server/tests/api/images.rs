@@ -1,11 +1,15 @@
 //! Images: adding, what is refused, what an aborted upload leaves, exporting, removing.
 
+use std::net::SocketAddr;
+
+use axum::{Router, extract::Request, http::header, response::IntoResponse as _, routing::get};
 use bytes::Bytes;
+use cairn_core::id::sha256;
 use cairn_server::api::image::{Added, Image, Registration};
 use futures::{StreamExt as _, stream};
 use reqwest::{Body, Method, RequestBuilder, StatusCode};
 
-use crate::harness::{PATIENCE, Server, image, json, problem};
+use crate::harness::{PATIENCE, Server, image, json, options, problem};
 
 fn upload(server: &Server, name: &str, query: &str, body: impl Into<Body>) -> RequestBuilder {
     let path = format!("/api/v1/images/{name}/versions?{query}");
@@ -138,4 +142,89 @@ async fn a_refusal_is_read_although_the_upload_is_not_over() {
         assert_eq!((status, code.as_str()), wanted);
     }
     assert!(images(&server).await.is_empty());
+}
+
+/// A plain HTTP server: an image, one that ends early, one that never ends, and ways to other places.
+async fn host() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let moved = |place: String| {
+        get(move || async move { (StatusCode::FOUND, [(header::LOCATION, place)]).into_response() })
+    };
+    let routes = Router::new()
+        .route("/os.img", get(|| async { image(1) }))
+        .route("/near", moved("/os.img".to_owned()))
+        .route("/far", moved(format!("http://127.0.0.2:{}/os.img", address.port())))
+        .route("/around", moved("/around".to_owned()))
+        .fallback(|_: Request| async { StatusCode::NOT_FOUND });
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    address
+}
+
+#[tokio::test]
+async fn an_image_is_fetched_from_a_host_that_was_named_and_is_what_its_hash_says() {
+    let (address, folder) = (host().await, tempfile::tempdir().unwrap());
+    let mut options = options(folder.path());
+    options.image_host = vec![address.to_string().parse().unwrap()];
+    let server = Server::start_as(options, folder).await;
+    let good = hex::encode(sha256(&image(1)));
+    let ask = async |url: &str, sha256: &str| {
+        let query = format!("format=raw&any_content=true&url={url}&sha256={sha256}");
+        upload(&server, "os", &query, Bytes::new()).send().await.unwrap()
+    };
+    let at = |path: &str| format!("http://{address}/{path}");
+    let cases = [
+        (at("os.img"), "00".repeat(32), 422, "image_unreadable"),
+        (at("os.img"), "12".to_owned(), 400, "bad_sha256"),
+        (at("none.img"), good.clone(), 502, "image_unreachable"),
+        (at("far"), good.clone(), 502, "image_unreachable"),
+        (at("around"), good.clone(), 502, "image_unreachable"),
+        (
+            format!("http://127.0.0.1:{}/os.img", address.port() ^ 1),
+            good.clone(),
+            403,
+            "host_not_allowed",
+        ),
+        ("http://169.254.169.254/latest".to_owned(), good.clone(), 403, "host_not_allowed"),
+        ("file:///etc/passwd".to_owned(), good.clone(), 400, "bad_url"),
+        ("nothing".to_owned(), good.clone(), 400, "bad_url"),
+    ];
+    for (url, sha256, status, code) in cases {
+        let found = problem(ask(&url, &sha256).await).await;
+        assert_eq!(found, (status, code.to_owned()), "{url}");
+        assert!(images(&server).await.is_empty(), "{url} leaves something");
+    }
+    let query = format!("format=raw&any_content=true&url={}", at("os.img"));
+    let without_hash = upload(&server, "os", &query, Bytes::new()).send().await.unwrap();
+    assert_eq!(problem(without_hash).await.1, "no_format");
+    for path in ["os.img", "near"] {
+        let added: Added = json(ask(&at(path), &good).await).await;
+        assert_eq!((added.number, added.identical), (1, path == "near"));
+    }
+}
+
+#[tokio::test]
+async fn files_in_the_folder_of_images_are_offered_and_nothing_else_is() {
+    let server = Server::start().await;
+    let offered = async || -> Vec<serde_json::Value> {
+        server.api().get("/api/v1/image-files").await.unwrap()
+    };
+    assert!(offered().await.is_empty());
+    let folder = server.folder.path().join("images");
+    std::fs::create_dir_all(folder.join("sub.img")).unwrap();
+    std::fs::write(folder.join("os 1.raw"), image(1)).unwrap();
+    std::fs::write(folder.join(".hidden.raw"), image(2)).unwrap();
+    let secret = server.folder.path().join("secrets/cli-token");
+    std::os::unix::fs::symlink(&secret, folder.join("link.raw")).unwrap();
+    let wanted = serde_json::json!([{ "name": "os 1.raw", "bytes": 1 << 20, "format": "raw" }]);
+    assert_eq!(serde_json::Value::from(offered().await), wanted);
+    let ask = async |file: &str| {
+        let query = format!("format=raw&any_content=true&file={file}");
+        upload(&server, "os", &query, Bytes::new()).send().await.unwrap()
+    };
+    for no in ["link.raw", ".hidden.raw", "sub.img", "none.raw", "..%2Fsecrets%2Fcli-token", ""] {
+        assert_eq!(problem(ask(no).await).await, (404, "file_unknown".to_owned()), "{no}");
+    }
+    let added: Added = json(ask("os%201.raw").await).await;
+    assert_eq!((added.number, added.version.unwrap().size), (1, 1 << 20));
 }

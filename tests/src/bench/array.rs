@@ -23,6 +23,8 @@ const SECONDS: u32 = 5;
 /// Each question is asked so often, in turn.
 const ROUNDS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Scattered blocks of a volume.
+const EXTENTS: u32 = 1_000_000;
 const CAIRN: &str = "cairn";
 const RAW: &str = "qemu-nbd, raw";
 const QCOW2: &str = "qemu-nbd, qcow2";
@@ -249,6 +251,48 @@ fn amplification(host: &Host, server: &mut Server) -> Result<Vec<Figure>> {
 #[derive(Deserialize)]
 struct Volume {
     journal: u64,
+}
+
+/// A thin volume with a million blocks, none beside another.
+pub(super) fn extents() -> Result<Vec<Figure>> {
+    let mut lab = Lab::new("bench-extents")?;
+    let host = lab.host("server", 1)?;
+    let data = lab.dir().join("data");
+    let mut server = Server::first_start(&lab, &host, &data, &[])?;
+    server.process().terminate()?;
+    let empty = start(&lab, &mut server)?;
+    server.run(&["volume", "create", "disk", "--size", "1TiB"])?;
+    let blocks = format!("--number_ios={EXTENTS}");
+    let scattered = ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--norandommap", "--size=1t"];
+    let uri = "nbd://127.0.0.1:10809/disk";
+    fio(&host, uri, &[&scattered, &[&*blocks, "--end_fsync=1", "--runtime=1200"][..]].concat())?;
+    settle(&server)?;
+    server.process().terminate()?;
+    let full = start(&lab, &mut server)?;
+    let each = (full.memory - empty.memory) / f64::from(EXTENTS);
+    let opened = full.seconds - empty.seconds;
+    Ok(vec![
+        Figure::new("memory of a million extents", each, "bytes each", Wanted::AtMost(32.0)),
+        Figure::new("1 TiB with a million extents, opened", opened, "s", Wanted::AtMost(2.0)),
+    ])
+}
+
+/// What a server that was just started has in memory, and how long that took until it served.
+struct Started {
+    /// Bytes.
+    memory: f64,
+    seconds: f64,
+}
+
+fn start(lab: &Lab, server: &mut Server) -> Result<Started> {
+    let begun = Instant::now();
+    server.restart(lab, &[])?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let status = format!("/proc/{}/status", server.process().pid());
+    let text = fs::read_to_string(status).context("read what a process has in memory")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.context("find RssAnon")?.trim().trim_end_matches(" kB").trim().parse::<f64>();
+    Ok(Started { memory: kib.context("read RssAnon")? * 1024.0, seconds })
 }
 
 /// Waits until the journals are sealed.
