@@ -132,22 +132,7 @@ impl Args {
                     )
                 })?;
                 let upload = Upload { file, name, format, size, any_content };
-                let added = match (upload.url(), sha256, on_server) {
-                    (Some(url), Some(sha256), false) => {
-                        let sha256 = part(&sha256).to_string();
-                        add_from(&client, &upload, &format!("url={}&sha256={sha256}", part(url)))
-                            .await?
-                    }
-                    (Some(_), ..) => bail!(
-                        "an address comes with --sha256: what is there now must be what you mean (`sha256sum FILE`)"
-                    ),
-                    (None, Some(_), _) => bail!("--sha256 goes with an address: drop it"),
-                    (None, None, true) => {
-                        let file = upload.file.to_str().context("its name is not UTF-8")?;
-                        add_from(&client, &upload, &format!("file={}", part(file))).await?
-                    }
-                    (None, None, false) => add(&client, &upload).await?,
-                };
+                let added = bring(&client, &upload, sha256.as_deref(), on_server).await?;
                 if as_json { json(&added) } else { show_added(&added) }
             }
             Verb::Files { json: as_json } => {
@@ -211,6 +196,30 @@ impl Upload {
             query.push_str("&any_content=true");
         }
         query
+    }
+}
+
+/// Sends an image, or has the server take it from where it is.
+async fn bring(
+    client: &Client,
+    upload: &Upload,
+    sha256: Option<&str>,
+    on_server: bool,
+) -> anyhow::Result<Added> {
+    match (upload.url(), sha256, on_server) {
+        (Some(url), Some(sha256), false) => {
+            let place = format!("url={}&sha256={}", part(url), part(sha256));
+            add_from(client, upload, &place).await
+        }
+        (Some(_), ..) => bail!(
+            "an address comes with --sha256: what is there now must be what you mean (`sha256sum FILE`)"
+        ),
+        (None, Some(_), _) => bail!("--sha256 goes with an address: drop it"),
+        (None, None, true) => {
+            let file = upload.file.to_str().context("its name is not UTF-8")?;
+            add_from(client, upload, &format!("file={}", part(file))).await
+        }
+        (None, None, false) => add(client, upload).await,
     }
 }
 

@@ -21,6 +21,9 @@ const SEGMENTS: usize = 1024;
 const FRAME_BYTES: u64 = 64 << 20;
 /// What the cache sizes itself for.
 const FRAMES: usize = 4096;
+/// The same where nothing comes twice but what is in one frame.
+const FRAME_BYTES_ONCE: u64 = 2 << 20;
+const FRAMES_ONCE: usize = 64;
 
 /// A segment as a reader needs it.
 #[derive(Clone, Copy, Debug)]
@@ -71,10 +74,16 @@ thread_local! {
 
 impl Frames {
     pub(super) fn new() -> Self {
-        Self {
-            opened: Cache::new(SEGMENTS),
-            frames: Cache::with_weighter(FRAMES, FRAME_BYTES, ByBytes),
-        }
+        Self::keeping(FRAMES, FRAME_BYTES)
+    }
+
+    /// For who goes through everything once, in order.
+    pub(super) fn for_once() -> Self {
+        Self::keeping(FRAMES_ONCE, FRAME_BYTES_ONCE)
+    }
+
+    fn keeping(frames: usize, bytes: u64) -> Self {
+        Self { opened: Cache::new(SEGMENTS), frames: Cache::with_weighter(frames, bytes, ByBytes) }
     }
 
     /// The plain bytes of a frame; none when that would have to wait. A damaged segment is renewed, if it can be.

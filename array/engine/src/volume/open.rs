@@ -88,8 +88,7 @@ impl<M: Medium> Volume<M> {
         if ring.volume != name.id {
             return Err(OpenError::ForeignJournal);
         }
-        let frames = Frames::new();
-        let Loaded { maps, pages } = load(&medium, &frames, &root, &secret)?;
+        let Loaded { maps, pages } = load(&medium, &root, &secret)?;
         let life = u64::from_le_bytes(random::array().map_err(|_| OpenError::Random)?);
         let volume = Self {
             id: name.id,
@@ -107,7 +106,7 @@ impl<M: Medium> Volume<M> {
             }),
             room: Condvar::new(),
             maps: Mutex::new(maps),
-            frames,
+            frames: Frames::new(),
             tail: AtomicU64::new(secret.cursor.position),
             checkpoints: AtomicU64::new(root.number),
             faulty: AtomicBool::new(false),
@@ -216,13 +215,13 @@ fn page<S: SegmentReader>(
 /// The table, as a root tells it.
 pub(super) fn load_table<S: SegmentReader>(
     segments: &S,
-    frames: &Frames,
     root: &Root,
     secret: &Secret,
 ) -> Result<SegmentTable, OpenError> {
+    let frames = Frames::for_once();
     let mut table = SegmentTable::default();
     for place in &secret.table {
-        let bytes = page(segments, frames, (root, secret), *place)?;
+        let bytes = page(segments, &frames, (root, secret), *place)?;
         table.decode_page(&bytes).map_err(OpenError::Page)?;
     }
     Ok(table)
@@ -231,14 +230,14 @@ pub(super) fn load_table<S: SegmentReader>(
 /// Map and table, as a root tells them.
 pub(super) fn load<S: SegmentReader>(
     segments: &S,
-    frames: &Frames,
     root: &Root,
     secret: &Secret,
 ) -> Result<Loaded, OpenError> {
-    let mut table = load_table(segments, frames, root, secret)?;
+    let frames = Frames::for_once();
+    let mut table = load_table(segments, root, secret)?;
     let mut sealed = ExtentMap::default();
     for (number, place) in &secret.map {
-        let bytes = page(segments, frames, (root, secret), *place)?;
+        let bytes = page(segments, &frames, (root, secret), *place)?;
         let runs = decode_page(&bytes, *number).map_err(OpenError::Page)?;
         for run in &runs {
             if table.get(run.place.segment).is_none() {

@@ -69,9 +69,8 @@ impl<S: SegmentReader> Snapshot<S> {
         key: &SealKey,
     ) -> Result<Self, OpenError> {
         let (root, secret) = opened(signed, volume, verifier, key)?;
-        let frames = Frames::new();
-        let Loaded { maps, .. } = load(&segments, &frames, &root, &secret)?;
-        Ok(Self { maps, frames, segments })
+        let Loaded { maps, .. } = load(&segments, &root, &secret)?;
+        Ok(Self { maps, frames: Frames::new(), segments })
     }
 
     /// Its size in bytes.
@@ -135,7 +134,7 @@ pub fn segments_of_root<S: SegmentReader>(
     key: &SealKey,
 ) -> Result<Vec<SegmentEntry>, OpenError> {
     let (root, secret) = opened(signed, volume, verifier, key)?;
-    let table = load_table(segments, &Frames::new(), &root, &secret)?;
+    let table = load_table(segments, &root, &secret)?;
     let mut entries = root.metas;
     entries.extend(table.iter().map(|(_, slot)| SegmentEntry { id: slot.id, bytes: slot.bytes }));
     Ok(entries)
