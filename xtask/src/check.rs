@@ -31,6 +31,7 @@ pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
     verdict.step("packages", setup::run);
     if depth == Depth::Long {
         verdict.step("fsx", setup::fsx);
+        verdict.step("schemathesis", setup::schemathesis);
     }
     verdict.step("format", || cargo(&["fmt", "--all", "--check"]));
     verdict.step("lints", || {

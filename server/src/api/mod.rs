@@ -7,12 +7,17 @@
 //! | `/`, `/images`, …, `/static/…` | browsers; see `dashboard` |
 //! | `/healthz`, `/readyz`, `/api/openapi.json`, `POST /api/v1/session` | anybody |
 
+use std::collections::BTreeMap;
+
 use axum::{
     Router, extract::DefaultBodyLimit, middleware, response::IntoResponse as _, routing::get,
 };
 use utoipa::{
-    Modify, OpenApi,
-    openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme},
+    Modify, OpenApi, ToSchema as _,
+    openapi::{
+        Content, Ref, RefOr, Response as ResponseDocument, ResponseBuilder,
+        security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme},
+    },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -125,10 +130,37 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
     let (administrators, anybody) = api();
-    OpenApiRouter::<App>::with_openapi(Document::openapi())
+    let mut document = OpenApiRouter::<App>::with_openapi(Document::openapi())
         .merge(administrators)
         .merge(anybody)
-        .into_openapi()
+        .into_openapi();
+    for path in document.paths.paths.values_mut() {
+        let operations =
+            [&mut path.get, &mut path.put, &mut path.post, &mut path.delete, &mut path.patch];
+        for operation in operations.into_iter().flatten() {
+            tell_of_problems(&mut operation.responses.responses);
+        }
+    }
+    document
+}
+
+/// Whatever is refused is refused with a problem document, also where an operation does not name it.
+fn tell_of_problems(responses: &mut BTreeMap<String, RefOr<ResponseDocument>>) {
+    const PROBLEM: &str = "application/problem+json";
+    for (status, response) in responses.iter_mut() {
+        let RefOr::T(response) = response else { continue };
+        if status.starts_with(['4', '5'])
+            && let Some(content) = response.content.shift_remove("application/json")
+        {
+            response.content.insert(PROBLEM.to_owned(), content);
+        }
+    }
+    let content = Content::new(Some(Ref::from_schema_name(error::Problem::name())));
+    let other = ResponseBuilder::new()
+        .description("What was wrong, and what to do")
+        .content(PROBLEM, content)
+        .build();
+    responses.insert("default".to_owned(), other.into());
 }
 
 /// Everything that the HTTPS service serves.

@@ -141,3 +141,27 @@ async fn the_fleet_is_there_in_numbers_for_who_has_a_token() {
     }
     assert!(text.ends_with("# EOF\n"));
 }
+
+#[test]
+fn the_document_has_the_words_that_are_sent_and_tells_of_problems() {
+    let document = serde_json::to_value(openapi()).unwrap();
+    let words = |name: &str| document["components"]["schemas"][name]["enum"].clone();
+    assert_eq!(
+        words("JobState"),
+        serde_json::json!(["queued", "running", "done", "failed", "cancelled"])
+    );
+    assert_eq!(words("ImageFormat"), serde_json::json!(["raw", "raw.zst", "qcow2", "sparse"]));
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let responses = operation["responses"].as_object().unwrap();
+            assert!(responses.contains_key("default"), "{method} {path}");
+            let refused =
+                responses.iter().filter(|(status, _)| !status.starts_with(['1', '2', '3']));
+            for (status, response) in refused {
+                let content = response["content"].as_object().unwrap();
+                let kinds: Vec<_> = content.keys().collect();
+                assert_eq!(kinds, ["application/problem+json"], "{method} {path} {status}");
+            }
+        }
+    }
+}
