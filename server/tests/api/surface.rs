@@ -1,5 +1,7 @@
 //! The surface as a whole: what the OpenAPI document lists, what strangers get, events, bad input.
 
+use std::{collections::BTreeSet, path::Path};
+
 use cairn_array::tls::{Member, url};
 use cairn_server::api::{openapi, volume::Volume};
 use reqwest::{Method, StatusCode};
@@ -164,4 +166,37 @@ fn the_document_has_the_words_that_are_sent_and_tells_of_problems() {
             }
         }
     }
+}
+
+/// Whatever looks like a metric of ours in a text.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|sign: char| !(sign.is_ascii_alphanumeric() || sign == '_'));
+    words.filter(|word| word.starts_with("cairn_")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+    let server = Server::start().await;
+    server.add_image("os", 1).await;
+    for (name, layout) in [("plain", "server"), ("spread", "mirror")] {
+        if layout == "mirror" {
+            server.join(true).await;
+        }
+        let wanted = serde_json::json!({ "name": name, "size": 1 << 20, "layout": layout });
+        let _made: Volume = server.api().post_json("/api/v1/volumes", &wanted).await.unwrap();
+    }
+    let api = server.api();
+    let response = api.send(api.request(Method::GET, "/metrics")).await.unwrap();
+    let there = metrics_in(&response.text().await.unwrap());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/monitoring");
+    for file in ["alerts.yml", "grafana.json"] {
+        let text = std::fs::read_to_string(folder.join(file)).unwrap();
+        let wanted = metrics_in(&text);
+        assert!(wanted.len() > 5, "{file}: {wanted:?}");
+        let missing: Vec<_> = wanted.difference(&there).collect();
+        assert!(missing.is_empty(), "{file}: {missing:?} of {there:?}");
+    }
+    let dashboard = std::fs::read_to_string(folder.join("grafana.json")).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
 }
