@@ -92,7 +92,10 @@ fn tests(suite: Suite, depth: Depth) -> Command {
     if has_nextest() {
         let (filter, threads): (_, &[_]) = match suite {
             Suite::Units => ("not binary(e2e)", &[]),
-            Suite::Database => ("package(cairn-server) and (test(/^db::/) or binary(api))", &[]),
+            Suite::Database => (
+                "package(cairn-server) and (test(/^db::/) or binary(api) and not test(/^upgrade::/))",
+                &[],
+            ),
             // Machines under emulation take a core each while they compute, and wait for each other a third of the time.
             Suite::EndToEnd => ("binary(e2e)", &["--test-threads=3"]),
         };

@@ -14,5 +14,6 @@ mod site;
 mod snapshots;
 mod surface;
 mod targets;
+mod upgrade;
 mod volumes;
 mod waves;

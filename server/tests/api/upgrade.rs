@@ -1,0 +1,97 @@
+//! Databases of earlier programs: each schema there ever was is brought up to date with what is in it, kills included.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use cairn_server::db::{DatabaseAddress, Db};
+use sqlx::{
+    Connection as _, Executor as _, SqliteConnection, migrate::Migrator,
+    sqlite::SqliteConnectOptions,
+};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+
+/// An image with a version that is ready, as every schema from the second on takes it.
+const IMAGE: &str = "INSERT INTO image (id, name, created) VALUES (x'00112233445566778899aabbccddeeff', 'os', 1);
+    INSERT INTO version (id, image, number, state, format, size, stored, added, content, content_key, created)
+      VALUES (x'ff112233445566778899aabbccddeeff', x'00112233445566778899aabbccddeeff', 1, 'ready', 'raw',
+        4096, 100, 100, x'01', x'02', 1);";
+const AGENT: &str = "INSERT INTO agent (id, name, state, serial, lend, peer_port, joined)
+    VALUES (x'aa112233445566778899aabbccddeeff', 'pc-1', 'approved', x'05', 1000, 8442, 1);";
+/// Before segments belonged to sets.
+const MANY_SEGMENTS: &str = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60000)
+    INSERT INTO segment (id, image, bytes, class)
+      SELECT randomblob(32), x'00112233445566778899aabbccddeeff', 100, 'data' FROM n;
+    INSERT INTO assignment (agent, segment) SELECT x'aa112233445566778899aabbccddeeff', id FROM segment;
+    INSERT INTO holding SELECT * FROM assignment;";
+
+/// A database as the migration `last` left it.
+async fn earlier(path: &Path, last: i64, rows: &[&'static str]) {
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    MIGRATIONS.run_direct(Some(last), &mut connection, false).await.unwrap();
+    for rows in rows {
+        connection.execute(*rows).await.unwrap();
+    }
+    connection.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_earlier_schema_is_brought_up_to_date_with_what_is_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let latest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap();
+    for last in 1..=latest {
+        let path = folder.path().join(format!("{last}.db"));
+        let image: &[_] = if last >= 2 { &[IMAGE] } else { &[] };
+        let agent: &[_] = if last >= 3 { &[AGENT] } else { &[] };
+        earlier(&path, last, &[image, agent].concat()).await;
+        // Twice: what is up to date stays as it is.
+        for _ in 0..2 {
+            let db = Db::open(&DatabaseAddress::Sqlite(path.clone())).await.unwrap();
+            let versions = db.versions().await.unwrap();
+            assert_eq!(versions.len(), image.len(), "from {last}");
+            assert!(versions.iter().all(|version| version.name == "os" && version.size.0 == 4096));
+            assert_eq!(db.approved_agents().await.unwrap().len(), agent.len(), "from {last}");
+            db.close().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_kill_in_the_middle_of_an_upgrade_costs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (folder.path().join("old.db"), folder.path().join("new.db"));
+    earlier(&old, 10, &[IMAGE, AGENT, MANY_SEGMENTS]).await;
+    let address = |path: &PathBuf| format!("sqlite:{}", path.display());
+    let move_site = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cairn-server"));
+        command.args(["move", "--from", &address(&old), "--database", &address(&new)]);
+        command.arg("--data-dir").arg(folder.path().join("data"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    // Sooner or later within the migration, and within the copy.
+    let mut kills = 0;
+    for milliseconds in [10, 40, 80, 120, 180, 260, 400, 600] {
+        let mut moving = move_site().spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        moving.kill().unwrap();
+        let ended = moving.wait().unwrap();
+        if ended.success() {
+            break;
+        }
+        kills += 1;
+    }
+    assert!(kills >= 3, "it was too fast to be killed");
+    let done = move_site().output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    // It may have been done before the last kill came.
+    assert!(done.status.success() || said.contains("was moved to"), "{said}");
+    let db = Db::open(&DatabaseAddress::Sqlite(new)).await.unwrap();
+    assert_eq!(db.all_segments().await.unwrap().len(), 60_000);
+    let version = db.version_named("os", None).await.unwrap().unwrap();
+    assert_eq!(db.assignments_of_set(version.image.into()).await.unwrap().len(), 60_000);
+}
