@@ -178,7 +178,7 @@ fn what_the_store_loses_of_a_swarm_comes_back_from_clients() {
     let scrub = || site.server.run(&["store", "scrub"]).unwrap();
     let first = scrub();
     let damaged: u64 = first.split(' ').nth(4).unwrap().parse().unwrap();
-    assert!(damaged >= 10 && first.contains(&format!("{damaged} of them are back")), "{first}");
+    assert!(damaged >= 1 && first.contains(&format!("{damaged} of them are back")), "{first}");
     eventually("the scrub to find nothing more", SOON, || {
         Ok(scrub().contains("checked; 0 were damaged").then_some(()))
     })
