@@ -23,7 +23,11 @@ const FOUND: Duration = Duration::from_secs(120);
 const SIZE: usize = 24 << 20;
 
 fn image(site: &Site, seed: u64) -> PathBuf {
-    let wanted = Synthetic { size_mib: 64, files_mib: 24, seed };
+    image_of(site, 64, seed)
+}
+
+fn image_of(site: &Site, size_mib: u32, seed: u64) -> PathBuf {
+    let wanted = Synthetic { size_mib, files_mib: 24, seed };
     let path = site.lab.dir().join(format!("image{seed}.raw"));
     synthetic_ext4(&path, wanted).unwrap().path
 }
@@ -111,7 +115,7 @@ fn a_site_that_burnt_down_is_back_from_its_backup_and_what_its_clients_hold() {
     let key = take_key(&site);
 
     // While the server works on something.
-    let second = image(&site, 2);
+    let second = image_of(&site, 2048, 2);
     let mut adding = Program::new("adding", binary("cairn-server").unwrap())
         .args(["image", "add", second.to_str().unwrap(), "--name", "other", "--format", "raw"])
         .args(["--any-content"])
@@ -120,6 +124,7 @@ fn a_site_that_burnt_down_is_back_from_its_backup_and_what_its_clients_hold() {
         .start()
         .unwrap();
     let file = backup(&site);
+    assert!(adding.ended().unwrap().is_none(), "the image was there before the backup was");
     adding.wait_success(SOON).unwrap();
     site.wait_scattered("other").unwrap();
     site.wait_for_stand_ins(&[0, 1, 2]).unwrap();
