@@ -15,6 +15,7 @@ pub mod clean;
 pub mod extent_map;
 pub mod journal;
 pub mod table;
+pub mod tail;
 
 use crate::units::{BLOCK_BYTES, ByteCount, FrameIndex, SegmentIndex};
 
@@ -51,6 +52,15 @@ pub const fn blocks_of(size: ByteCount) -> Result<u64, SizeError> {
     } else {
         Ok(blocks)
     }
+}
+
+/// When a flush of a volume is answered. It is so from the volume's first day on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Once the journal is durable on the controller's disk.
+    Local,
+    /// Once a client has what the journal has, too ([`tail`]).
+    Mirrored,
 }
 
 /// Where a sealed block is.

@@ -17,6 +17,7 @@ pub mod register;
 pub mod size;
 pub mod store;
 pub mod swarm;
+pub mod tails;
 pub mod tidy;
 pub mod tls;
 pub mod volume;

@@ -22,7 +22,7 @@
 //!
 //! ```text
 //!      0     2  version = 1
-//!      2     2  reserved, zero
+//!      2     2  flags: bit 0: clients mirror the journal ([`super::tail`])
 //!      4     8  size in blocks
 //!     12    24  the journal's record to go on with: position, sequence number, life of the record before
 //!     36   4+n  name of the volume, UTF-8 (≤ 128)
@@ -54,7 +54,7 @@ use crate::{
     sign::{SigningKey, VerifyingKey},
     units::{BLOCK_BYTES, FRAME_BLOCKS, FrameIndex, Generation, SEGMENT_MAX_FRAMES, SegmentIndex},
     volume::{
-        MAX_BLOCKS, MAX_NAME_BYTES, Place,
+        Durability, MAX_BLOCKS, MAX_NAME_BYTES, Place,
         extent_map::Entry,
         journal::Cursor,
         table::{MAX_SEGMENTS, PAGE_SLOTS},
@@ -64,6 +64,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"CAIRNVOL";
 const VERSION: u16 = 1;
 const SECRET_VERSION: u16 = 1;
+const FLAG_MIRRORED: u16 = 1;
 const PAGE_VERSION: u16 = 1;
 const CONTEXT: &str = "cairn volume 1";
 const SECRET_CONTEXT: &[u8] = b"cairn volume secret 1";
@@ -97,6 +98,7 @@ pub struct Root {
 #[derive(Clone, Debug)]
 pub struct Secret {
     pub name: String,
+    pub durability: Durability,
     pub blocks: u64,
     pub cursor: Cursor,
     /// One for each of [`Root::metas`].
@@ -192,7 +194,10 @@ impl Root {
 fn encode_secret(secret: &Secret) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.u16(SECRET_VERSION);
-    writer.u16(0);
+    writer.u16(match secret.durability {
+        Durability::Local => 0,
+        Durability::Mirrored => FLAG_MIRRORED,
+    });
     writer.u64(secret.blocks);
     writer.u64(secret.cursor.position);
     writer.u64(secret.cursor.sequence);
@@ -221,7 +226,11 @@ fn decode_secret(plain: &[u8], metas: usize) -> Result<Secret, DecodeError> {
     if found != SECRET_VERSION {
         return Err(DecodeError::Version { found, known: SECRET_VERSION });
     }
-    reader.reserved(2)?;
+    let durability = match reader.u16()? {
+        0 => Durability::Local,
+        FLAG_MIRRORED => Durability::Mirrored,
+        _ => return Err(DecodeError::Inconsistent { field: "flags" }),
+    };
     let blocks = reader.u64()?;
     if blocks == 0 || blocks > MAX_BLOCKS {
         return Err(DecodeError::Limit { field: "size", value: blocks, limit: MAX_BLOCKS });
@@ -242,7 +251,7 @@ fn decode_secret(plain: &[u8], metas: usize) -> Result<Secret, DecodeError> {
         map.push((page, place(&mut reader, metas)?));
     }
     reader.finish()?;
-    Ok(Secret { name, blocks, cursor, meta_keys, table, map })
+    Ok(Secret { name, durability, blocks, cursor, meta_keys, table, map })
 }
 
 fn place(reader: &mut Reader<'_>, metas: usize) -> Result<PagePlace, DecodeError> {
@@ -349,6 +358,11 @@ mod tests {
             wrapped_key: b"age".to_vec(),
             secret: Secret {
                 name: "scratch".into(),
+                durability: if metas.is_multiple_of(2) {
+                    Durability::Local
+                } else {
+                    Durability::Mirrored
+                },
                 blocks: 77,
                 cursor: Cursor { position: 1, sequence: 2, life: 3 },
                 meta_keys: (0..metas).map(|_| SealKey([7; 32])).collect(),
@@ -372,6 +386,7 @@ mod tests {
             prop_assert_eq!((root.volume, root.generation, root.number), (VolumeId([3; 16]), Generation(4), 5));
             let secret = root.open_secret(&key).unwrap();
             prop_assert_eq!((&*secret.name, secret.blocks, secret.cursor.life), ("scratch", 77, 3));
+            prop_assert_eq!(secret.durability == Durability::Mirrored, !metas.is_multiple_of(2));
             prop_assert_eq!(secret.map.iter().map(|(page, _)| *page).collect::<Vec<_>>(), pages);
             prop_assert_eq!(secret.table.len(), table);
             prop_assert!(matches!(root.open_secret(&SealKey([2; 32])), Err(DecodeError::Unsealable)));

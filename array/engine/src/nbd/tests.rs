@@ -17,7 +17,7 @@ use cairn_core::{
     seal::SealKey,
     sign::SigningKey,
     units::{ByteCount, Generation},
-    volume::blocks_of,
+    volume::{Durability, blocks_of},
 };
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
@@ -85,7 +85,14 @@ impl Lab {
             StoreSegments::new(store, None, handle),
         );
         let blocks = blocks_of(ByteCount(size)).unwrap();
-        let volume = Volume::create(medium.unwrap(), lab.name(), keys(), blocks, capacity).unwrap();
+        let volume = Volume::create(
+            medium.unwrap(),
+            lab.name(),
+            keys(),
+            Durability::Local,
+            (blocks, capacity),
+        )
+        .unwrap();
         lab.serve(volume, None, 0);
         lab
     }
@@ -99,6 +106,7 @@ impl Lab {
             id: VolumeId([5; 16]),
             name: "disk".into(),
             generation: Generation(self.generation),
+            known: None,
         }
     }
 

@@ -75,6 +75,10 @@ impl PeerClient {
         Self { pace, ..self }
     }
 
+    pub(super) const fn client(&self) -> &reqwest::Client {
+        &self.client
+    }
+
     /// Waits for a turn with `from`.
     ///
     /// # Errors
@@ -147,7 +151,7 @@ fn accepted(
 }
 
 /// At most `most` bytes. What is not taken yet keeps the sender waiting.
-async fn collect(
+pub(super) async fn collect(
     mut answer: reqwest::Response,
     most: usize,
     pace: &Pace,
@@ -172,6 +176,6 @@ async fn collect(
     Ok(body.freeze())
 }
 
-async fn within<T>(step: impl Future<Output = T>) -> Result<T, FetchError> {
+pub(super) async fn within<T>(step: impl Future<Output = T>) -> Result<T, FetchError> {
     tokio::time::timeout(STALL, step).await.map_err(|_| FetchError::Stalled)
 }

@@ -240,6 +240,7 @@ impl<M: Medium> Volume<M> {
             wrapped_key: self.keys.wrapped_key.clone(),
             secret: Secret {
                 name: self.name.clone(),
+                durability: self.durability(),
                 blocks: lock(&self.maps).blocks,
                 cursor: covers,
                 meta_keys: told.meta_keys,

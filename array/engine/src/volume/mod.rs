@@ -13,7 +13,7 @@
 //!
 //! Invariants:
 //! - A change is in the journal before a read can see it.
-//! - Journal space is used again only when a durable root covers it; a segment is deleted only when no durable root names it,
+//! - Journal space is used again only when a durable root covers it, and, when clients mirror the journal, one that they know; a segment is deleted only when no durable root names it,
 //!   be it the volume's or one that is kept as a snapshot.
 //! - What is being sealed does not change: it was frozen, and newer changes lie over it.
 //! - After a write or a sync failed, nothing is written any more: what the disk has is in doubt until it is replayed.
@@ -24,6 +24,7 @@ mod export;
 mod frames;
 mod life;
 mod medium;
+mod mirrored;
 mod open;
 mod pack;
 mod reader;
@@ -32,6 +33,7 @@ mod scattered;
 mod sealer;
 mod segments;
 mod snapshot;
+mod tail;
 mod writer;
 
 use std::{
@@ -42,6 +44,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use cairn_core::{
     bytes::DecodeError,
     id::{SegmentId, VolumeId},
@@ -59,6 +62,7 @@ use cairn_core::{
 pub use disk::{DiskMedium, journal_blocks, root_name};
 pub use life::Usage;
 pub use medium::{Medium, MediumError, RootName, SegmentReader, Wait};
+pub use mirrored::{Cut, TailFeed, TailHolder};
 pub use open::restore;
 pub use reader::Stretch;
 pub use running::{RunningVolume, VolumeState};
@@ -66,10 +70,12 @@ pub use scattered::Checkpoint;
 pub use sealer::SealError;
 pub use segments::{Elsewhere, StoreSegments};
 pub use snapshot::{Base, Snapshot, segments_of_root};
+pub use tail::{TailError, TailRing};
 
 use crate::frame::FrameError;
 use checkpoint::Pages;
 use frames::Frames;
+use mirrored::Mirroring;
 use sealer::Sealer;
 
 /// What opens and signs a volume.
@@ -94,6 +100,8 @@ pub struct VolumeName {
     pub name: String,
     /// Of the controller that opens it: one of a newer generation fences it off.
     pub generation: Generation,
+    /// The last root that clients know. Of a volume whose journal they mirror, what it does not cover is kept for them.
+    pub known: Option<Bytes>,
 }
 
 /// Why a volume cannot be opened.
@@ -237,6 +245,10 @@ pub struct Volume<M> {
     frames: Frames,
     /// Journal positions before this are free.
     tail: AtomicU64,
+    /// A durable root covers the positions before this.
+    covered: AtomicU64,
+    /// When clients keep what the journal has.
+    mirroring: Option<Arc<Mirroring>>,
     /// The number of the last durable root.
     checkpoints: AtomicU64,
     faulty: AtomicBool,
@@ -262,7 +274,7 @@ impl<M: Medium> Volume<M> {
     #[must_use]
     pub fn pending(&self) -> u64 {
         let position = lock(&self.writer).cursor.position;
-        position.saturating_sub(self.tail.load(Ordering::Acquire))
+        position.saturating_sub(self.covered.load(Ordering::Acquire))
     }
 
     /// Makes every change that was taken so far durable.
@@ -298,6 +310,8 @@ fn covering(offset: u64, length: u64) -> (BlockIndex, u64) {
     (BlockIndex(first), (offset + length).div_ceil(BLOCK_BYTES as u64) - first)
 }
 
+#[cfg(test)]
+mod mirrored_tests;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use cairn_core::{
     seal::SealKey,
     sign::SigningKey,
     units::{BLOCK_BYTES, Generation},
+    volume::Durability,
 };
 
 use super::{
@@ -43,7 +44,12 @@ pub(super) fn keys() -> VolumeKeys {
 }
 
 pub(super) fn named(generation: u64) -> VolumeName {
-    VolumeName { id: VolumeId([9; 16]), name: "scratch".into(), generation: Generation(generation) }
+    VolumeName {
+        id: VolumeId([9; 16]),
+        name: "scratch".into(),
+        generation: Generation(generation),
+        known: None,
+    }
 }
 
 struct Schedule {
@@ -63,8 +69,14 @@ struct Schedule {
 impl Schedule {
     fn new(seed: u64) -> Self {
         let medium = SimMedium::new(CAPACITY, seed ^ 0xd15c);
-        let volume =
-            Volume::create(medium.clone(), named(1), keys(), 2 * PAGE_BLOCKS, CAPACITY).unwrap();
+        let volume = Volume::create(
+            medium.clone(),
+            named(1),
+            keys(),
+            Durability::Local,
+            (2 * PAGE_BLOCKS, CAPACITY),
+        )
+        .unwrap();
         let zero: Block = vec![0; BLOCK_BYTES].into();
         let states = vec![vec![zero; usize::try_from(BLOCKS).unwrap()]];
         let (snapshots, doubtful) = (BTreeMap::new(), Vec::new());

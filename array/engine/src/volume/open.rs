@@ -4,8 +4,8 @@ use std::{
     collections::HashSet,
     io::IoSlice,
     sync::{
-        Condvar, Mutex,
-        atomic::{AtomicBool, AtomicU64},
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -17,6 +17,7 @@ use cairn_core::{
     sign::VerifyingKey,
     units::BLOCK_BYTES,
     volume::{
+        Durability,
         checkpoint::{Draft, PagePlace, Root, Secret, decode_page},
         extent_map::ExtentMap,
         journal::{Cursor, Record, Ring},
@@ -29,6 +30,7 @@ use super::{
     StoreHealth, Volume, VolumeKeys, VolumeName, Wait, Writer,
     checkpoint::Meta,
     frames::{Frames, Sealed},
+    mirrored::Mirroring,
 };
 use crate::random;
 
@@ -41,8 +43,8 @@ impl<M: Medium> Volume<M> {
         medium: M,
         name: VolumeName,
         keys: VolumeKeys,
-        blocks: u64,
-        capacity: u64,
+        durability: Durability,
+        (blocks, capacity): (u64, u64),
     ) -> Result<Self, OpenError> {
         restore(&medium, name.id, capacity)?;
         let draft = Draft {
@@ -54,6 +56,7 @@ impl<M: Medium> Volume<M> {
             wrapped_key: keys.wrapped_key.clone(),
             secret: Secret {
                 name: name.name.clone(),
+                durability,
                 blocks,
                 cursor: Cursor::START,
                 meta_keys: Vec::new(),
@@ -89,6 +92,17 @@ impl<M: Medium> Volume<M> {
             return Err(OpenError::ForeignJournal);
         }
         let Loaded { maps, pages } = load(&medium, &root, &secret)?;
+        let covered = secret.cursor.position;
+        let mirroring = match (secret.durability, &name.known) {
+            (Durability::Local, _) => None,
+            (Durability::Mirrored, None) => Some(Arc::new(Mirroring::new(0))),
+            (Durability::Mirrored, Some(signed)) => {
+                let (_, known) = opened(signed, name.id, &verifier, &keys.content_key)?;
+                Some(Arc::new(Mirroring::new(known.cursor.position)))
+            }
+        };
+        // What clients need is in the journal still: it was not freed.
+        let tail = mirroring.as_ref().map_or(covered, |mirroring| mirroring.known().min(covered));
         let life = u64::from_le_bytes(random::array().map_err(|_| OpenError::Random)?);
         let volume = Self {
             id: name.id,
@@ -107,7 +121,9 @@ impl<M: Medium> Volume<M> {
             room: Condvar::new(),
             maps: Mutex::new(maps),
             frames: Frames::new(),
-            tail: AtomicU64::new(secret.cursor.position),
+            tail: AtomicU64::new(tail),
+            covered: AtomicU64::new(covered),
+            mirroring,
             checkpoints: AtomicU64::new(root.number),
             faulty: AtomicBool::new(false),
             attended: AtomicBool::new(false),
@@ -120,35 +136,13 @@ impl<M: Medium> Volume<M> {
 
     /// Applies the records behind a checkpoint, up to the first that is not whole.
     fn replay(&self, from: Cursor) -> Result<(), OpenError> {
-        let mut cursor = from;
-        let mut head = vec![0; BLOCK_BYTES];
-        let mut payload = Vec::new();
-        'records: loop {
-            for candidate in self.ring.candidates(cursor) {
-                if candidate.position - from.position >= self.ring.capacity {
-                    continue;
-                }
-                self.medium.replay_journal(self.ring.offset(candidate.position), &mut head)?;
-                let Ok(record) = Record::decode(&head) else { continue };
-                let blocks = record.payload();
-                let fits = blocks < self.ring.until_end(candidate.position);
-                if !record.follows(candidate) || !fits {
-                    continue;
-                }
-                payload.resize(usize::try_from(blocks).unwrap_or(0) * BLOCK_BYTES, 0);
-                let offset = self.ring.offset(candidate.position + 1);
-                if !payload.is_empty() {
-                    self.medium.replay_journal(offset, &mut payload)?;
-                }
-                if record.is_whole(&payload) {
-                    self.apply(&record);
-                    cursor = record.end();
-                    continue 'records;
-                }
-            }
-            break;
-        }
-        self.clear_torn(cursor, from.position)?;
+        let cursor = replay(
+            &self.ring,
+            from,
+            |offset, into| self.medium.replay_journal(offset, into),
+            |record| self.apply(record),
+        )?;
+        self.clear_torn(cursor, self.tail.load(Ordering::Acquire))?;
         super::lock(&self.writer).cursor = cursor;
         Ok(())
     }
@@ -163,6 +157,43 @@ impl<M: Medium> Volume<M> {
             }
         }
         Ok(self.medium.sync_journal()?)
+    }
+}
+
+/// Shows the records behind a checkpoint, up to the first that is not whole. `read` reads from a byte of the journal's file
+/// on. Where the next record goes.
+pub(super) fn replay(
+    ring: &Ring,
+    from: Cursor,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), MediumError>,
+    mut show: impl FnMut(&Record),
+) -> Result<Cursor, MediumError> {
+    let mut cursor = from;
+    let mut head = vec![0; BLOCK_BYTES];
+    let mut payload = Vec::new();
+    'records: loop {
+        for candidate in ring.candidates(cursor) {
+            if candidate.position - from.position >= ring.capacity {
+                continue;
+            }
+            read(ring.offset(candidate.position), &mut head)?;
+            let Ok(record) = Record::decode(&head) else { continue };
+            let blocks = record.payload();
+            let fits = blocks < ring.until_end(candidate.position);
+            if !record.follows(candidate) || !fits {
+                continue;
+            }
+            payload.resize(usize::try_from(blocks).unwrap_or(0) * BLOCK_BYTES, 0);
+            if !payload.is_empty() {
+                read(ring.offset(candidate.position + 1), &mut payload)?;
+            }
+            if record.is_whole(&payload) {
+                show(&record);
+                cursor = record.end();
+                continue 'records;
+            }
+        }
+        return Ok(cursor);
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Asked, Medium, StoreHealth, Volume, lock};
+use super::{Asked, Medium, StoreHealth, TailFeed, Volume, lock};
 
 /// What a journal has is sealed this often, asked or not.
 const SEAL_EVERY: Duration = Duration::from_secs(5);
@@ -42,8 +42,8 @@ pub struct RunningVolume<M: Medium> {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-struct Shared<M> {
-    volume: Volume<M>,
+pub(super) struct Shared<M> {
+    pub(super) volume: Volume<M>,
     syncs: Mutex<Syncs>,
     to_sync: Condvar,
 }
@@ -92,6 +92,12 @@ impl<M: Medium> RunningVolume<M> {
         self.shared.to_sync.notify_one();
     }
 
+    /// What clients are to keep of its journal, when they are to.
+    #[must_use]
+    pub fn tail_feed(&self) -> Option<TailFeed<M>> {
+        TailFeed::new(Arc::clone(&self.shared))
+    }
+
     /// How it does.
     #[must_use]
     pub fn state(&self) -> VolumeState {
@@ -119,6 +125,9 @@ impl<M: Medium> RunningVolume<M> {
         self.shared.to_sync.notify_all();
         lock(&self.asked).ending = true;
         self.to_seal.notify_all();
+        if let Some(mirroring) = &self.mirroring {
+            mirroring.end();
+        }
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             if thread.join().is_err() {
                 tracing::error!("a thread of a volume panicked");
@@ -147,7 +156,7 @@ impl<M: Medium> Shared<M> {
                 }
                 std::mem::take(&mut syncs.waiting)
             };
-            let result = self.volume.sync();
+            let result = self.volume.sync_and_mirror();
             if let Err(error) = &result {
                 tracing::error!(
                     volume = %self.volume.id,

@@ -23,6 +23,7 @@ use cairn_core::{
 
 use super::{
     Base, ChangeError, Maps, Medium, MediumError, Pages, ReadError, StoreHealth, Volume, Wait,
+    Writer,
     checkpoint::Page,
     frames::Sealed,
     lock,
@@ -172,9 +173,9 @@ impl<M: Medium> Volume<M> {
             // With the lock, so that nobody who saw the old tail begins to wait after this.
             let mut writer = lock(&self.writer);
             writer.store = StoreHealth::Well;
-            self.tail.store(covers.position, Ordering::Release);
+            self.covered.store(covers.position, Ordering::Release);
+            self.free_journal(&writer);
         }
-        self.room.notify_all();
         let mut failed = None;
         let dead = {
             let maps = lock(&self.maps);
@@ -189,6 +190,14 @@ impl<M: Medium> Volume<M> {
             }
         }
         failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Frees what neither the volume nor its clients need of the journal.
+    pub(super) fn free_journal(&self, _writer: &Writer) {
+        let covered = self.covered.load(Ordering::Acquire);
+        let known = self.mirroring.as_ref().map_or(u64::MAX, |mirroring| mirroring.known());
+        self.tail.store(covered.min(known), Ordering::Release);
+        self.room.notify_all();
     }
 
     /// Freezes the fresh map and lists what is to be packed, by block.

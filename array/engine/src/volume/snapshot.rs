@@ -15,11 +15,12 @@ use cairn_core::{
     seal::SealKey,
     sign::VerifyingKey,
     units::{BLOCK_BYTES, BlockIndex, ByteCount},
-    volume::{Place, extent_map::ExtentMap, table::SegmentTable},
+    volume::{Place, extent_map::ExtentMap, journal::Cursor, table::SegmentTable},
 };
 
 use super::{
-    Maps, Medium, OpenError, ReadError, RootName, SealError, SegmentReader, Volume, Wait,
+    Maps, Medium, MediumError, OpenError, ReadError, RootName, SealError, SegmentReader, TailRing,
+    Volume, Wait,
     frames::Frames,
     lock,
     open::{Loaded, load, load_table, opened},
@@ -31,6 +32,9 @@ pub struct Snapshot<S> {
     maps: Maps,
     frames: Frames,
     segments: S,
+    /// The journal's record that its root does not cover.
+    cursor: Cursor,
+    tail: Option<TailRing>,
 }
 
 impl<S> fmt::Debug for Snapshot<S> {
@@ -52,7 +56,7 @@ impl Base {
     pub fn into_snapshot<S: SegmentReader>(self, segments: S) -> Snapshot<S> {
         let Self { blocks, table, map } = self;
         let maps = Maps { blocks, table, sealed: map, ..Maps::default() };
-        Snapshot { maps, frames: Frames::new(), segments }
+        Snapshot { maps, frames: Frames::new(), segments, cursor: Cursor::START, tail: None }
     }
 }
 
@@ -70,7 +74,17 @@ impl<S: SegmentReader> Snapshot<S> {
     ) -> Result<Self, OpenError> {
         let (root, secret) = opened(signed, volume, verifier, key)?;
         let Loaded { maps, .. } = load(&segments, &root, &secret)?;
-        Ok(Self { maps, frames: Frames::new(), segments })
+        Ok(Self { maps, frames: Frames::new(), segments, cursor: secret.cursor, tail: None })
+    }
+
+    /// It, and what the journal had beyond its root.
+    ///
+    /// # Errors
+    /// When the file of the journal cannot be read.
+    pub fn with_tail(mut self, tail: TailRing) -> Result<Self, MediumError> {
+        tail.replay(self.cursor, |record| self.maps.apply(record))?;
+        self.tail = Some(tail);
+        Ok(self)
     }
 
     /// Its size in bytes.
@@ -109,8 +123,10 @@ impl<S: SegmentReader> Snapshot<S> {
             let part = reader::take(&mut into, found.blocks);
             match &found.source {
                 Source::Zero => part.fill(0),
-                // There is none in a snapshot.
-                Source::Journal(_) => return Err(ReadError::Map),
+                Source::Journal(at) => {
+                    // A snapshot without one has nothing there.
+                    self.tail.as_ref().ok_or(ReadError::Map)?.read(*at, part)?;
+                }
                 Source::Sealed(sealed) => {
                     if !sealed.read(&self.frames, &self.segments, part, wait)? {
                         return Ok(false);
@@ -231,6 +247,10 @@ impl<M: Medium> Volume<M> {
             maps.fresh = ExtentMap::default();
             maps.sealing = ExtentMap::default();
         }
+        // What the journal says from here on does not follow what it said: nobody is to replay the one after the other.
+        let mut writer = lock(&self.writer);
+        writer.cursor.sequence += 1;
+        drop(writer);
         self.seal_all(&mut sealer)
     }
 }

@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 use cairn_core::{
     id::SegmentId,
     units::{BLOCK_BYTES, BlockIndex},
+    volume::Durability,
 };
 
 use super::{
@@ -16,7 +17,9 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 
 fn volume(blocks: u64, capacity: u64) -> (SimMedium, Volume<SimMedium>) {
     let medium = SimMedium::new(capacity, 1);
-    let volume = Volume::create(medium.clone(), named(1), keys(), blocks, capacity).unwrap();
+    let volume =
+        Volume::create(medium.clone(), named(1), keys(), Durability::Local, (blocks, capacity))
+            .unwrap();
     (medium, volume)
 }
 

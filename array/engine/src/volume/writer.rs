@@ -13,11 +13,26 @@ use cairn_core::{
     },
 };
 
-use super::{Change, ChangeError, Medium, StoreHealth, Volume, Wait, Writer, covering, lock};
+use super::{Change, ChangeError, Maps, Medium, StoreHealth, Volume, Wait, Writer, covering, lock};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The journal is sealed once a third of it is used: the rest takes what comes meanwhile.
 const SEAL_AT_ONE_OF: u64 = 3;
+
+impl Maps {
+    /// Shows a record to readers.
+    pub(super) fn apply(&mut self, record: &Record) {
+        let mut position = record.position + 1;
+        for entry in &record.entries {
+            let place = match entry.effect {
+                Effect::Data { .. } => Fresh::Journal(position),
+                Effect::Zero => Fresh::Zero,
+            };
+            position += u64::from(entry.payload());
+            self.fresh.insert(entry.first, entry.blocks.into(), place, |_, _| {});
+        }
+    }
+}
 
 /// A record that is being gathered: entries, and the bytes of each that has some.
 #[derive(Default)]
@@ -195,7 +210,7 @@ impl<M: Medium> Volume<M> {
             .map_err(|error| self.fail(error))?;
         writer.cursor = record.end();
         self.apply(&record);
-        let used = writer.cursor.position - self.tail.load(Ordering::Acquire);
+        let used = writer.cursor.position - self.covered.load(Ordering::Acquire);
         if used * SEAL_AT_ONE_OF >= self.ring.capacity {
             self.ask_to_seal();
         }
@@ -233,16 +248,7 @@ impl<M: Medium> Volume<M> {
 
     /// Shows a record to readers.
     pub(super) fn apply(&self, record: &Record) {
-        let mut maps = lock(&self.maps);
-        let mut position = record.position + 1;
-        for entry in &record.entries {
-            let place = match entry.effect {
-                Effect::Data { .. } => Fresh::Journal(position),
-                Effect::Zero => Fresh::Zero,
-            };
-            position += u64::from(entry.payload());
-            maps.fresh.insert(entry.first, entry.blocks.into(), place, |_, _| {});
-        }
+        lock(&self.maps).apply(record);
     }
 
     /// Whether any block of a range may be something else than zeros.
