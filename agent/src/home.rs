@@ -255,6 +255,12 @@ impl Home {
         self.folder.join("segments.dsf")
     }
 
+    /// The folder with tails of journals.
+    #[must_use]
+    pub fn tails(&self) -> PathBuf {
+        self.folder.join("tails")
+    }
+
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.folder.join("agent.sock")

@@ -1,4 +1,5 @@
-//! `cairn-agent volume`: the volumes that clients hold, read without the server, as of their last checkpoint.
+//! `cairn-agent volume`: the volumes that clients hold, read without the server, as of their last checkpoint; those whose
+//! durability is `mirrored` as of the last flush that was answered.
 //!
 //! Invariant: every block is checked: segments by their id, frames by their seal, and what names them by the site's
 //! signature.
@@ -21,8 +22,9 @@ use bytes::Bytes;
 use cairn_array::{
     install::Fetcher,
     nbd::{self, Export, Exports, Visitor},
+    peer::tails,
     random,
-    volume::{MediumError, SegmentReader, Snapshot, Wait},
+    volume::{MediumError, OpenError, SegmentReader, Snapshot, TailRing, Wait},
 };
 use cairn_core::{
     id::SegmentId,
@@ -31,6 +33,7 @@ use cairn_core::{
 };
 use comfy_table::{CellAlignment, Table, presets};
 use quick_cache::sync::Cache;
+use rustix::fs::MemfdFlags;
 use serde::Serialize;
 use tokio::{net::TcpListener, runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -61,7 +64,7 @@ pub struct Line {
     pub size: ByteCount,
 }
 
-/// A volume as of its last checkpoint, read from clients.
+/// A volume as clients have it.
 type Checkpoint = Snapshot<ClientSegments>;
 
 /// Segments that clients hold.
@@ -162,12 +165,18 @@ async fn open(home: &Home, recovery_key: &Path, name: &str) -> Result<Checkpoint
             tracing::warn!(?complaint, "a client serves wrong");
         }
     });
+    // In memory: what was opened is not written to a disk.
+    let file = rustix::fs::memfd_create("journal", MemfdFlags::CLOEXEC);
+    let ring = TailRing::new(id, File::from(file.context("make room for the journal")?));
+    let tail = tails::gather(&clients.peers, &clients.members, id, &content_key, ring).await;
+    let tail = tail.context("put the journal together")?;
     let seed = u64::from_le_bytes(random::array()?);
     let fetcher = Fetcher::new(clients.peers, maps, clients.members, seed, complain);
     let (kept, runtime) = (Cache::new(SEGMENTS), Handle::current());
     let segments = ClientSegments { fetcher, lengths, kept, runtime };
     let opened = tokio::task::spawn_blocking(move || {
-        Snapshot::open(segments, &root, id, &verifier, &content_key)
+        let checkpoint = Snapshot::open(segments, &root, id, &verifier, &content_key)?;
+        checkpoint.with_tail(tail).map_err(OpenError::from)
     });
     opened.await.context("wait for a thread")?.with_context(|| format!("open {name}"))
 }

@@ -6,7 +6,8 @@
 //!     └────  ledger ─► spent: nothing is fetched until tomorrow
 //! ```
 //!
-//! Shrinking asks nobody: the server hears of it afterwards and restores what is missing elsewhere.
+//! Shrinking asks nobody: the server hears of it afterwards and restores what is missing elsewhere. Tails of journals go first:
+//! the server has what they have, and sends it to another client.
 
 use std::{
     path::PathBuf,
@@ -15,7 +16,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use cairn_array::dsf::{DsfHandle, ResizeError, SlotCount};
+use cairn_array::{
+    dsf::{DsfHandle, ResizeError, SlotCount},
+    peer::tails::Writable,
+    tails::Tails,
+};
 use cairn_core::{
     id::SegmentId,
     units::{ByteCount, SEGMENT_MAX_BYTES},
@@ -66,6 +71,11 @@ impl GuestStatus {
         let spent = self.daily_cap().is_some_and(|cap| self.written_today >= cap);
         spent.then_some("today's writes are used up: it goes on tomorrow (UTC)")
     }
+
+    /// Whether the server may write here at once: on what its owner does not want to stay free.
+    fn has_room(&self) -> bool {
+        self.no_writes().is_none() && self.space.available > self.terms.kept_free(self.space.total)
+    }
 }
 
 /// Bytes written today. The worker adds, the guest keeps.
@@ -88,6 +98,7 @@ impl Writes {
 pub(super) struct Guest {
     home: Home,
     dsf: DsfHandle,
+    tails: Arc<Tails>,
     sizer: Sizer,
     writes: Arc<Writes>,
     kept: (Instant, Ledger),
@@ -112,7 +123,7 @@ impl Guest {
     ///
     /// # Errors
     /// When the terms or the file system cannot be read.
-    pub(super) fn new(home: Home, dsf: DsfHandle) -> Result<(Self, Seen)> {
+    pub(super) fn new(home: Home, dsf: DsfHandle, tails: Arc<Tails>) -> Result<(Self, Seen)> {
         let (terms, ledger) = (home.terms()?, home.ledger()?);
         let sys = PathBuf::from("/sys");
         let space =
@@ -139,6 +150,7 @@ impl Guest {
         let guest = Self {
             home,
             dsf,
+            tails,
             sizer: Sizer::default(),
             writes: Arc::clone(&writes),
             kept: (Instant::now(), ledger),
@@ -214,6 +226,9 @@ impl Guest {
 
     /// Makes the storage file larger or smaller; what is in the way, when something is.
     async fn resize(&self, held: Held, capacity: SlotCount) -> Result<Option<String>> {
+        if capacity < held.capacity {
+            self.let_tails_go().await?;
+        }
         let resized = match self.dsf.resize(capacity).await {
             Ok(resized) => resized,
             Err(ResizeError::Full) => {
@@ -240,6 +255,19 @@ impl Guest {
         Ok(None)
     }
 
+    async fn let_tails_go(&self) -> Result<()> {
+        let tails = Arc::clone(&self.tails);
+        let gone = tokio::task::spawn_blocking(move || tails.forget_all()).await;
+        let gone = gone.context("wait for a thread")?.context("remove tails of journals")?;
+        if gone.0 > 0 {
+            tracing::info!(
+                bytes = gone.0,
+                "tails of journals were removed for the owner of the disk"
+            );
+        }
+        Ok(())
+    }
+
     fn keep_ledger(&mut self) -> Result<()> {
         let ledger = self.writes.ledger();
         if ledger != self.kept.1 {
@@ -257,6 +285,17 @@ fn lent(terms: &Terms, space: Space, capacity: SlotCount) -> ByteCount {
     } else {
         capacity.file_bytes()
     }
+}
+
+/// Lets the server have tails of journals written while there is room for them, and counts what is.
+pub(super) fn writable(status: watch::Receiver<GuestStatus>, writes: Arc<Writes>) -> Writable {
+    Arc::new(move |bytes| {
+        let has_room = status.borrow().has_room();
+        if has_room {
+            writes.add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        }
+        has_room
+    })
 }
 
 /// Whether segments are neither fetched, scrubbed nor served.

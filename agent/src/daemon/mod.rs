@@ -8,6 +8,8 @@
 //!     └────────────────────────────── worker ──► DSF ◄── service ◄── members ask for segments
 //! ```
 //!
+//! The server has tails of its journals kept here, beside the DSF ([`cairn_array::tails`]).
+//!
 //! Each state has one owner: the directory and the assignment belong to `sync`, what the DSF holds to `worker`;
 //! the others read. All tasks end on one token; when one of them fails, all end and the process says why.
 //!
@@ -30,7 +32,8 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use cairn_array::{
     dsf::{Dsf, DsfHandle, DsfOwner},
-    peer::PeerClient,
+    peer::{self, PeerClient},
+    tails::Tails,
     tls::{self, NameTable, Trust},
 };
 use tokio::{
@@ -109,13 +112,16 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
 
     let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
     let admits = service::admission(directory.clone());
-    let (guest, seen) = guest::Guest::new(home.clone(), dsf.clone())?;
+    let tails = open_tails(&home)?;
+    let (guest, seen) = guest::Guest::new(home.clone(), dsf.clone(), Arc::clone(&tails))?;
     let guest_status = seen.status.clone();
     let shelf = service::Shelf::new(dsf.clone(), events.clone(), guest_status.clone());
     let (offers, offered) = mpsc::channel(mirror::OFFERS);
     let mirror = mirror::Mirror::new(&membership, directory.clone(), Arc::clone(&admits), offers);
     let limits = RateLimits::new(home.rates()?);
-    let app = cairn_array::peer::routes(shelf, admits, limits.upload()).merge(mirror.routes());
+    let writable = guest::writable(guest_status.clone(), Arc::clone(&seen.writes));
+    let keeps = peer::tails::routes(Arc::clone(&tails), Arc::clone(&admits), writable);
+    let app = peer::routes(shelf, admits, limits.upload()).merge(mirror.routes()).merge(keeps);
     tasks.spawn(tls::serve(listener, tls::server_tls(&papers)?, app, stop.clone()));
     let status = status::Source {
         membership: membership.clone(),
@@ -123,6 +129,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         work_status,
         guest: guest_status.clone(),
         dsf: dsf.clone(),
+        tails,
         limits: limits.clone(),
     };
     tasks.spawn(status::listen(home.socket(), status, stop.clone()));
@@ -158,6 +165,11 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     tasks.spawn(meet_others(me, peer_port, names, directory, sync_problem, stopped));
     tracing::info!(agent = %membership.agent, server = %membership.server, peer_port, "agent runs");
     supervise(tasks, stop).await
+}
+
+fn open_tails(home: &Home) -> Result<Arc<Tails>> {
+    let tails = tokio::task::block_in_place(|| Tails::open(home.tails()));
+    Ok(Arc::new(tails.context("open the tails of journals")?))
 }
 
 /// Finds the other members on the LAN while the server does not answer.

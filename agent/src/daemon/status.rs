@@ -4,11 +4,12 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use cairn_array::{dsf::DsfHandle, wire::MemberState};
+use cairn_array::{dsf::DsfHandle, tails::Tails, wire::MemberState};
 use cairn_core::{
     id::{AgentId, SiteId},
     units::{ByteCount, Generation},
@@ -46,6 +47,8 @@ pub struct Status {
     /// Sealed bytes held.
     pub used: ByteCount,
     pub segments: u32,
+    /// Bytes of journals' tails, beside what is lent.
+    pub tails: ByteCount,
     /// Of the owner's disk, and how the guest stands on it.
     pub guest: GuestUse,
     /// How fast it moves segments at most.
@@ -117,6 +120,7 @@ pub(super) struct Source {
     pub(super) work_status: watch::Receiver<WorkStatus>,
     pub(super) guest: watch::Receiver<GuestStatus>,
     pub(super) dsf: DsfHandle,
+    pub(super) tails: Arc<Tails>,
     pub(super) limits: RateLimits,
 }
 
@@ -132,6 +136,7 @@ impl Source {
             lend: guest.lent,
             used: stats.held,
             segments: stats.used.0,
+            tails: self.tails.bytes(),
             guest: GuestUse::of(&guest),
             limits: self.limits.told(),
             missing: work.missing,
@@ -263,6 +268,12 @@ pub fn render_lending(status: &Status) -> String {
         size::show(guest.memory),
         guest.processor_seconds,
     );
+    if status.tails.0 > 0 {
+        let tails = size::show(status.tails);
+        text.push_str(&format!(
+            "keeps      {tails} of journals for the server, beside what it lends\n"
+        ));
+    }
     if guest.on_battery {
         text.push_str("paused     the machine runs on its battery\n");
     }
