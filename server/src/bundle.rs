@@ -32,6 +32,7 @@ use crate::{
     jobs::{JobHandle, Kind},
     register::manifest,
     scatter::is_asleep,
+    volumes::mirror,
 };
 
 /// The part of a client's slots that bundles may take: one in so many.
@@ -100,13 +101,17 @@ pub(crate) async fn refresh(app: &App, job: &JobHandle) -> anyhow::Result<bool> 
         }
     };
     match wait_for_holders(app, job, &segments).await? {
-        Wait::AllHeld => publish(app, id).await.map(|()| true),
+        Wait::AllHeld => {
+            publish(app, id).await?;
+            mirror::note_known(app, &bytes).await?;
+            Ok(true)
+        }
         Wait::NobodyThere => {
             let queued = app.queue_after(Kind::Bundle, AGAIN_AFTER).await;
             queued.context("queue the bundle again").map(|()| false)
         }
-        // Whoever joins or lends more queues it.
-        Wait::NobodyCarries => Ok(true),
+        // Whoever joins or lends more queues it. Nobody can do anything with older roots either.
+        Wait::NobodyCarries => mirror::note_known(app, &bytes).await.map(|()| true),
     }
 }
 

@@ -85,6 +85,11 @@ impl Finder {
         Self { db, store, verifier, peers, runtime, maps }
     }
 
+    /// Asks clients.
+    pub(crate) const fn peers(&self) -> &PeerClient {
+        &self.peers
+    }
+
     /// Where its calls run.
     pub(crate) const fn runtime(&self) -> &Handle {
         &self.runtime

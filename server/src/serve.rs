@@ -292,6 +292,7 @@ fn run_beside(app: &App, papers: Papers, services: &mut JoinSet<anyhow::Result<(
     app.tasks.spawn(presence::watch(app.clone()));
     app.tasks.spawn(volumes::scatter::watch(app.clone()));
     app.tasks.spawn(volumes::open_again(app.clone()));
+    app.tasks.spawn(volumes::mirror::watch(app.clone()));
     app.tasks.spawn(scrub::watch(app.clone()));
     app.tasks.spawn(rebalance::watch(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers));

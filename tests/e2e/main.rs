@@ -17,6 +17,7 @@ mod lab;
 mod layouts;
 mod limits;
 mod mirror;
+mod mirrored;
 mod owner;
 mod partitions;
 mod postgres;

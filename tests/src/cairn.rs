@@ -93,6 +93,8 @@ pub struct VolumeDetail {
     pub redundancy: Option<String>,
     /// None of a volume that is on the server only.
     pub scatter: Option<Scatter>,
+    /// Clients that have all of its journal, when some are to.
+    pub tail_holders: Option<u64>,
     pub state: String,
     /// Bytes in the store.
     pub stored: u64,
@@ -141,6 +143,8 @@ pub struct AgentStatus {
     /// Bytes that its storage file may take now.
     pub lend: u64,
     pub segments: u32,
+    /// Bytes of journals.
+    pub tails: u64,
     pub missing: u64,
 }
 

@@ -68,6 +68,8 @@ pub struct Volume {
     pub origin: Option<String>,
     /// `mirror`, …
     pub layout: String,
+    /// How many clients have all of its journal, when some are to.
+    pub tail_holders: Option<u64>,
     /// What may be lost, in words.
     pub redundancy: Option<String>,
     /// How far clients hold what they are to hold; none of a volume on the server only.
@@ -179,6 +181,7 @@ mod tests {
             stored: Bytes(3 << 30),
             origin: Some("debian@2".into()),
             layout: "mirror".into(),
+            tail_holders: Some(0),
             redundancy: Some("Either the server or any client may be lost.".into()),
             placed: Some(Percent::of(1, 2)),
             state: VolumeState::Well,
@@ -201,6 +204,7 @@ mod tests {
             "debian@2",
             "mirror",
             "50 %",
+            "no client has its journal: flushes wait for one",
             "Either the server or any client may be lost.",
             "nbd://127.0.0.1:10809/desk7",
             "1 connection",

@@ -10,7 +10,7 @@ use cairn_array::{
 use cairn_core::{
     id::VolumeId,
     units::ByteCount,
-    volume::{SizeError, blocks_of, checkpoint::Root},
+    volume::{Durability, SizeError, blocks_of, checkpoint::Root},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -23,7 +23,10 @@ use super::{
 };
 use crate::{
     app::App,
-    db::volume::{Origin, VolumeLayout, VolumeRow, VolumeStage},
+    db::{
+        volume::{Origin, VolumeLayout, VolumeRow, VolumeStage},
+        words,
+    },
     volumes::{self, Beginning, CreateError, NewVolume, UseError},
 };
 
@@ -36,6 +39,10 @@ pub struct Volume {
     /// `NAME@N` of the image that it began as, or `VOLUME@SNAPSHOT`.
     pub origin: Option<String>,
     pub layout: VolumeLayout,
+    /// When a flush is answered; none when it cannot be opened.
+    pub durability: Option<FlushDurability>,
+    /// Of a volume whose journal clients mirror: how many have all that was flushed. Flushes wait while there is none.
+    pub tail_holders: Option<u64>,
     /// What may be lost without losing it, in words; none of a volume that is on the server only, or not placed yet.
     pub redundancy: Option<String>,
     /// How far clients hold what they are to hold of it, complete when that is all up to the last checkpoint; none of a
@@ -72,6 +79,34 @@ pub enum Condition {
     Changing,
 }
 
+words! {
+    /// When a flush of a volume is answered.
+    FlushDurability {
+        /// Once the journal is durable on the server's disk.
+        Local = "local",
+        /// Once a client has what the journal has, too.
+        Mirrored = "mirrored",
+    }
+}
+
+impl From<Durability> for FlushDurability {
+    fn from(durability: Durability) -> Self {
+        match durability {
+            Durability::Local => Self::Local,
+            Durability::Mirrored => Self::Mirrored,
+        }
+    }
+}
+
+impl From<FlushDurability> for Durability {
+    fn from(durability: FlushDurability) -> Self {
+        match durability {
+            FlushDurability::Local => Self::Local,
+            FlushDurability::Mirrored => Self::Mirrored,
+        }
+    }
+}
+
 /// What a volume is to be.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -86,10 +121,17 @@ pub struct VolumeRequest {
     /// Who holds a part of it: the server only, if nothing is said.
     #[serde(default = "on_the_server")]
     pub layout: VolumeLayout,
+    /// When a flush is answered: `local` if nothing is said. `mirrored` needs a layout of which clients hold a part.
+    #[serde(default = "locally")]
+    pub durability: FlushDurability,
 }
 
 const fn on_the_server() -> VolumeLayout {
     VolumeLayout::Server
+}
+
+const fn locally() -> FlushDurability {
+    FlushDurability::Local
 }
 
 /// A new size.
@@ -156,6 +198,7 @@ fn refuse_create(error: CreateError) -> ApiError {
         CreateError::Failed(error) => return error.into(),
         CreateError::NameTaken => return ApiError::conflict("volume_exists", error.to_string()),
         CreateError::NoSize => "no_size",
+        CreateError::NothingToMirror => "nothing_to_mirror",
         CreateError::Size(_) => "bad_size",
         CreateError::SmallerThanOrigin(_) => "smaller_than_origin",
         CreateError::Layout(..) => {
@@ -209,6 +252,8 @@ pub(super) async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> 
         size: row.size.0,
         origin,
         layout: row.layout,
+        durability: None,
+        tail_holders: None,
         redundancy: row.promise,
         scatter: None,
         created: row.created.to_text(),
@@ -241,6 +286,8 @@ pub(super) async fn view(app: &App, row: VolumeRow) -> Result<Volume, ApiError> 
             volume.stored = found.usage.stored.0;
             volume.journal = found.usage.journal.0;
             volume.connections = found.users as u64;
+            volume.durability = Some(found.durability.into());
+            volume.tail_holders = found.tail_holders.map(|holders| holders as u64);
             if row.layout != VolumeLayout::Server {
                 volume.scatter = Some(scatter(app, row.id, found.checkpoint).await?);
             }
@@ -314,7 +361,8 @@ pub(crate) async fn create(
         }
     };
     let size = request.size.map(ByteCount);
-    let new = NewVolume { name: name.clone(), size, beginning, layout: request.layout };
+    let (layout, durability) = (request.layout, request.durability.into());
+    let new = NewVolume { name: name.clone(), size, beginning, layout, durability };
     let worker = app.clone();
     let made = in_order(&app, async move { volumes::create(&worker, new).await }).await?;
     made.map_err(refuse_create)?;

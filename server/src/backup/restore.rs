@@ -15,7 +15,7 @@ use cairn_array::{
     store::{BLOB_MAX_BYTES, BlobName, DeviceAddress, Store, StoreError},
     wrap::{Identity, RecoveryKey, opening},
 };
-use cairn_core::{directory::Directory, id::SegmentId, units::Generation};
+use cairn_core::{directory::Directory, id::SegmentId, units::Generation, volume::Durability};
 use futures::TryStreamExt as _;
 use tokio::runtime::Handle;
 
@@ -203,7 +203,10 @@ async fn journals(db: &Db, data_dir: &Path, store: &Arc<Store>) -> Result<Vec<St
         if row.stage != VolumeStage::Ready || journal_path(data_dir, row.id).exists() {
             continue;
         }
-        if let Err(error) = make_journal(data_dir, store, row.id, row.size).await {
+        // Clients know roots of those whose journal they mirror.
+        let known = db.known_root(row.id).await.context("look for the root that clients know")?;
+        let durability = known.map_or(Durability::Local, |_| Durability::Mirrored);
+        if let Err(error) = make_journal(data_dir, store, row.id, (row.size, durability)).await {
             unusable.push(format!("volume {}: {error:#}", row.name));
         }
     }

@@ -22,7 +22,10 @@ use super::{
 use crate::api::{
     image::Added,
     snapshot::{RollbackRequest, Snapshot, SnapshotRequest},
-    volume::{Condition, PapersRequest, ResizeRequest, Volume, VolumePapers, VolumeRequest},
+    volume::{
+        Condition, FlushDurability, PapersRequest, ResizeRequest, Volume, VolumePapers,
+        VolumeRequest,
+    },
 };
 use crate::db::volume::VolumeLayout;
 
@@ -51,6 +54,9 @@ enum Verb {
         /// Who holds a part of it: server, mirror, swarm, client-parity or server-parity
         #[arg(long, default_value = "server", value_parser = layout)]
         layout: VolumeLayout,
+        /// When a flush is answered: local, or mirrored once a client has it, too
+        #[arg(long, default_value = "local", value_parser = durability)]
+        durability: FlushDurability,
         #[arg(long)]
         json: bool,
     },
@@ -125,9 +131,9 @@ impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = self.remote.connect()?;
         match self.verb {
-            Verb::Create { name, size, image, snapshot, layout, json: as_json } => {
+            Verb::Create { name, size, image, snapshot, layout, durability, json: as_json } => {
                 let size = size.map(|size| size.0);
-                let request = VolumeRequest { name, size, image, snapshot, layout };
+                let request = VolumeRequest { name, size, image, snapshot, layout, durability };
                 let made: Volume = client.post_json("/api/v1/volumes", &request).await?;
                 if as_json { json(&made) } else { show(&made) }
             }
@@ -185,6 +191,10 @@ fn layout(word: &str) -> Result<VolumeLayout, &'static str> {
     word.parse().map_err(|_| "say server, mirror, swarm, client-parity or server-parity")
 }
 
+fn durability(word: &str) -> Result<FlushDurability, &'static str> {
+    word.parse().map_err(|_| "say local or mirrored")
+}
+
 fn path(name: &str) -> String {
     format!("/api/v1/volumes/{}", part(name))
 }
@@ -228,6 +238,15 @@ fn condition(volume: &Volume) -> String {
     volume.reason.as_ref().map_or_else(|| state.to_owned(), |why| format!("{state}: {why}"))
 }
 
+fn tail_holders(volume: &Volume) -> String {
+    match volume.tail_holders {
+        None => String::new(),
+        Some(0) => ": no client has the journal, flushes wait for one".to_owned(),
+        Some(1) => ": 1 client has the journal".to_owned(),
+        Some(count) => format!(": {count} clients have the journal"),
+    }
+}
+
 fn list(volumes: &[Volume]) -> anyhow::Result<()> {
     let rows = volumes.iter().map(|volume| {
         vec![
@@ -252,6 +271,9 @@ fn show(volume: &Volume) -> anyhow::Result<()> {
     line(&format!("size:         {} ({} bytes)", bytes(volume.size), volume.size))?;
     line(&format!("began as:     {}", or_dash(volume.origin.clone())))?;
     line(&format!("layout:       {}", volume.layout))?;
+    if let Some(durability) = volume.durability {
+        line(&format!("durability:   {durability}{}", tail_holders(volume)))?;
+    }
     if let Some(redundancy) = &volume.redundancy {
         line(&format!("redundancy:   {redundancy}"))?;
     }

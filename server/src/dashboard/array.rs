@@ -16,7 +16,7 @@ use crate::{
         error::ApiError,
         extract::{self, Body},
         snapshot::SnapshotRequest,
-        volume::{Condition, VolumeRequest},
+        volume::{Condition, FlushDurability, VolumeRequest},
     },
     app::App,
     db::{
@@ -97,6 +97,7 @@ async fn fill(app: &App, volume: api::volume::Volume, now: Moment) -> Result<Vol
         stored: Bytes(volume.stored),
         origin: volume.origin,
         layout: volume.layout.word().to_owned(),
+        tail_holders: volume.tail_holders,
         redundancy: volume.redundancy,
         placed,
         state: match volume.state {
@@ -128,6 +129,7 @@ pub(super) struct VolumeForm {
     image: String,
     size: String,
     layout: VolumeLayout,
+    durability: FlushDurability,
 }
 
 pub(super) async fn create(
@@ -142,8 +144,8 @@ pub(super) async fn create(
         Err(why) => Err(ApiError::bad_request("bad_size", why.to_string())),
         Ok(size) => {
             let image = (!form.image.is_empty()).then_some(form.image);
-            let request =
-                VolumeRequest { name: form.name, size, image, snapshot: None, layout: form.layout };
+            let VolumeForm { name, layout, durability, .. } = form;
+            let request = VolumeRequest { name, size, image, snapshot: None, layout, durability };
             api::volume::create(State(app.clone()), Body(request)).await.map(drop)
         }
     };

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// All tables; each after those that it refers to, but for volumes and snapshots, which refer to each other.
-pub(super) const TABLES: [&str; 28] = [
+pub(super) const TABLES: [&str; 29] = [
     "setting",
     "account",
     "session",
@@ -28,6 +28,7 @@ pub(super) const TABLES: [&str; 28] = [
     "version",
     "volume",
     "snapshot",
+    "known_root",
     "stripe_set",
     "segment",
     "version_segment",

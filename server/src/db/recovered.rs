@@ -8,6 +8,7 @@ use cairn_core::{
     id::{AgentId, SegmentId, StripeSetId},
     manifest::SegmentEntry,
     units::{ByteCount, Generation},
+    volume::Durability,
 };
 
 use super::{
@@ -168,6 +169,13 @@ async fn keep_volume(transaction: &mut Transaction, row: &VolumeRow, now: Moment
     .bind(now.0)
     .execute(&mut **transaction)
     .await?;
+    if row.durability == Durability::Mirrored {
+        sqlx::query("INSERT INTO known_root (volume, root) VALUES ($1, $2)")
+            .bind(row.id.as_bytes().as_slice())
+            .bind(&row.root[..])
+            .execute(&mut **transaction)
+            .await?;
+    }
     stripe_set::add(&mut **transaction, Owner::Volume(row.id)).await?;
     add_segments(transaction, row.id.into(), &rows(&row.data, SegmentClass::Data)).await?;
     add_segments(transaction, row.id.into(), &rows(&row.parity, SegmentClass::Parity)).await

@@ -360,6 +360,11 @@ async fn filled(db: &Db) {
         created: NOW,
     };
     db.add_volume(&volume(2, "origin", Some(Origin::Version(new.version)))).await.unwrap();
+    assert_eq!(db.known_root(VolumeId([2; 16])).await.unwrap(), None);
+    for root in [b"older", b"newer"] {
+        db.keep_known_root(VolumeId([2; 16]), root).await.unwrap();
+    }
+    assert_eq!(db.known_root(VolumeId([2; 16])).await.unwrap().unwrap(), b"newer");
     let snapshot = SnapshotRow {
         id: SnapshotId([3; 16]),
         volume: VolumeId([2; 16]),

@@ -182,6 +182,35 @@ impl Db {
         Ok(())
     }
 
+    /// The last root of a volume that clients are known to know.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn known_root(&self, id: VolumeId) -> Result<Option<Vec<u8>>> {
+        let row = sqlx::query("SELECT root FROM known_root WHERE volume = $1")
+            .bind(id.as_bytes().as_slice())
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.map(|row| row.try_get("root")).transpose()?)
+    }
+
+    /// Notes that clients know a root of a volume.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn keep_known_root(&self, id: VolumeId, root: &[u8]) -> Result<()> {
+        self.run(
+            sqlx::query(
+                "INSERT INTO known_root (volume, root) VALUES ($1, $2)
+                 ON CONFLICT (volume) DO UPDATE SET root = excluded.root",
+            )
+            .bind(id.as_bytes().as_slice())
+            .bind(root),
+        )
+        .await?;
+        Ok(())
+    }
+
     /// Notes a volume's size.
     ///
     /// # Errors

@@ -151,10 +151,10 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
     for row in &rows {
         keep_manifest(&store, row.version, row.manifest.clone()).await?;
     }
-    let (volumes, orphans) = volumes::rows(&site, &found.maps, &volumes, &rows, &next)?;
+    let (mut volumes, orphans) = volumes::rows(&site, &found.maps, &volumes, &rows, &next)?;
     lost.extend(orphans);
-    for row in &volumes {
-        volumes::keep(&data_dir, &store, row).await?;
+    for row in &mut volumes {
+        volumes::keep(&data_dir, &store, &fleet, row).await?;
     }
     store.flush().await.context("make the store durable")?;
     let recovered = Recovered {

@@ -1,9 +1,12 @@
-//! The volumes of a site that is recovered, as of the last checkpoints that its clients know.
+//! The volumes of a site that is recovered, as of the last checkpoints that its clients know; those whose journal clients mirror
+//! as of the last flush that was answered.
 //!
-//! What was written since was on the lost server only. Snapshots are not recovered: clients know no roots of them.
+//! What else was written since was on the lost server only. Snapshots are not recovered: clients know no roots of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    fs::{DirBuilder, File},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
     sync::Arc,
 };
@@ -12,8 +15,9 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use cairn_array::{
     authority::SiteKeys,
+    peer::tails,
     store::Store,
-    volume::{RootName, StoreSegments, root_name, segments_of_root},
+    volume::{RootName, StoreSegments, TailRing, root_name, segments_of_root},
     wrap::Identity,
 };
 use cairn_core::{
@@ -24,8 +28,9 @@ use cairn_core::{
     sign::VerifyingKey,
     stripe_map::{Shard, StripeMap},
     units::{BLOCK_BYTES, ByteCount, Generation},
-    volume::checkpoint::Root,
+    volume::{Durability, checkpoint::Root},
 };
+use rustix::fs::FallocateFlags;
 
 use super::{
     fleet::Fleet,
@@ -42,6 +47,7 @@ pub(super) struct Volume {
     root: Root,
     name: String,
     size: ByteCount,
+    durability: Durability,
     content_key: SealKey,
     /// As the lost server signed it.
     signed: Bytes,
@@ -60,7 +66,9 @@ pub(crate) struct Row {
     pub(crate) origin: Option<VersionId>,
     /// Wrapped for the new server and the recovery key.
     pub(crate) content_key: Vec<u8>,
-    /// Of the controller that made its root.
+    pub(crate) durability: Durability,
+    key: SealKey,
+    /// Of the last controller that clients heard of.
     pub(crate) generation: Generation,
     pub(crate) data: Vec<SegmentEntry>,
     pub(crate) parity: Vec<SegmentEntry>,
@@ -91,7 +99,8 @@ pub(super) fn read(
         let secret = root.open_secret(&content_key).context("open the root of a volume")?;
         let size = ByteCount(secret.blocks * BLOCK_BYTES as u64);
         let signed = Bytes::copy_from_slice(signed);
-        Ok(Volume { root, name: secret.name, size, content_key, signed, segments: Vec::new() })
+        let (name, durability) = (secret.name, secret.durability);
+        Ok(Volume { root, name, size, durability, content_key, signed, segments: Vec::new() })
     });
     volumes.collect()
 }
@@ -206,6 +215,8 @@ pub(super) fn rows(
             layout,
             origin,
             content_key: site.wrap_content_key(&volume.content_key)?,
+            durability: volume.durability,
+            key: volume.content_key.clone(),
             generation: volume.root.generation,
             data,
             parity,
@@ -237,16 +248,51 @@ fn origin(
     versions.iter().find(has_all).map(|row| Some(row.version))
 }
 
-/// Gives a volume its root and an empty journal.
+/// Gives a volume its root, and the journal that clients have of it, or an empty one.
 ///
 /// # Errors
 /// When there is no room for them.
-pub(super) async fn keep(data_dir: &Path, store: &Arc<Store>, row: &Row) -> Result<()> {
+pub(super) async fn keep(
+    data_dir: &Path,
+    store: &Arc<Store>,
+    fleet: &Fleet,
+    row: &mut Row,
+) -> Result<()> {
     let file = journal_path(data_dir, row.id);
     super::forget(std::fs::remove_file(&file))?;
     let name = root_name(row.id, RootName::Live)?;
     store.put_blob(&name, row.root.clone()).await.context("keep the root of a volume")?;
-    make_journal(data_dir, store, row.id, row.size)
+    if row.durability == Durability::Mirrored
+        && let Some(generation) = gather_journal(&file, fleet, row)
+            .await
+            .with_context(|| format!("put the journal of volume {} together", row.name))?
+    {
+        row.generation = row.generation.max(generation);
+        return Ok(());
+    }
+    make_journal(data_dir, store, row.id, (row.size, row.durability))
         .await
         .with_context(|| format!("make the journal of volume {}", row.name))
+}
+
+/// Puts together what clients have of a journal; of which controller, and none when they have nothing of it: no file is there
+/// then.
+async fn gather_journal(file: &Path, fleet: &Fleet, row: &Row) -> Result<Option<Generation>> {
+    let folder = file.parent().context("it has no folder")?;
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let mut options = File::options();
+    let made = options.read(true).write(true).create_new(true).mode(0o600).open(file)?;
+    let room = made.try_clone()?;
+    let ring = TailRing::new(row.id, made);
+    let ring = tails::gather(&fleet.peers, &fleet.members, row.id, &row.key, ring).await?;
+    let Some(generation) = ring.generation() else {
+        std::fs::remove_file(file)?;
+        return Ok(None);
+    };
+    // Where clients have nothing its space is to be there, too.
+    let length = room.metadata()?.len();
+    rustix::fs::fallocate(&room, FallocateFlags::empty(), 0, length)?;
+    ring.sync()?;
+    File::open(folder)?.sync_all()?;
+    Ok(Some(generation))
 }

@@ -13,7 +13,7 @@ use cairn_core::{
     planner::Refusal,
     seal::SealKey,
     units::ByteCount,
-    volume::{SizeError, blocks_of},
+    volume::{Durability, SizeError, blocks_of},
 };
 use tokio::runtime::Handle;
 
@@ -35,6 +35,8 @@ use crate::{
 const JOURNAL_ONE_OF: u64 = 8;
 /// The most has room for the writes of a second or two at a disk's pace.
 const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=512 << 20;
+/// What clients mirror stays in the journal until they know a checkpoint that covers it, which takes seconds.
+const MIRRORED_BYTES: u64 = 64 << 20;
 
 /// What is to be made.
 #[derive(Clone, Debug)]
@@ -45,6 +47,7 @@ pub struct NewVolume {
     /// What it begins as; zeros without.
     pub beginning: Option<Beginning>,
     pub layout: VolumeLayout,
+    pub durability: Durability,
 }
 
 /// What a volume begins as.
@@ -68,6 +71,10 @@ pub enum CreateError {
     SmallerThanOrigin(u64),
     #[error("{0} does not hold: {1}")]
     Layout(VolumeLayout, Refusal),
+    #[error(
+        "of a volume on the server only clients know nothing, so a mirrored journal would be of no use to them: choose another layout"
+    )]
+    NothingToMirror,
     #[error("there is no such snapshot: `cairn-server volume snapshots` shows them")]
     UnknownSnapshot,
     #[error(transparent)]
@@ -153,6 +160,9 @@ async fn check_layout(app: &App, layout: VolumeLayout) -> Result<(), CreateError
 /// # Errors
 /// [`CreateError`].
 pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError> {
+    if new.durability == Durability::Mirrored && new.layout == VolumeLayout::Server {
+        return Err(CreateError::NothingToMirror);
+    }
     let alone = app.volumes.changing.lock().await;
     let found = match &new.beginning {
         Some(beginning) => Some(Found::find(app, beginning.clone()).await?),
@@ -179,35 +189,39 @@ pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError>
     })?;
     // From here on it counts as a clone of what it begins as.
     drop(alone);
-    if let Err(error) = make(app, &row, blocks, found.as_ref()).await {
+    if let Err(error) = make(app, &row, (blocks, new.durability), found.as_ref()).await {
         super::remove_parts(app, row.id, None).await.context("remove what there is of a volume")?;
         return Err(error.into());
     }
     Ok(())
 }
 
-/// The ring of the journal of a volume of this size, in blocks.
-pub(crate) fn journal_capacity(size: ByteCount) -> u64 {
-    let journal = (size.0 / JOURNAL_ONE_OF).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end());
+/// The ring of the journal of such a volume, in blocks.
+fn journal_capacity(size: ByteCount, durability: Durability) -> u64 {
+    let least = match durability {
+        Durability::Local => *JOURNAL_BYTES.start(),
+        Durability::Mirrored => MIRRORED_BYTES,
+    };
+    let journal = (size.0 / JOURNAL_ONE_OF).clamp(least, *JOURNAL_BYTES.end());
     journal_blocks(ByteCount(journal))
 }
 
 async fn make(
     app: &App,
     row: &VolumeRow,
-    blocks: u64,
+    (blocks, durability): (u64, Durability),
     found: Option<&Found>,
 ) -> anyhow::Result<()> {
     let base = match found {
         Some(found) => Some(found.base(app, blocks).await.context("read what it begins as")?),
         None => None,
     };
-    let (keys, name) = (keys(app, row)?, name(app, row));
+    let (keys, name) = (keys(app, row)?, name(app, row).await?);
     let (file, id, segments) = (journal_file(app, row.id), row.id, segment_reader(app));
-    let capacity = journal_capacity(row.size);
+    let capacity = journal_capacity(row.size, durability);
     let volume = blocking(move || {
         let medium = DiskMedium::create(&file, capacity, id, segments)?;
-        let volume = Volume::create(medium, name, keys, blocks, capacity)?;
+        let volume = Volume::create(medium, name, keys, durability, (blocks, capacity))?;
         if let Some(base) = base {
             // All that it begins with is somebody else's.
             volume.pin(base.table.iter().map(|(_, slot)| slot.id));
@@ -231,9 +245,9 @@ pub(crate) async fn make_journal(
     data_dir: &Path,
     store: &Arc<Store>,
     id: VolumeId,
-    size: ByteCount,
+    (size, durability): (ByteCount, Durability),
 ) -> anyhow::Result<()> {
-    let (file, capacity) = (journal_path(data_dir, id), journal_capacity(size));
+    let (file, capacity) = (journal_path(data_dir, id), journal_capacity(size, durability));
     let segments = StoreSegments::new(Arc::clone(store), None, Handle::current());
     let made = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
         let medium = DiskMedium::create(&file, capacity, id, segments)?;

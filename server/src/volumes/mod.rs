@@ -10,6 +10,7 @@
 
 mod clone;
 mod create;
+pub(crate) mod mirror;
 mod open;
 pub(crate) mod scatter;
 mod served;
@@ -23,13 +24,15 @@ use std::{
 };
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use cairn_array::volume::{
-    DiskMedium, Elsewhere, RootName, RunningVolume, StoreSegments, Usage, VolumeKeys, VolumeName,
-    VolumeState, root_name,
+    DiskMedium, Elsewhere, RootName, RunningVolume, StoreSegments, TailFeed, Usage, VolumeKeys,
+    VolumeName, VolumeState, root_name,
 };
 use cairn_core::{
     id::{MachineId, SegmentId, SnapshotId, VolumeId},
     units::{ByteCount, Generation},
+    volume::Durability,
 };
 
 pub(crate) use clone::base;
@@ -76,6 +79,9 @@ pub(crate) struct Condition {
     pub(crate) usage: Usage,
     /// The number of its last one.
     pub(crate) checkpoint: u64,
+    pub(crate) durability: Durability,
+    /// Clients that have all that was flushed, when some are to.
+    pub(crate) tail_holders: Option<usize>,
     /// Connections to it.
     pub(crate) users: usize,
 }
@@ -125,6 +131,8 @@ impl Volumes {
             state: open.state(),
             usage: open.usage(),
             checkpoint: open.checkpoints(),
+            durability: open.durability(),
+            tail_holders: open.tail_holders(),
             // Beside the table.
             users: Arc::strong_count(open) - 1,
         };
@@ -159,6 +167,16 @@ impl Volumes {
         let scattered = entries.values().filter(|entry| entry.layout != VolumeLayout::Server);
         let root = |entry: &Entry| Some((entry.id, entry.open.as_ref().ok()?.checkpoints()));
         scattered.filter_map(root).collect()
+    }
+
+    /// What clients are to keep of the journals of volumes, but for those of which `is_served` says that they are.
+    fn tail_feeds(
+        &self,
+        is_served: impl Fn(VolumeId) -> bool,
+    ) -> Vec<(VolumeId, TailFeed<DiskMedium>)> {
+        let entries = self.entries();
+        let feed = |entry: &Entry| Some((entry.id, entry.open.as_ref().ok()?.tail_feed()?));
+        entries.values().filter(|entry| !is_served(entry.id)).filter_map(feed).collect()
     }
 
     /// Closes all: what the journals have is sealed. Blocks.
@@ -198,8 +216,10 @@ pub(super) fn keys(app: &App, row: &VolumeRow) -> anyhow::Result<VolumeKeys> {
     })
 }
 
-pub(super) fn name(app: &App, row: &VolumeRow) -> VolumeName {
-    VolumeName { id: row.id, name: row.name.clone(), generation: app.volumes.generation }
+pub(super) async fn name(app: &App, row: &VolumeRow) -> anyhow::Result<VolumeName> {
+    let known = app.db.known_root(row.id).await.context("look for the root that clients know")?;
+    let known = known.map(Bytes::from);
+    Ok(VolumeName { id: row.id, name: row.name.clone(), generation: app.volumes.generation, known })
 }
 
 /// Does what may block on a thread that may.
@@ -290,6 +310,7 @@ async fn remove_parts(app: &App, id: VolumeId, open: Option<Open>) -> anyhow::Re
     let staged = app.db.set_volume_stage(id, VolumeStage::Removing).await;
     staged.context("mark a volume as being removed")?;
     scatter::withdraw(app, id, open.as_ref()).await?;
+    let mirrored = open.as_ref().is_some_and(|open| open.durability() == Durability::Mirrored);
     let segments = match open {
         Some(open) => {
             // Sealing what is thrown away would be in vain.
@@ -302,6 +323,9 @@ async fn remove_parts(app: &App, id: VolumeId, open: Option<Open>) -> anyhow::Re
         // What it had is cleared away with what nobody refers to.
         None => Vec::new(),
     };
+    if mirrored {
+        mirror::forget(app, id).await?;
+    }
     app.store.delete_blob(&root).await.context("delete a volume's root")?;
     app.store.flush().await.context("make that durable")?;
     for segment in segments {

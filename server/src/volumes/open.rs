@@ -89,7 +89,7 @@ async fn open(
 /// Opens a volume, without threads and without knowledge of what it shares.
 pub(super) async fn closed(app: &App, row: &VolumeRow) -> anyhow::Result<Closed> {
     let scattered = scatter::data_of(app, row.id).await?;
-    let (keys, name) = (keys(app, row)?, name(app, row));
+    let (keys, name) = (keys(app, row)?, name(app, row).await?);
     let (file, id, segments) = (journal_file(app, row.id), row.id, segment_reader(app));
     blocking(move || {
         let medium = DiskMedium::open(&file, id, segments)?;
