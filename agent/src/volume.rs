@@ -169,7 +169,7 @@ async fn open(home: &Home, recovery_key: &Path, name: &str) -> Result<Checkpoint
     let file = rustix::fs::memfd_create("journal", MemfdFlags::CLOEXEC);
     let ring = TailRing::new(id, File::from(file.context("make room for the journal")?));
     let tail = tails::gather(&clients.peers, &clients.members, id, &content_key, ring).await;
-    let tail = tail.context("put the journal together")?;
+    let (tail, _) = tail.context("put the journal together")?;
     let seed = u64::from_le_bytes(random::array()?);
     let fetcher = Fetcher::new(clients.peers, maps, clients.members, seed, complain);
     let (kept, runtime) = (Cache::new(SEGMENTS), Handle::current());

@@ -21,16 +21,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 16;
 
 /// Offers the directory to every client that has not spoken since the start, until all have or the server stops.
-pub(crate) async fn run(app: App, papers: Papers) -> anyhow::Result<()> {
+///
+/// When this server has `moved`, nobody finds it by himself.
+pub(crate) async fn run(app: App, papers: Papers, moved: bool) -> anyhow::Result<()> {
     let started = Moment::now();
     let trust = Trust::Ca(papers.ca_pem.clone());
     let client = tls::client(&trust, Some(&papers), Arc::clone(&app.names))?;
-    let mut pause = FIRST_PAUSE;
+    let mut pause = if moved { Duration::ZERO } else { FIRST_PAUSE };
     loop {
         if app.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return Ok(());
         }
-        pause = (pause * 2).min(MOST_PAUSE);
+        pause = (pause * 2).clamp(FIRST_PAUSE, MOST_PAUSE);
         let agents = app.db.approved_agents().await.context("list agents")?;
         let silent = agents.iter().filter(|agent| agent.address.is_some());
         let silent = silent.filter(|agent| agent.seen.is_none_or(|seen| seen < started));

@@ -20,7 +20,7 @@ use crate::{
     limits::SiteLimits,
     register::{Registrations, Sources},
     site::Site,
-    volumes::Volumes,
+    volumes::{ServerId, Volumes},
     waves::Waves,
 };
 
@@ -35,6 +35,8 @@ pub struct Inner {
     pub site: Site,
     pub events: Events,
     pub data_dir: PathBuf,
+    /// Of the data folder.
+    pub server_id: ServerId,
     pub store: Arc<Store>,
     /// Where others reach the HTTPS service.
     pub address: SocketAddr,

@@ -55,6 +55,9 @@ pub struct ServeOptions {
     /// The database: `sqlite:PATH` or `postgres://USER@HOST/NAME` (default: SQLite in the data folder)
     #[arg(long, env = "CAIRN_DATABASE", hide_env_values = true, value_name = "URL")]
     pub database: Option<DatabaseAddress>,
+    /// Wait until no other server uses the site, then take its place: with a PostgreSQL database and a store in buckets
+    #[arg(long)]
+    pub standby: bool,
     /// A host that images may be fetched from, `NAME` or `NAME:PORT` (repeatable; default: none)
     #[arg(long, value_name = "HOST")]
     pub image_host: Vec<ImageHost>,

@@ -44,6 +44,7 @@ pub mod scrub;
 mod secret;
 pub mod serve;
 pub mod site;
+mod standby;
 mod targets;
 pub mod volumes;
 mod wake;

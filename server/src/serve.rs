@@ -49,7 +49,8 @@ use crate::{
     register::{self, Registrations, Sources},
     scrub, secret,
     site::{Opened, Site, secrets},
-    volumes::{self, Served, Volumes},
+    standby,
+    volumes::{self, Served, ServerId, Volumes},
 };
 
 /// What the command line on this machine finds the server by: `DATA/run/server.json`.
@@ -137,7 +138,14 @@ impl Running {
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
-    let running = start(options, stop).await?;
+    let running = if options.standby {
+        match standby::wait(&options, &stop).await? {
+            Some(running) => running,
+            None => return Ok(()),
+        }
+    } else {
+        start(options, stop).await?
+    };
     announce(&running).context("write to standard output")?;
     running.run().await
 }
@@ -208,13 +216,13 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let names = Arc::new(NameTable::default());
     let store = Arc::new(open_store(&options.store_devices(), first_start).await?);
     let finder = finder(&site, &db, &store, &names)?;
-    let disks = Disks::open(&db).await?;
     let app = App::new(Inner {
-        disks,
+        disks: Disks::open(&db).await?,
         events: Events::new(db.clone()),
         db,
         site,
         data_dir: data_dir.clone(),
+        server_id: ServerId::of(&data_dir)?,
         store,
         address,
         bound,
@@ -243,6 +251,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         holdings_changed: Changes::default(),
         targets_changed: Changes::default(),
     });
+    let moved = app.directory.server().is_some_and(|before| before != address);
     take_up(&app).await?;
     warn_without_payload(&options, &app)?;
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -255,7 +264,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     services.spawn(cairn_array::nbd::serve(nbd_listener, served, secure, stopped));
     services.spawn(tls::serve(listener, server, api::router(&app), stop.clone()));
     services.spawn(pxe.run(stop.clone()));
-    run_beside(&app, papers, &mut services);
+    run_beside(&app, (papers, moved), &mut services);
     keep_cli_token(&app).await?;
     write_server_file(&app)?;
     let first_start = greet(&app, first_start).await?;
@@ -287,7 +296,11 @@ fn finder(
 }
 
 /// What runs beside the requests.
-fn run_beside(app: &App, papers: Papers, services: &mut JoinSet<anyhow::Result<()>>) {
+fn run_beside(
+    app: &App,
+    (papers, moved): (Papers, bool),
+    services: &mut JoinSet<anyhow::Result<()>>,
+) {
     app.tasks.spawn(bundle::watch_payload(app.clone()));
     app.tasks.spawn(presence::watch(app.clone()));
     app.tasks.spawn(volumes::scatter::watch(app.clone()));
@@ -295,7 +308,7 @@ fn run_beside(app: &App, papers: Papers, services: &mut JoinSet<anyhow::Result<(
     app.tasks.spawn(volumes::mirror::watch(app.clone()));
     app.tasks.spawn(scrub::watch(app.clone()));
     app.tasks.spawn(rebalance::watch(app.clone()));
-    app.tasks.spawn(tell_clients(app.clone(), papers));
+    app.tasks.spawn(tell_clients(app.clone(), papers, moved));
     let (db, stop) = (app.db.clone(), app.stop.clone());
     services.spawn(async move { db.watch(&stop).await.context("keep the database") });
     let worker = app.clone();
@@ -389,8 +402,8 @@ async fn take_up(app: &App) -> anyhow::Result<()> {
     directory::rebuild(app).await
 }
 
-async fn tell_clients(app: App, papers: Papers) {
-    if let Err(error) = announce::run(app, papers).await {
+async fn tell_clients(app: App, papers: Papers, moved: bool) {
+    if let Err(error) = announce::run(app, papers, moved).await {
         tracing::error!(error = format!("{error:#}"), "tell clients where this server is");
     }
 }

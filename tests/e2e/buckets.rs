@@ -17,19 +17,19 @@ use cairn_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(60);
-const DEVICE: [&str; 2] = ["--store", "s3://images/site"];
+pub(crate) const DEVICE: [&str; 2] = ["--store", "s3://images/site"];
 const NBD: &str = "nbd://127.0.0.1:10809/v";
 const SIZE: usize = 24 << 20;
 
 /// The S3 server's machine; its buckets are folders.
-struct S3 {
+pub(crate) struct S3 {
     process: Process,
     host: Host,
     folder: PathBuf,
 }
 
 impl S3 {
-    fn start(lab: &mut Lab) -> Self {
+    pub(crate) fn start(lab: &mut Lab) -> Self {
         let host = lab.host("s3", 3).unwrap();
         let folder = lab.dir().join("s3");
         fs::create_dir_all(folder.join("images")).unwrap();
@@ -40,7 +40,7 @@ impl S3 {
         self.process = serve(&self.host, &self.folder);
     }
 
-    fn environment(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
         let endpoint = format!("http://{}:9000", self.host.address());
         let words = [
             ("AWS_ENDPOINT_URL", endpoint.as_str()),

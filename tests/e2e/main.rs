@@ -23,6 +23,7 @@ mod partitions;
 mod postgres;
 mod recover;
 mod stand_in;
+mod standby;
 mod storage;
 mod swarm;
 mod volumes;

@@ -238,6 +238,42 @@ impl Server {
         Ok(Self { process, host, data_dir, environment, first_start })
     }
 
+    /// What it has in its environment.
+    pub fn environment(&self) -> &[(&'static str, String)] {
+        &self.environment
+    }
+
+    /// Starts another server of the same site that waits until this one is gone.
+    ///
+    /// # Errors
+    /// It does not wait.
+    pub fn standby(
+        &self,
+        lab: &Lab,
+        host: &Host,
+        data_dir: &Path,
+        options: &[&str],
+    ) -> Result<Self> {
+        let options = [options, &["--standby"]].concat();
+        let process = serve(lab, host, data_dir, &options, &self.environment)?.start()?;
+        process.wait_for_line("^standby: ", START)?;
+        Ok(Self {
+            process,
+            host: host.clone(),
+            data_dir: data_dir.to_owned(),
+            environment: self.environment.clone(),
+            first_start: self.first_start.clone(),
+        })
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Errors
+    /// It ends, or does not come up.
+    pub fn wait_ready(&self) -> Result<()> {
+        self.process.wait_for_line(READY, START).map(drop)
+    }
+
     /// Has it started with these in its environment from the next time on.
     pub fn set_environment(&mut self, environment: Vec<(&'static str, String)>) {
         self.environment = environment;

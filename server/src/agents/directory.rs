@@ -1,6 +1,9 @@
 //! The signed directory: made anew, with the next number, whenever its content changes.
 
-use std::sync::{PoisonError, RwLock};
+use std::{
+    net::SocketAddr,
+    sync::{PoisonError, RwLock},
+};
 
 use anyhow::Context as _;
 use axum::{
@@ -74,6 +77,11 @@ impl DirectoryKeeper {
     /// The number of the newest directory.
     pub(crate) fn number(&self) -> Generation {
         self.present.read().unwrap_or_else(PoisonError::into_inner).directory.number
+    }
+
+    /// Where the newest says that the server is.
+    pub(crate) fn server(&self) -> Option<SocketAddr> {
+        self.present().directory.server
     }
 
     /// The newest directory, signed.

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// All tables; each after those that it refers to, but for volumes and snapshots, which refer to each other.
-pub(super) const TABLES: [&str; 29] = [
+pub(super) const TABLES: [&str; 31] = [
     "setting",
     "account",
     "session",
@@ -29,11 +29,13 @@ pub(super) const TABLES: [&str; 29] = [
     "volume",
     "snapshot",
     "known_root",
+    "journal_home",
     "stripe_set",
     "segment",
     "version_segment",
     "stripe_map",
     "agent",
+    "tail_holder",
     "assignment",
     "holding",
     "recheck",

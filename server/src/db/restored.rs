@@ -35,6 +35,8 @@ impl Db {
         .execute(&mut *transaction)
         .await?;
         for forget in [
+            "DELETE FROM journal_home",
+            "DELETE FROM tail_holder",
             "DELETE FROM holding",
             "DELETE FROM bundle_holding",
             "DELETE FROM recheck",

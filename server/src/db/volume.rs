@@ -1,7 +1,7 @@
 //! Volumes, as far as the database knows them.
 
 use cairn_core::{
-    id::{SnapshotId, VersionId, VolumeId},
+    id::{AgentId, SnapshotId, VersionId, VolumeId},
     units::{ByteCount, Generation},
 };
 use sqlx::{Any, Executor, Row as _, any::AnyRow};
@@ -11,7 +11,7 @@ use super::{
     stripe_set::{self, Owner},
     violates, words,
 };
-use crate::moment::Moment;
+use crate::{moment::Moment, volumes::ServerId};
 
 const GENERATION: &str = "controller_generation";
 
@@ -206,6 +206,79 @@ impl Db {
             )
             .bind(id.as_bytes().as_slice())
             .bind(root),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Clients that have, or may have, the end of a volume's journal.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn tail_holders(&self, id: VolumeId) -> Result<Vec<AgentId>> {
+        sqlx::query("SELECT agent FROM tail_holder WHERE volume = $1 ORDER BY agent")
+            .bind(id.as_bytes().as_slice())
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(|row| Ok(AgentId(row.id("agent")?)))
+            .collect()
+    }
+
+    /// Notes that a client is about to have the end of a volume's journal.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn add_tail_holder(&self, id: VolumeId, agent: AgentId) -> Result<()> {
+        self.run(
+            sqlx::query(
+                "INSERT INTO tail_holder (volume, agent) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            )
+            .bind(id.as_bytes().as_slice())
+            .bind(agent.as_bytes().as_slice()),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Notes that nothing is lost of a volume's journal with this client.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn remove_tail_holder(&self, id: VolumeId, agent: AgentId) -> Result<()> {
+        self.run(
+            sqlx::query("DELETE FROM tail_holder WHERE volume = $1 AND agent = $2")
+                .bind(id.as_bytes().as_slice())
+                .bind(agent.as_bytes().as_slice()),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// The server that has a volume's journal; none: nobody has said so yet.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn journal_home(&self, id: VolumeId) -> Result<Option<ServerId>> {
+        let row = sqlx::query("SELECT server FROM journal_home WHERE volume = $1")
+            .bind(id.as_bytes().as_slice())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| Ok(ServerId(row.id("server")?))).transpose()
+    }
+
+    /// Notes which server has a volume's journal.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn keep_journal_home(&self, id: VolumeId, server: ServerId) -> Result<()> {
+        self.run(
+            sqlx::query(
+                "INSERT INTO journal_home (volume, server) VALUES ($1, $2)
+                 ON CONFLICT (volume) DO UPDATE SET server = excluded.server",
+            )
+            .bind(id.as_bytes().as_slice())
+            .bind(server.0.as_slice()),
         )
         .await?;
         Ok(())

@@ -5,19 +5,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    fs::{DirBuilder, File},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
     sync::Arc,
 };
 
+use super::{
+    fleet::Fleet,
+    images::{Found as Images, Map, Row as VersionRow, fetch_all, parts},
+};
+use crate::{
+    db::volume::VolumeLayout,
+    site::Site,
+    volumes::{home::gather, journal_path, make_journal},
+};
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use cairn_array::{
     authority::SiteKeys,
-    peer::tails,
     store::Store,
-    volume::{RootName, StoreSegments, TailRing, root_name, segments_of_root},
+    volume::{RootName, StoreSegments, root_name, segments_of_root},
     wrap::Identity,
 };
 use cairn_core::{
@@ -29,17 +35,6 @@ use cairn_core::{
     stripe_map::{Shard, StripeMap},
     units::{BLOCK_BYTES, ByteCount, Generation},
     volume::{Durability, checkpoint::Root},
-};
-use rustix::fs::FallocateFlags;
-
-use super::{
-    fleet::Fleet,
-    images::{Found as Images, Map, Row as VersionRow, fetch_all, parts},
-};
-use crate::{
-    db::volume::VolumeLayout,
-    site::Site,
-    volumes::{journal_path, make_journal},
 };
 
 /// A volume with its secrets.
@@ -263,9 +258,10 @@ pub(super) async fn keep(
     let name = root_name(row.id, RootName::Live)?;
     store.put_blob(&name, row.root.clone()).await.context("keep the root of a volume")?;
     if row.durability == Durability::Mirrored
-        && let Some(generation) = gather_journal(&file, fleet, row)
+        && let Some(generation) = gather(&file, (&fleet.peers, &fleet.members), row.id, &row.key)
             .await
             .with_context(|| format!("put the journal of volume {} together", row.name))?
+            .generation
     {
         row.generation = row.generation.max(generation);
         return Ok(());
@@ -273,26 +269,4 @@ pub(super) async fn keep(
     make_journal(data_dir, store, row.id, (row.size, row.durability))
         .await
         .with_context(|| format!("make the journal of volume {}", row.name))
-}
-
-/// Puts together what clients have of a journal; of which controller, and none when they have nothing of it: no file is there
-/// then.
-async fn gather_journal(file: &Path, fleet: &Fleet, row: &Row) -> Result<Option<Generation>> {
-    let folder = file.parent().context("it has no folder")?;
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let mut options = File::options();
-    let made = options.read(true).write(true).create_new(true).mode(0o600).open(file)?;
-    let room = made.try_clone()?;
-    let ring = TailRing::new(row.id, made);
-    let ring = tails::gather(&fleet.peers, &fleet.members, row.id, &row.key, ring).await?;
-    let Some(generation) = ring.generation() else {
-        std::fs::remove_file(file)?;
-        return Ok(None);
-    };
-    // Where clients have nothing its space is to be there, too.
-    let length = room.metadata()?.len();
-    rustix::fs::fallocate(&room, FallocateFlags::empty(), 0, length)?;
-    ring.sync()?;
-    File::open(folder)?.sync_all()?;
-    Ok(Some(generation))
 }

@@ -68,7 +68,7 @@ impl fmt::Debug for Secrets {
 
 impl Secrets {
     /// Whether this data folder has no site yet: neither secrets nor a database that would miss them.
-    pub(super) fn are_absent(data_dir: &Path) -> anyhow::Result<bool> {
+    pub(crate) fn are_absent(data_dir: &Path) -> anyhow::Result<bool> {
         let exists = |name: &str| {
             data_dir.join(name).try_exists().with_context(|| format!("look for {name}"))
         };

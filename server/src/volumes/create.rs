@@ -212,6 +212,7 @@ async fn make(
     (blocks, durability): (u64, Durability),
     found: Option<&Found>,
 ) -> anyhow::Result<()> {
+    app.db.keep_journal_home(row.id, app.server_id).await.context("note where its journal is")?;
     let base = match found {
         Some(found) => Some(found.base(app, blocks).await.context("read what it begins as")?),
         None => None,

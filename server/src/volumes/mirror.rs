@@ -5,7 +5,8 @@
 //!                         lane ─► another
 //! ```
 //!
-//! Invariants: a client counts only once it has all from the last root that clients know on; no client keeps a journal in
+//! Invariants: the database names every client that may have the end of a journal before it has it, so that another server
+//! knows whom to ask; a client counts only once it has all from the last root that clients know on; no client keeps a journal in
 //! two lanes; a root counts as known once every client that is there holds the bundle with it.
 
 use std::{
@@ -54,6 +55,8 @@ type Feed = TailFeed<DiskMedium>;
 #[derive(Debug, Default)]
 struct Holders {
     busy: BTreeSet<AgentId>,
+    /// Those who may have its end, and no lane any more.
+    left: BTreeSet<AgentId>,
     failed: HashMap<AgentId, Instant>,
 }
 
@@ -76,9 +79,16 @@ pub(crate) async fn watch(app: App) {
     loop {
         running.retain(|_, ended| !ended.is_cancelled());
         for (volume, feed) in app.volumes.tail_feeds(|volume| running.contains_key(&volume)) {
-            running.insert(volume, feed.ended().clone());
             let attempts = Arc::clone(numbers.entry(volume).or_default());
-            let holders = Arc::default();
+            let left = match app.db.tail_holders(volume).await {
+                Ok(left) => left.into_iter().collect(),
+                Err(error) => {
+                    tracing::error!(%volume, %error, "list who has a journal");
+                    continue;
+                }
+            };
+            running.insert(volume, feed.ended().clone());
+            let holders = Arc::new(Mutex::new(Holders { left, ..Holders::default() }));
             let lane = Lane { app: app.clone(), volume, feed, attempts, holders };
             for _ in 0..COPIES {
                 app.tasks.spawn(lane.clone().run());
@@ -111,6 +121,7 @@ impl Lane {
                     tracing::warn!(%volume, %client, error, "a client keeps a journal no longer");
                     let mut holders = self.holders();
                     holders.busy.remove(&client);
+                    holders.left.insert(client);
                     holders.failed.insert(client, Instant::now());
                 }
                 Ok(None) => {}
@@ -152,6 +163,19 @@ impl Lane {
         hasher.finish()
     }
 
+    /// A client has all that was flushed: nothing is lost with those who are left over.
+    async fn forget_left(&self) -> anyhow::Result<()> {
+        let left: Vec<AgentId> = {
+            let holders = self.holders();
+            holders.left.difference(&holders.busy).copied().collect()
+        };
+        for client in left {
+            self.app.db.remove_tail_holder(self.volume, client).await?;
+            self.holders().left.remove(&client);
+        }
+        Ok(())
+    }
+
     fn next_attempt(&self) -> Attempt {
         let number = self.attempts.fetch_add(1, Ordering::AcqRel);
         Attempt { generation: self.app.volumes.generation, number }
@@ -166,6 +190,10 @@ impl Lane {
             let feed = self.feed.clone();
             match blocking(move || feed.cut(attempt, at)).await.context("read the journal")? {
                 Cut::Piece { bytes, end } => {
+                    if at.is_none() {
+                        let noted = self.app.db.add_tail_holder(self.volume, client).await;
+                        noted.context("note who has the journal")?;
+                    }
                     match peers.send_tail(client, self.volume, bytes).await {
                         Ok(()) => {
                             at = Some(end);
@@ -181,11 +209,16 @@ impl Lane {
                 Cut::Freed => (attempt, at, counted) = (self.next_attempt(), None, None),
                 Cut::Nothing { upto } => {
                     self.feed.keeps(upto);
-                    counted.get_or_insert_with(|| self.feed.count());
+                    if counted.is_none() {
+                        counted = Some(self.feed.count());
+                        self.forget_left().await.context("note who has the journal")?;
+                    }
                     let more = tokio::time::timeout(LET_GO_EVERY, self.feed.more()).await;
                     if more.is_err() && at.is_some_and(|at| self.feed.needed() >= at) {
                         let gone = peers.forget_tail(client, self.volume, attempt).await;
                         gone.context("the client")?;
+                        let noted = self.app.db.remove_tail_holder(self.volume, client).await;
+                        noted.context("note who has the journal")?;
                         (attempt, at) = (self.next_attempt(), None);
                     }
                 }

@@ -10,6 +10,7 @@
 
 mod clone;
 mod create;
+pub(crate) mod home;
 pub(crate) mod mirror;
 mod open;
 pub(crate) mod scatter;
@@ -38,6 +39,7 @@ use cairn_core::{
 pub(crate) use clone::base;
 pub use create::{Beginning, CreateError, NewVolume};
 pub(crate) use create::{create, make_journal};
+pub use home::ServerId;
 pub(crate) use open::{open_again, open_all};
 pub use served::Served;
 

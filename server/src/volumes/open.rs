@@ -11,7 +11,7 @@ use cairn_core::{
 };
 
 use super::{
-    Entry, Open, blocking, journal_file, keys, name, remove_parts, scatter, segment_reader,
+    Entry, Open, blocking, home, journal_file, keys, name, remove_parts, scatter, segment_reader,
     shared::Shared, snapshots::delete_root,
 };
 use crate::{
@@ -90,6 +90,7 @@ async fn open(
 pub(super) async fn closed(app: &App, row: &VolumeRow) -> anyhow::Result<Closed> {
     let scattered = scatter::data_of(app, row.id).await?;
     let (keys, name) = (keys(app, row)?, name(app, row).await?);
+    home::bring(app, row, &keys.content_key).await?;
     let (file, id, segments) = (journal_file(app, row.id), row.id, segment_reader(app));
     blocking(move || {
         let medium = DiskMedium::open(&file, id, segments)?;

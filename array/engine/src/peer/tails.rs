@@ -152,8 +152,8 @@ async fn give(
     Ok(Body::from_stream(parts).into_response())
 }
 
-/// Puts together what clients keep of a volume's journal, in a file that `ring` has. Who cannot be asked, or gives what is no
-/// piece of it, is passed over.
+/// Puts together what clients keep of a volume's journal, in a file that `ring` has. Returns who could not be asked, or
+/// gave what is no piece of it.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -163,19 +163,23 @@ pub async fn gather(
     volume: VolumeId,
     content_key: &SealKey,
     mut ring: TailRing,
-) -> io::Result<TailRing> {
+) -> io::Result<(TailRing, Vec<AgentId>)> {
     let (sender, mut pieces) = mpsc::channel(AT_ONCE);
     // Moved into what asks: it ends when all were asked.
-    let asks = clients.iter().map(move |client| {
-        let sender = sender.clone();
+    let (peers, clients) = (peers.clone(), clients.to_vec());
+    let asks = clients.into_iter().map(move |client| {
+        let (peers, sender) = (peers.clone(), sender.clone());
         async move {
-            if let Err(error) = pass_on(peers, *client, volume, &sender).await {
+            let passed = pass_on(&peers, client, volume, &sender).await;
+            passed.err().map(|error| {
                 tracing::warn!(%client, %volume, %error, "a client gives no tail of a journal");
-            }
+                client
+            })
         }
     });
-    let asking = futures::stream::iter(asks).buffer_unordered(AT_ONCE).collect::<()>();
+    let asking = futures::stream::iter(asks).buffer_unordered(AT_ONCE).collect::<Vec<_>>();
     let putting = async {
+        let mut wrong = Vec::new();
         while let Some((client, head, mut piece)) = pieces.recv().await {
             let key = content_key.clone();
             let put = move || {
@@ -188,13 +192,19 @@ pub async fn gather(
                 Ok(()) => {}
                 Err(TailError::Io(error)) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(%client, %volume, %error, "a client gives a wrong tail")
+                    tracing::warn!(%client, %volume, %error, "a client gives a wrong tail");
+                    wrong.push(client);
                 }
             }
         }
-        Ok(ring)
+        Ok((ring, wrong))
     };
-    tokio::join!(asking, putting).1
+    let (silent, put) = tokio::join!(asking, putting);
+    let (ring, mut failed) = put?;
+    failed.extend(silent.into_iter().flatten());
+    failed.sort_unstable();
+    failed.dedup();
+    Ok((ring, failed))
 }
 
 async fn pass_on(

@@ -4,7 +4,7 @@
 //!   flush ─► sync here ─► wanted ──► feeds, one for each client ──► kept ─► the flush is answered
 //! ```
 //!
-//! Invariants: what is sent is durable here; what a client lacks to read on from the last root that clients know is in the
+//! Invariants: no flush is answered before clients know the root that the volume was opened as; what is sent is durable here; what a client lacks to read on from the last root that clients know is in the
 //! journal until they know a newer one.
 
 use std::{
@@ -39,18 +39,23 @@ pub(super) struct Mirroring {
     news: Condvar,
     /// A root that clients know covers the positions before this.
     known: AtomicU64,
+    /// They must know a root that covers the positions before this: what the journal has there may have gaps, where it was
+    /// sealed before it was flushed.
+    opened: u64,
     /// Clients that have all that was flushed.
     holders: AtomicUsize,
     ended: CancellationToken,
 }
 
 impl Mirroring {
-    pub(super) fn new(known: u64) -> Self {
+    /// Of a volume that is opened as of a root which covers the positions before `opened`.
+    pub(super) fn new(known: u64, opened: u64) -> Self {
         Self {
             synced: watch::Sender::new(0),
             kept: Mutex::new(0),
             news: Condvar::new(),
             known: AtomicU64::new(known),
+            opened,
             holders: AtomicUsize::new(0),
             ended: CancellationToken::new(),
         }
@@ -77,13 +82,18 @@ impl Mirroring {
         });
     }
 
+    /// Whether clients have what is before `upto`, and can make something of it.
+    fn has(&self, kept: u64, upto: u64) -> bool {
+        kept >= upto && self.known() >= self.opened
+    }
+
     /// Waits until a client has what is before `upto`.
     fn wait(&self, upto: u64) -> Result<(), ChangeError> {
         self.want(upto);
-        let lacking = |kept: &mut u64| *kept < upto && !self.ended.is_cancelled();
+        let lacking = |kept: &mut u64| !self.has(*kept, upto) && !self.ended.is_cancelled();
         let kept = self.news.wait_while(lock(&self.kept), lacking);
         let kept = *kept.unwrap_or_else(PoisonError::into_inner);
-        if kept < upto { Err(ChangeError::Closing) } else { Ok(()) }
+        if self.has(kept, upto) { Ok(()) } else { Err(ChangeError::Closing) }
     }
 }
 
@@ -103,7 +113,12 @@ impl<M: Medium> Volume<M> {
         let Some(mirroring) = &self.mirroring else { return Ok(()) };
         let verifier = self.keys.signer.verifying_key();
         let (_, secret) = opened(root, self.id, &verifier, &self.keys.content_key)?;
-        mirroring.known.fetch_max(secret.cursor.position, Ordering::AcqRel);
+        {
+            // With the lock, so that nobody who saw the old one begins to wait after this.
+            let _kept = lock(&mirroring.kept);
+            mirroring.known.fetch_max(secret.cursor.position, Ordering::AcqRel);
+        }
+        mirroring.news.notify_all();
         self.free_journal(&lock(&self.writer));
         Ok(())
     }

@@ -95,10 +95,10 @@ impl<M: Medium> Volume<M> {
         let covered = secret.cursor.position;
         let mirroring = match (secret.durability, &name.known) {
             (Durability::Local, _) => None,
-            (Durability::Mirrored, None) => Some(Arc::new(Mirroring::new(0))),
+            (Durability::Mirrored, None) => Some(Arc::new(Mirroring::new(0, covered))),
             (Durability::Mirrored, Some(signed)) => {
                 let (_, known) = opened(signed, name.id, &verifier, &keys.content_key)?;
-                Some(Arc::new(Mirroring::new(known.cursor.position)))
+                Some(Arc::new(Mirroring::new(known.cursor.position, covered)))
             }
         };
         // What clients need is in the journal still: it was not freed.

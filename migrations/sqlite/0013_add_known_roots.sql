@@ -1,5 +1,0 @@
--- The last root that clients know of a volume whose journal they mirror: what it does not cover is kept for them.
-CREATE TABLE known_root (
-    volume BLOB PRIMARY KEY NOT NULL REFERENCES volume (id) ON DELETE CASCADE,
-    root   BLOB NOT NULL
-);
