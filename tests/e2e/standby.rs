@@ -151,4 +151,12 @@ fn a_standby_takes_the_place_of_a_server_that_is_lost_and_nothing_acknowledged_i
     is_whole(&site, &file);
     change(&host, &file, 5 * MIB, 97);
     is_whole(&site, &file);
+
+    // An orderly stop hands over, without waiting for the bucket.
+    let second_data = site.lab.dir().join("second");
+    let second = site.server.standby(&site.lab, &second_host, &second_data, &DEVICE).unwrap();
+    assert!(site.server.process().terminate().unwrap().success());
+    second.wait_ready().unwrap();
+    site.server = second;
+    is_whole(&site, &file);
 }
