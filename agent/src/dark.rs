@@ -6,14 +6,14 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use cairn_array::{
     authority::SiteKeys,
-    bundle::fetch as bundle_of,
+    bundle as site_bundle,
     peer::PeerClient,
     tls::{self, Authority, Fingerprint, Member, NameTable, Trust},
     wire::{ImageLine, split_name},
@@ -29,14 +29,18 @@ use cairn_core::{
     sign::VerifyingKey,
     stripe_map::StripeMap,
     units::{BLOCK_BYTES, ByteCount},
-    volume::checkpoint::Root,
+    volume::{Durability, checkpoint::Root},
 };
+use futures::{FutureExt as _, future::select_ok};
 
 use crate::{
     home::{Home, Membership},
-    lan,
+    lan::{self, Looking},
     limits::RateLimits,
 };
+
+/// What the members may take, where the directory says that they are, before those found on the LAN are asked elsewhere.
+const AT_LEAST: Duration = Duration::from_millis(500);
 
 /// An image version that can be installed.
 pub struct Image {
@@ -70,6 +74,7 @@ pub struct Volume {
     pub name: String,
     pub id: VolumeId,
     pub size: ByteCount,
+    pub durability: Durability,
     /// Signed.
     pub root: Bytes,
     pub content_key: SealKey,
@@ -143,6 +148,8 @@ pub struct Clients {
     pub peers: PeerClient,
     /// Members that may be asked.
     pub members: Vec<AgentId>,
+    /// For those that are elsewhere than the directory says.
+    pub looking: Looking,
 }
 
 /// Opens the images that clients hold, by the directory on this client's disk and the bundle that the others hold.
@@ -150,20 +157,24 @@ pub struct Clients {
 /// # Errors
 /// When the opener is not this site's or not good any more, or what is needed is held by nobody that can be reached.
 pub async fn open(home: &Home, opener: &Opener) -> Result<(Catalog, Clients)> {
+    let membership = home.membership()?;
     match opener {
         Opener::RecoveryKey(key) => {
-            let (site, clients) = open_site(home, key).await?;
-            Ok((site.catalog, clients))
+            let (directory, _, recovery, keys) = unlock(home, &membership, key)?;
+            let clients = Clients::of(home, &directory).await?;
+            let bytes = clients.catalog(&directory).await?;
+            let verifier = keys.signer()?.verifying_key();
+            let (catalog, _) = catalog(verifier, &bytes, Keyring::All(&recovery))?;
+            Ok((catalog, clients))
         }
         Opener::Grant(file) => {
-            let membership = home.membership()?;
             let (directory, _) = directory(home, &membership)?;
             let signed = cairn_array::grant::read(file)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let (site, me) = (membership.site, membership.agent);
             let grant = Grant::open(&signed, &membership.signing_key, site, me, now)?;
             let clients = Clients::of(home, &directory).await?;
-            let bytes = bundle_of(&clients.peers, &directory).await?;
+            let bytes = clients.catalog(&directory).await?;
             let (catalog, _) = catalog(membership.signing_key, &bytes, Keyring::Granted(&grant))?;
             ensure!(
                 !catalog.images.is_empty(),
@@ -174,21 +185,31 @@ pub async fn open(home: &Home, opener: &Opener) -> Result<(Catalog, Clients)> {
     }
 }
 
-/// Opens all of the site with its recovery key, by the directory on this client's disk and the bundle that others hold.
-///
-/// # Errors
-/// When the key is not this site's, or what is needed is held by nobody that can be reached.
-pub async fn open_site(home: &Home, recovery_key: &Path) -> Result<(DarkSite, Clients)> {
-    let membership = home.membership()?;
+/// The directory on this client's disk, as it is and as the server signed it, the recovery key and what it opens.
+fn unlock(
+    home: &Home,
+    membership: &Membership,
+    recovery_key: &Path,
+) -> Result<(Directory, Vec<u8>, Identity, SiteKeys)> {
     let RecoveryKey { identity: recovery, site } = RecoveryKey::read(recovery_key)?;
-    let (directory, signed) = directory(home, &membership)?;
+    let (directory, signed) = directory(home, membership)?;
     let keys = keys(&directory, &recovery)?;
     ensure!(
         site.is_none_or(|site| keys.fingerprint().is_ok_and(|keys| keys == site)),
         "the directory on this client's disk is of another site than the recovery key's file names"
     );
+    Ok((directory, signed, recovery, keys))
+}
+
+/// Opens all of the site with its recovery key, by the directory on this client's disk and the bundle that others hold.
+///
+/// # Errors
+/// When the key is not this site's, or what is needed is held by nobody that can be reached.
+pub async fn open_site(home: &Home, recovery_key: &Path) -> Result<(DarkSite, Clients)> {
+    let (directory, signed, recovery, keys) = unlock(home, &home.membership()?, recovery_key)?;
     let clients = Clients::of(home, &directory).await?;
-    let bytes = bundle_of(&clients.peers, &directory).await?;
+    clients.looking.found().await;
+    let bytes = site_bundle::fetch(&clients.peers, &directory).await?;
     Ok((DarkSite::assemble(directory, signed, &keys, &recovery, &bytes)?, clients))
 }
 
@@ -217,11 +238,23 @@ impl Clients {
             }
             members.push(member.agent);
         }
-        lan::look(directory.site, Arc::clone(&names), members.clone()).await;
+        let looking = lan::look(directory.site, Arc::clone(&names), members.clone());
         let papers = home.papers()?;
         let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), names)?;
         let limits = RateLimits::new(home.rates()?);
-        Ok(Self { peers: PeerClient::new(client).paced(limits.download()), members })
+        Ok(Self { peers: PeerClient::new(client).paced(limits.download()), members, looking })
+    }
+
+    /// The bundle without its boot files: from where the directory says that the members are or, when that takes long,
+    /// from where they were found.
+    async fn catalog(&self, directory: &Directory) -> Result<Vec<u8>> {
+        let there = site_bundle::fetch_catalog(&self.peers, directory);
+        let found = async {
+            self.looking.found().await;
+            tokio::time::sleep(AT_LEAST).await;
+            site_bundle::fetch_catalog(&self.peers, directory).await
+        };
+        Ok(select_ok([there.boxed(), found.boxed()]).await?.0)
     }
 }
 
@@ -369,6 +402,7 @@ fn volume(
         name: secret.name,
         id: root.volume,
         size: ByteCount(secret.blocks * BLOCK_BYTES as u64),
+        durability: secret.durability,
         root: Bytes::copy_from_slice(signed),
         content_key,
     }))

@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result, bail};
 use cairn_array::tls::{Member, NameTable};
 use cairn_core::id::{AgentId, SiteId};
 use mdns_sd::{Receiver, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::home::Membership;
@@ -167,23 +167,30 @@ pub(crate) async fn meet(
     }
 }
 
-/// Looks for members until all have answered, for a moment at most, then goes on in the background for as long as the program
-/// runs.
-pub async fn look(site: SiteId, names: Arc<NameTable>, members: Vec<AgentId>) {
+/// Members that are looked for.
+#[derive(Clone, Debug)]
+pub struct Looking {
+    heard: watch::Receiver<BTreeSet<AgentId>>,
+    wanted: usize,
+    since: Instant,
+}
+
+/// Looks for members in the background, for as long as the program runs.
+pub fn look(site: SiteId, names: Arc<NameTable>, members: Vec<AgentId>) -> Looking {
+    let (hear, heard) = watch::channel(BTreeSet::new());
+    let looking = Looking { heard, wanted: members.len(), since: Instant::now() };
     let lan = match Lan::enter(site) {
         Ok(lan) => lan,
         Err(error) => {
             tracing::debug!(error = format!("{error:#}"), "nobody is looked for on the LAN");
-            return;
+            return looking;
         }
     };
-    let (heard, mut hears) = watch::channel(BTreeSet::new());
-    let wanted = members.len();
     tokio::spawn(async move {
         let is_member = |agent: &AgentId| {
             let ours = members.contains(agent);
             if ours {
-                heard.send_if_modified(|heard| heard.insert(*agent));
+                hear.send_if_modified(|heard| heard.insert(*agent));
             }
             ours
         };
@@ -191,12 +198,22 @@ pub async fn look(site: SiteId, names: Arc<NameTable>, members: Vec<AgentId>) {
         let Err(error) = lan.follow(&names, is_member).await;
         tracing::debug!(error = format!("{error:#}"), "nobody is looked for on the LAN any more");
     });
-    // This client is one of them.
-    let all = hears.wait_for(|heard| heard.len() + 1 >= wanted);
-    match tokio::time::timeout(ANSWER, all).await {
-        // Where the last one is, is noted right after it was heard.
-        Ok(_) => tokio::time::sleep(NOTED).await,
-        Err(_) => tracing::debug!("not every client answers on the LAN"),
+    looking
+}
+
+impl Looking {
+    /// Waits until all have answered, for a moment at most since they were asked.
+    pub async fn found(&self) {
+        let mut heard = self.heard.clone();
+        // This client is one of them.
+        let all = heard.wait_for(|heard| heard.len() + 1 >= self.wanted);
+        let all = tokio::time::timeout_at(self.since + ANSWER, all).await.is_ok();
+        if all {
+            // Where the last one is, is noted right after it was heard.
+            tokio::time::sleep(NOTED).await;
+        } else {
+            tracing::debug!("not every client answers on the LAN");
+        }
     }
 }
 

@@ -30,6 +30,7 @@ use cairn_core::{
     id::SegmentId,
     manifest::SegmentEntry,
     units::{BLOCK_BYTES, BlockIndex, ByteCount},
+    volume::Durability,
 };
 use comfy_table::{CellAlignment, Table, presets};
 use quick_cache::sync::Cache;
@@ -41,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     dark::{self, Opener},
     home::Home,
+    lan::Looking,
     signals::stop_signals,
     size,
 };
@@ -74,6 +76,7 @@ pub struct ClientSegments {
     /// Sealed bytes of each.
     lengths: HashMap<SegmentId, u32>,
     kept: Cache<SegmentId, Bytes>,
+    looking: Looking,
     runtime: Handle,
 }
 
@@ -83,14 +86,23 @@ impl ClientSegments {
             std::io::Error::new(std::io::ErrorKind::NotFound, "no stripe map names it")
         })?;
         let entry = SegmentEntry { id, bytes };
-        let (sender, mut receiver) = mpsc::channel(1);
         self.runtime.block_on(async {
-            let fetched = self.fetcher.fetch_all(std::slice::from_ref(&entry), sender);
-            let (fetched, found) = tokio::join!(fetched, receiver.recv());
-            fetched.map_err(std::io::Error::other)?;
-            let (_, bytes) = found.ok_or(std::io::ErrorKind::NotFound)?;
-            Ok(bytes)
+            if let Ok(bytes) = self.ask(&entry).await {
+                return Ok(bytes);
+            }
+            // Who has it may be elsewhere than the directory says.
+            self.looking.found().await;
+            self.ask(&entry).await
         })
+    }
+
+    async fn ask(&self, entry: &SegmentEntry) -> std::io::Result<Bytes> {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let fetched = self.fetcher.fetch_all(std::slice::from_ref(entry), sender);
+        let (fetched, found) = tokio::join!(fetched, receiver.recv());
+        fetched.map_err(std::io::Error::other)?;
+        let (_, bytes) = found.ok_or(std::io::ErrorKind::NotFound)?;
+        Ok(bytes)
     }
 }
 
@@ -153,7 +165,7 @@ async fn open(home: &Home, recovery_key: &Path, name: &str) -> Result<Checkpoint
     let opener = Opener::RecoveryKey(recovery_key.to_owned());
     let (catalog, clients) = dark::open(home, &opener).await?;
     let volume = catalog.volume(name)?;
-    let (root, id) = (volume.root.clone(), volume.id);
+    let (root, id, durability) = (volume.root.clone(), volume.id, volume.durability);
     let content_key = volume.content_key.clone();
     let verifier = catalog.signing_key;
     let maps: Vec<_> = catalog.stripe_maps.into_iter().map(|map| map.map).collect();
@@ -168,12 +180,16 @@ async fn open(home: &Home, recovery_key: &Path, name: &str) -> Result<Checkpoint
     // In memory: what was opened is not written to a disk.
     let file = rustix::fs::memfd_create("journal", MemfdFlags::CLOEXEC);
     let ring = TailRing::new(id, File::from(file.context("make room for the journal")?));
-    let tail = tails::gather(&clients.peers, &clients.members, id, &content_key, ring).await;
+    let holders: &[_] = match durability {
+        Durability::Local => &[],
+        Durability::Mirrored => &clients.members,
+    };
+    let tail = tails::gather(&clients.peers, holders, id, &content_key, ring).await;
     let (tail, _) = tail.context("put the journal together")?;
     let seed = u64::from_le_bytes(random::array()?);
     let fetcher = Fetcher::new(clients.peers, maps, clients.members, seed, complain);
-    let (kept, runtime) = (Cache::new(SEGMENTS), Handle::current());
-    let segments = ClientSegments { fetcher, lengths, kept, runtime };
+    let (kept, runtime, looking) = (Cache::new(SEGMENTS), Handle::current(), clients.looking);
+    let segments = ClientSegments { fetcher, lengths, kept, looking, runtime };
     let opened = tokio::task::spawn_blocking(move || {
         let checkpoint = Snapshot::open(segments, &root, id, &verifier, &content_key)?;
         checkpoint.with_tail(tail).map_err(OpenError::from)

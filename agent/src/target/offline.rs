@@ -36,7 +36,8 @@ pub async fn run<S: Screen>(
     disk: &Path,
     screen: S,
 ) -> Result<()> {
-    let (catalog, Clients { peers, members }) = dark::open(home, opener).await?;
+    let (catalog, Clients { peers, members, looking }) = dark::open(home, opener).await?;
+    looking.found().await;
     let chosen = catalog.choose(Some(image))?;
     screen.say(&format!("installing {}, from {} clients", chosen.full_name(), members.len()));
     let opened = Image::open(&chosen.manifest, &catalog.signing_key, &chosen.content_key)?;

@@ -16,7 +16,10 @@
 //!
 //! What changes least comes first (boot files, then manifests by age, then stripe
 //! maps, then roots), and there is no table of
-//! contents in front: so a change leaves the segments before it as they are, and clients fetch little anew.
+//! contents in front: so a change leaves the segments before it as they are, and clients fetch little anew. Who wants no boot
+//! files, which are most of it, goes from item to item and fetches only the segments that others begin in ([`catalog`]).
+
+use std::{collections::BTreeMap, ops::Range};
 
 use crate::{
     bytes::{DecodeError, Reader, Writer},
@@ -27,6 +30,8 @@ use crate::{
 
 const MAGIC: [u8; 8] = *b"CAIRNBDL";
 const VERSION: u16 = 1;
+const HEAD_BYTES: usize = 12;
+const KIND_BOOT_FILE: u8 = 1;
 const MAX_NAME_BYTES: usize = 64;
 const MAX_CONTENT_BYTES: usize = 256 << 20;
 /// The most segments of a bundle (1 GiB): it is read into memory as a whole.
@@ -52,7 +57,7 @@ pub fn encode(items: &[Item<'_>]) -> Vec<u8> {
     writer.u16(0);
     for item in items {
         let (kind, name, content) = match item {
-            Item::BootFile { name, content } => (1, *name, *content),
+            Item::BootFile { name, content } => (KIND_BOOT_FILE, *name, *content),
             Item::Manifest(signed) => (2, "", *signed),
             Item::StripeMap(signed) => (3, "", *signed),
             Item::VolumeRoot(signed) => (4, "", *signed),
@@ -78,7 +83,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Item<'_>>, DecodeError> {
         let name = reader.text("name", MAX_NAME_BYTES)?;
         let content = reader.bytes("content", MAX_CONTENT_BYTES)?;
         items.push(match (kind, name.is_empty()) {
-            (1, false) => Item::BootFile { name, content },
+            (KIND_BOOT_FILE, false) => Item::BootFile { name, content },
             (2, true) => Item::Manifest(content),
             (3, true) => Item::StripeMap(content),
             (4, true) => Item::VolumeRoot(content),
@@ -86,6 +91,110 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Item<'_>>, DecodeError> {
         });
     }
     Ok(items)
+}
+
+/// What is known of a bundle without its boot files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Catalog {
+    /// A bundle of all other items.
+    Whole(Vec<u8>),
+    /// These segments, by their place, are needed to go on; some may be there.
+    Lacks(Range<usize>),
+}
+
+/// The bytes of a bundle of which only some segments are there.
+struct Parts<'a> {
+    segments: &'a [SegmentEntry],
+    there: &'a BTreeMap<usize, &'a [u8]>,
+}
+
+/// Why a part of a bundle cannot be read.
+enum Lack {
+    Segments(Range<usize>),
+    Decode(DecodeError),
+}
+
+impl From<DecodeError> for Lack {
+    fn from(error: DecodeError) -> Self {
+        Self::Decode(error)
+    }
+}
+
+impl Parts<'_> {
+    /// All but the last segment are full.
+    fn length(&self) -> usize {
+        let last = self.segments.last().map_or(0, |segment| segment.bytes as usize);
+        self.segments.len().saturating_sub(1) * SEGMENT_MAX_BYTES + last
+    }
+
+    fn read(&self, at: usize, length: usize) -> Result<Vec<u8>, Lack> {
+        let whole = self.length();
+        if at.checked_add(length).is_none_or(|end| end > whole) {
+            return Err(
+                DecodeError::Truncated { need: length, have: whole.saturating_sub(at) }.into()
+            );
+        }
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let at = at + bytes.len();
+            let (segment, from) = (at / SEGMENT_MAX_BYTES, at % SEGMENT_MAX_BYTES);
+            let part = self.there.get(&segment).ok_or(Lack::Segments(segment..segment + 1))?;
+            let part = part.get(from..).unwrap_or_default();
+            let part = part.get(..part.len().min(length - bytes.len())).unwrap_or_default();
+            if part.is_empty() {
+                return Err(DecodeError::Truncated { need: length, have: bytes.len() }.into());
+            }
+            bytes.extend_from_slice(part);
+        }
+        Ok(bytes)
+    }
+
+    fn u32(&self, at: usize) -> Result<u32, Lack> {
+        Ok(Reader::new(&self.read(at, 4)?).u32()?)
+    }
+
+    /// The items behind the boot files, which come first, as a bundle.
+    fn rest(&self) -> Result<Vec<u8>, Lack> {
+        let mut bytes = self.read(0, HEAD_BYTES)?;
+        let mut at = HEAD_BYTES;
+        while at < self.length() {
+            if self.read(at, 1)? != [KIND_BOOT_FILE] {
+                // Nothing but others from here on.
+                let (from, end) = (at / SEGMENT_MAX_BYTES, self.segments.len());
+                if (from..end).any(|segment| !self.there.contains_key(&segment)) {
+                    return Err(Lack::Segments(from..end));
+                }
+                bytes.extend(self.read(at, self.length() - at)?);
+                break;
+            }
+            let name = self.u32(at + 1)? as usize;
+            if name > MAX_NAME_BYTES {
+                let (value, limit) = (name as u64, MAX_NAME_BYTES as u64);
+                return Err(DecodeError::Limit { field: "name", value, limit }.into());
+            }
+            let content = at + 5 + name;
+            at = content + 4 + self.u32(content)? as usize;
+        }
+        Ok(bytes)
+    }
+}
+
+/// A bundle of these segments without its boot files, as far as those tell that are there.
+///
+/// # Errors
+/// When it is no bundle of this version.
+pub fn catalog(
+    segments: &[SegmentEntry],
+    there: &BTreeMap<usize, &[u8]>,
+) -> Result<Catalog, DecodeError> {
+    match (Parts { segments, there }).rest() {
+        Ok(bytes) => {
+            decode(&bytes)?;
+            Ok(Catalog::Whole(bytes))
+        }
+        Err(Lack::Decode(error)) => Err(error),
+        Err(Lack::Segments(places)) => Ok(Catalog::Lacks(places)),
+    }
 }
 
 /// The segments that a bundle is cut into, with their bytes.
@@ -127,11 +236,49 @@ mod tests {
         }
 
         #[test]
+        fn a_catalog_is_the_bundle_without_boot_files_and_needs_no_more_segments_than_it_must(
+            files in vec(("[a-z.]{1,20}", 0_usize..13 << 20), 0..3),
+            others in vec(vec(any::<u8>(), 0..200), 0..4),
+        ) {
+            let contents: Vec<_> = files.iter().map(|(_, length)| vec![7; *length]).collect();
+            let boot = files.iter().zip(&contents);
+            let mut items: Vec<_> =
+                boot.map(|((name, _), content)| Item::BootFile { name, content }).collect();
+            items.extend(others.iter().map(|signed| Item::Manifest(signed)));
+            let bytes = encode(&items);
+            let (segments, parts): (Vec<_>, Vec<_>) = cut(&bytes).unzip();
+            let mut there = BTreeMap::new();
+            let mut rounds = 0;
+            let found = loop {
+                match catalog(&segments, &there).unwrap() {
+                    Catalog::Whole(found) => break found,
+                    Catalog::Lacks(places) => {
+                        let before = there.len();
+                        there.extend(places.map(|place| (place, parts[place])));
+                        prop_assert!(there.len() > before);
+                    }
+                }
+                rounds += 1;
+            };
+            let wanted = items.split_off(files.len());
+            prop_assert_eq!(decode(&found).unwrap(), wanted);
+            // The first, and for each file where it ends, which may be on a boundary.
+            prop_assert!(there.len() <= 1 + 2 * (files.len() + 1), "{} of {}", there.len(), segments.len());
+            prop_assert!(rounds <= 2 + 2 * files.len());
+        }
+
+        #[test]
         fn foreign_bytes_never_panic(bytes in vec(any::<u8>(), 0..300)) {
             let mut body = b"CAIRNBDL\x01\0\0\0".to_vec();
             body.extend(bytes);
-            if let Ok(items) = decode(&body) {
-                prop_assert_eq!(encode(&items), body);
+            let (segments, parts): (Vec<_>, Vec<_>) = cut(&body).unzip();
+            let found = catalog(&segments, &BTreeMap::from([(0, parts[0])]));
+            let Ok(items) = decode(&body) else { return Ok(()) };
+            prop_assert_eq!(encode(&items), &body[..]);
+            let is_file = |item: &Item<'_>| matches!(item, Item::BootFile { .. });
+            let first = items.iter().take_while(|item| is_file(item)).count();
+            if !items[first..].iter().any(is_file) {
+                prop_assert_eq!(found, Ok(Catalog::Whole(encode(&items[first..]))));
             }
         }
     }
