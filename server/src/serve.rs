@@ -38,7 +38,7 @@ use crate::{
     boot::Decider,
     boot_build, bundle,
     config::{DhcpChoice, ServeOptions, reachable},
-    db::{DatabaseAddress, Db, token::TokenKind},
+    db::{DatabaseAddress, Db, account::Role, token::TokenKind},
     disks::Disks,
     events::Events,
     finder::Finder,
@@ -456,13 +456,14 @@ pub(crate) fn pxe_config(options: &ServeOptions, address: SocketAddr) -> anyhow:
 async fn keep_cli_token(app: &App) -> anyhow::Result<()> {
     if let Some(text) = secrets::read_cli_token(&app.data_dir)?
         && let Ok(token) = text.parse::<Token>()
-        && app.db.api_token_is_good(&token.secret, Moment::now()).await?
+        && app.db.api_token(&token.secret, Moment::now()).await?.is_some()
     {
         return Ok(());
     }
     let request = api::token::TokenRequest {
         kind: TokenKind::Api,
         auto_approve: false,
+        role: None,
         expires_in: None,
         note: "command line on the server".to_owned(),
     };
@@ -499,12 +500,13 @@ async fn greet(app: &App, site_is_new: bool) -> anyhow::Result<Option<FirstStart
     let request = api::token::TokenRequest {
         kind: TokenKind::Join,
         auto_approve: false,
+        role: None,
         expires_in: None,
         note: "first start".to_owned(),
     };
     let made =
         api::token::make(app, &request).await.map_err(|error| anyhow::anyhow!("{error:?}"))?;
-    app.db.add_account(api::session::ADMIN, &kept, Moment::now()).await?;
+    app.db.add_account(api::session::ADMIN, &kept, Role::Admin, Moment::now()).await?;
     Ok(Some(FirstStart {
         password,
         join: made.command.unwrap_or_default(),

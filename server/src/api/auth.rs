@@ -5,22 +5,69 @@
 //! `X-Cairn-Request`, which no foreign page can set without asking first.
 
 use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, Method, header},
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, Method, StatusCode, header},
     middleware::Next,
     response::Response,
 };
 use cairn_array::tls::Token;
 
-use super::error::ApiError;
-use crate::{app::App, moment::Moment, secret};
+use super::{error::ApiError, role};
+use crate::{
+    app::App,
+    db::{account::Role, audit::NewAudit},
+    moment::Moment,
+    secret,
+};
 
 /// The cookie of a session. The prefix makes browsers insist on Secure, the whole host and no other path.
 pub(crate) const COOKIE: &str = "__Host-cairn-session";
 /// What programs that use the cookie set to show that they mean it.
 const INTENT: &str = "x-cairn-request";
 
-/// Lets only those in who may; everything behind it may assume an administrator.
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Actor {
+    /// `user NAME`, or `token ID`.
+    pub(crate) name: String,
+    pub(crate) role: Role,
+}
+
+/// Whose session a request has, if it has one that lives.
+pub(crate) async fn user_of(app: &App, headers: &HeaderMap) -> Result<Option<Actor>, ApiError> {
+    let Some(session) = session(headers) else { return Ok(None) };
+    let account = app.db.account_of_session(secret::hash(session), Moment::now()).await?;
+    Ok(account.map(|it| Actor { name: format!("user {}", it.name), role: it.role }))
+}
+
+/// Passes on what this one may ask for, and writes down what may change something.
+pub(crate) async fn pass(
+    app: &App,
+    actor: Actor,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let least = role::least(request.method(), route);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let may = actor.role.is_at_least(least);
+    let response = if may { Some(next.run(request).await) } else { None };
+    if !is_safe(&method) {
+        let status = response.as_ref().map_or(StatusCode::FORBIDDEN, Response::status);
+        let (actor, method) = (actor.name.as_str(), method.as_str());
+        let entry =
+            NewAudit { at: Moment::now(), actor, method, path: &path, status: status.as_u16() };
+        app.db.keep_audit(entry).await?;
+    }
+    response.ok_or_else(|| {
+        ApiError::forbidden(
+            "role",
+            format!("this needs the role {least}; you are {}: ask an administrator", actor.role),
+        )
+    })
+}
+
+/// Lets only those in who may; everything behind it may assume so.
 pub(crate) async fn require(
     State(app): State<App>,
     request: Request,
@@ -28,27 +75,25 @@ pub(crate) async fn require(
 ) -> Result<Response, ApiError> {
     if let Some(bearer) = bearer(request.headers()) {
         let token: Token = bearer.parse().map_err(|_| refused())?;
-        return match app.db.api_token_is_good(&token.secret, Moment::now()).await? {
-            true => Ok(next.run(request).await),
-            false => Err(refused()),
-        };
+        let token = app.db.api_token(&token.secret, Moment::now()).await?.ok_or_else(refused)?;
+        let actor = Actor { name: format!("token {}", token.id), role: token.role };
+        return pass(&app, actor, request, next).await;
     }
-    let Some(session) = session(request.headers()) else {
+    if session(request.headers()).is_none() {
         return Err(ApiError::unauthorized(
             "sign_in",
             "send an API token (Authorization: Bearer …), or sign in first (POST /api/v1/session)",
         ));
-    };
-    if !app.db.session_lives(secret::hash(session), Moment::now()).await? {
-        return Err(ApiError::unauthorized("session_over", "the session is over: sign in again"));
     }
+    let over = || ApiError::unauthorized("session_over", "the session is over: sign in again");
+    let actor = user_of(&app, request.headers()).await?.ok_or_else(over)?;
     if !is_safe(request.method()) && !is_intended(request.headers()) {
         return Err(ApiError::forbidden(
             "cross_site",
             "this did not come from a page of this server: use the dashboard, or send X-Cairn-Request: 1",
         ));
     }
-    Ok(next.run(request).await)
+    pass(&app, actor, request, next).await
 }
 
 fn refused() -> ApiError {

@@ -2,7 +2,7 @@
 //!
 //! | path | for |
 //! |---|---|
-//! | `/api/v1/…` | administrators: an API token, or a dashboard session |
+//! | `/api/v1/…` | an API token, or a dashboard session, as far as its role goes ([`role`]) |
 //! | `/agent/v1/…`, `/target/v1/…`, `/peer/v1/…` | members; see `cairn_array::wire` |
 //! | `/`, `/images`, …, `/static/…` | browsers; see `dashboard` |
 //! | `/healthz`, `/readyz`, `/api/openapi.json`, `POST /api/v1/session` | anybody |
@@ -22,6 +22,7 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub mod agent;
+pub mod audit;
 pub(crate) mod auth;
 mod backup;
 pub mod deployment;
@@ -36,12 +37,14 @@ pub mod limits;
 pub mod machine;
 mod metrics;
 pub(crate) mod rebalance;
+pub mod role;
 pub(crate) mod scrub;
 pub mod session;
 pub mod snapshot;
 pub mod status;
 pub(crate) mod store;
 pub mod token;
+pub mod user;
 pub mod volume;
 
 use crate::{agents, app::App, dashboard, peers, targets};
@@ -81,6 +84,9 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(image::files))
         .routes(routes!(token::list, token::create))
         .routes(routes!(token::revoke))
+        .routes(routes!(user::list, user::create))
+        .routes(routes!(user::change, user::remove))
+        .routes(routes!(audit::list))
         .routes(routes!(agent::list))
         .routes(routes!(agent::show, agent::forget))
         .routes(routes!(agent::approve))

@@ -36,7 +36,7 @@ const SESSION_LIFE: Duration = Duration::from_secs(12 * 60 * 60);
 const ADDRESS_LIMIT: u32 = 10;
 const TOTAL_LIMIT: u32 = 200;
 const LIMIT_WINDOW: Duration = Duration::from_secs(60);
-const MAX_PASSWORD: usize = 1024;
+pub(crate) const MAX_PASSWORD: usize = 1024;
 
 /// Who wants to sign in.
 #[derive(Clone, Deserialize, Serialize, ToSchema)]

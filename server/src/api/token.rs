@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     app::App,
-    db::token::{NewToken, TokenKind, TokenRow},
+    db::{
+        account::Role,
+        token::{NewToken, TokenKind, TokenRow},
+    },
     moment::Moment,
 };
 
@@ -29,6 +32,9 @@ pub struct TokenRequest {
     /// Whoever joins with it is approved at once.
     #[serde(default)]
     pub auto_approve: bool,
+    /// What an API token may do: everything if nothing is said.
+    #[serde(default)]
+    pub role: Option<Role>,
     /// Seconds until it expires; a day for a join token when absent, never for an API token.
     #[serde(default)]
     pub expires_in: Option<u64>,
@@ -54,6 +60,8 @@ pub struct Token {
     pub kind: TokenKind,
     pub note: String,
     pub auto_approve: bool,
+    /// Of an API token.
+    pub role: Option<Role>,
     pub created: String,
     pub expires: Option<String>,
     pub used: Option<String>,
@@ -67,6 +75,7 @@ impl From<TokenRow> for Token {
             kind: row.kind,
             note: row.note,
             auto_approve: row.auto_approve,
+            role: (row.kind == TokenKind::Api).then_some(row.role),
             created: row.created.to_text(),
             expires: row.expires.map(Moment::to_text),
             used: row.used.map(Moment::to_text),
@@ -96,6 +105,7 @@ pub(crate) async fn make(app: &App, request: &TokenRequest) -> Result<NewTokenRe
             secret: &token.secret,
             note: &request.note,
             auto_approve: request.auto_approve,
+            role: request.role.unwrap_or(Role::Admin),
             now,
             expires,
         })
@@ -135,6 +145,9 @@ pub(crate) async fn create(
             "bad_kind",
             "only a join token can approve: drop auto_approve",
         ));
+    }
+    if request.role.is_some() && request.kind != TokenKind::Api {
+        return Err(ApiError::bad_request("bad_kind", "only an API token has a role: drop it"));
     }
     Ok((StatusCode::CREATED, Json(make(&app, &request).await?)))
 }

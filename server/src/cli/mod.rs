@@ -32,6 +32,7 @@ mod sparse;
 mod status;
 mod store;
 mod token;
+mod user;
 mod volume;
 
 use crate::config::ServeOptions;
@@ -52,6 +53,8 @@ enum Command {
     Image(image::Args),
     /// Tokens: create, list, revoke
     Token(token::Args),
+    /// Who may sign in to the dashboard, and what each may do
+    User(user::Args),
     /// Agents: list, approve, revoke, forget
     Agent(agent::Args),
     /// Machines: list, show, approve, refuse, name, forget
@@ -124,6 +127,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Serve(_) => Ok(()),
             Command::Image(args) => args.run().await,
             Command::Token(args) => args.run().await,
+            Command::User(args) => args.run().await,
             Command::Agent(args) => args.run().await,
             Command::Machine(args) => args.run().await,
             Command::Deploy(args) => args.run().await,

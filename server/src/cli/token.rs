@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api::token::{NewTokenReply, Token, TokenRequest},
-    db::token::TokenKind,
+    db::{account::Role, token::TokenKind},
 };
 
 #[derive(Debug, clap::Args)]
@@ -29,6 +29,9 @@ enum Verb {
         /// Whoever joins with it is approved at once
         #[arg(long)]
         auto_approve: bool,
+        /// What an API token may do: admin, operator or viewer
+        #[arg(long, value_parser = super::user::role)]
+        role: Option<Role>,
         /// How long it is good, like 30m, 12h or 7d (default: a day for a join token, no end for an API token)
         #[arg(long, value_name = "TIME", value_parser = seconds)]
         expires: Option<u64>,
@@ -51,7 +54,7 @@ enum Verb {
 enum Kind {
     /// Lets one agent join
     Join,
-    /// Speaks for an administrator at the API
+    /// Lets a program use the API
     Api,
 }
 
@@ -77,12 +80,12 @@ impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = self.remote.connect()?;
         match self.verb {
-            Verb::Create { kind, auto_approve, expires, note, json: as_json } => {
+            Verb::Create { kind, auto_approve, role, expires, note, json: as_json } => {
                 let kind = match kind {
                     Kind::Join => TokenKind::Join,
                     Kind::Api => TokenKind::Api,
                 };
-                let request = TokenRequest { kind, auto_approve, expires_in: expires, note };
+                let request = TokenRequest { kind, auto_approve, role, expires_in: expires, note };
                 let made: NewTokenReply = client.post_json("/api/v1/tokens", &request).await?;
                 if as_json {
                     return json(&made);
@@ -95,7 +98,11 @@ impl Args {
                     return json(&tokens);
                 }
                 let rows = tokens.into_iter().map(row).collect();
-                table(&["ID", "KIND", "STATE", "EXPIRES", "CREATED", "NOTE"], rows, "no tokens")
+                table(
+                    &["ID", "KIND", "ROLE", "STATE", "EXPIRES", "CREATED", "NOTE"],
+                    rows,
+                    "no tokens",
+                )
             }
             Verb::Revoke { id } => client.delete(&format!("/api/v1/tokens/{id}")).await,
         }
@@ -113,6 +120,7 @@ fn row(token: Token) -> Vec<String> {
     vec![
         token.id.to_string(),
         token.kind.to_string(),
+        or_dash(token.role.map(|role| role.to_string())),
         state.to_owned(),
         or_dash(token.expires),
         token.created,

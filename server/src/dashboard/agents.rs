@@ -78,6 +78,7 @@ pub(super) async fn join(State(app): State<App>) -> Result<Response, ApiError> {
     let wish = TokenRequest {
         kind: TokenKind::Join,
         auto_approve: false,
+        role: None,
         expires_in: None,
         note: "made in the dashboard".to_owned(),
     };

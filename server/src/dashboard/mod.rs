@@ -1,4 +1,4 @@
-//! The dashboard: pages for administrators, filled from what the API shows.
+//! The dashboard: pages for whoever signed in, as far as the role goes ([`crate::api::role`]), filled from what the API shows.
 //!
 //! | path | what |
 //! |---|---|
@@ -93,13 +93,9 @@ pub(crate) fn routes(app: &App) -> Router<App> {
 
 /// Lets in whoever signed in and sends everybody else to the door.
 async fn guard(State(app): State<App>, request: Request, next: Next) -> Result<Response, ApiError> {
-    let lives = match auth::session(request.headers()) {
-        Some(session) => app.db.session_lives(secret::hash(session), Moment::now()).await?,
-        None => false,
-    };
-    if !lives {
+    let Some(actor) = auth::user_of(&app, request.headers()).await? else {
         return Ok(to_the_door(&request));
-    }
+    };
     let safe = matches!(*request.method(), Method::GET | Method::HEAD);
     if !safe && !auth::is_intended(request.headers()) {
         return Err(ApiError::forbidden(
@@ -107,7 +103,17 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Result<R
             "this form did not come from a page of this server: open the dashboard and try again",
         ));
     }
-    Ok(next.run(request).await)
+    match auth::pass(&app, actor, request, next).await {
+        Err(error) => match error.for_people() {
+            Some((status, why)) => {
+                let mut response = page(&app, Place::Overview, Some(why)).await?;
+                *response.status_mut() = status;
+                Ok(response)
+            }
+            None => Err(error),
+        },
+        done => done,
+    }
 }
 
 fn to_the_door(request: &Request) -> Response {

@@ -1,14 +1,68 @@
-//! Accounts and their dashboard sessions.
+//! Accounts, what they may do, and their dashboard sessions.
 
-use super::{Columns as _, Db, Flag, Result};
+use sqlx::any::AnyRow;
+
+use super::{Columns as _, Db, DbError, Flag, Result, pool::Transaction, violates, words};
 use crate::moment::Moment;
+
+words! {
+    /// What somebody may do; each may what those before may.
+    Role {
+        /// Look.
+        Viewer = "viewer",
+        /// Look after images, machines, deployments and volumes.
+        Operator = "operator",
+        /// Everything: members, users, tokens, backups.
+        Admin = "admin",
+    }
+}
+
+impl Role {
+    /// Whether this one may what `least` may.
+    #[must_use]
+    pub const fn is_at_least(self, least: Self) -> bool {
+        self as u8 >= least as u8
+    }
+}
 
 /// Somebody who may sign in.
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
     pub(crate) id: i64,
+    pub(crate) name: String,
     /// PHC string.
     pub(crate) password: String,
+    pub(crate) role: Role,
+    pub(crate) created: Moment,
+}
+
+/// Why an account is not added or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    #[error("there is a user of this name: choose another")]
+    NameTaken,
+    #[error("there is no such user")]
+    Unknown,
+    #[error("this is the last administrator: make another one first")]
+    LastAdmin,
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+impl From<sqlx::Error> for AccountError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+fn account(row: &AnyRow) -> Result<Account> {
+    Ok(Account {
+        id: i64::from(row.small("id")?),
+        name: row.text("name")?,
+        password: row.text("password")?,
+        role: row.word("role")?,
+        created: row.moment("created")?,
+    })
 }
 
 impl Db {
@@ -20,26 +74,84 @@ impl Db {
         Ok(has)
     }
 
-    pub(crate) async fn add_account(&self, name: &str, password: &str, now: Moment) -> Result<()> {
-        self.run(
-            sqlx::query("INSERT INTO account (name, password, created) VALUES ($1, $2, $3)")
+    pub(crate) async fn add_account(
+        &self,
+        name: &str,
+        password: &str,
+        role: Role,
+        now: Moment,
+    ) -> Result<(), AccountError> {
+        let added = self
+            .run(
+                sqlx::query(
+                    "INSERT INTO account (name, password, role, created) VALUES ($1, $2, $3, $4)",
+                )
                 .bind(name)
                 .bind(password)
+                .bind(role.word())
                 .bind(now.0),
-        )
-        .await?;
-        Ok(())
+            )
+            .await;
+        match added {
+            Ok(_) => Ok(()),
+            Err(error) if violates(&error, "account", "name") => Err(AccountError::NameTaken),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) async fn accounts(&self) -> Result<Vec<Account>> {
+        let rows = sqlx::query("SELECT * FROM account ORDER BY name").fetch_all(&self.pool).await?;
+        rows.iter().map(account).collect()
     }
 
     pub(crate) async fn account_named(&self, name: &str) -> Result<Option<Account>> {
-        sqlx::query("SELECT id, password FROM account WHERE name = $1")
+        let row = sqlx::query("SELECT * FROM account WHERE name = $1")
             .bind(name)
             .fetch_optional(&self.pool)
-            .await?
-            .map(|row| {
-                Ok(Account { id: i64::from(row.small("id")?), password: row.text("password")? })
-            })
-            .transpose()
+            .await?;
+        row.as_ref().map(account).transpose()
+    }
+
+    /// Gives an account another role or password, and ends its sessions.
+    pub(crate) async fn change_account(
+        &self,
+        name: &str,
+        role: Option<Role>,
+        password: Option<&str>,
+    ) -> Result<(), AccountError> {
+        let mut transaction = self.write().await?;
+        let changed = sqlx::query(
+            "UPDATE account SET role = coalesce($2, role), password = coalesce($3, password)
+             WHERE name = $1",
+        )
+        .bind(name)
+        .bind(role.map(Role::word))
+        .bind(password)
+        .execute(&mut *transaction)
+        .await?;
+        if changed.rows_affected() == 0 {
+            return Err(AccountError::Unknown);
+        }
+        sqlx::query("DELETE FROM session WHERE account = (SELECT id FROM account WHERE name = $1)")
+            .bind(name)
+            .execute(&mut *transaction)
+            .await?;
+        require_admin(&mut transaction).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Removes an account with its sessions.
+    pub(crate) async fn remove_account(&self, name: &str) -> Result<(), AccountError> {
+        let mut transaction = self.write().await?;
+        let removed = sqlx::query("DELETE FROM account WHERE name = $1")
+            .bind(name)
+            .execute(&mut *transaction)
+            .await?;
+        if removed.rows_affected() == 0 {
+            return Err(AccountError::Unknown);
+        }
+        require_admin(&mut transaction).await?;
+        Ok(transaction.commit().await?)
     }
 
     /// Begins a session and forgets those that have ended.
@@ -67,20 +179,34 @@ impl Db {
         Ok(transaction.commit().await?)
     }
 
-    /// Whether this session has begun and not ended.
-    pub(crate) async fn session_lives(&self, hash: [u8; 32], now: Moment) -> Result<bool> {
-        let Flag(lives) = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM session WHERE hash = $1 AND expires > $2)",
+    /// Whose session this is, if it has begun and not ended.
+    pub(crate) async fn account_of_session(
+        &self,
+        hash: [u8; 32],
+        now: Moment,
+    ) -> Result<Option<Account>> {
+        let row = sqlx::query(
+            "SELECT account.* FROM account JOIN session ON session.account = account.id
+             WHERE session.hash = $1 AND session.expires > $2",
         )
         .bind(hash.as_slice())
         .bind(now.0)
-        .fetch_one(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
-        Ok(lives)
+        row.as_ref().map(account).transpose()
     }
 
     pub(crate) async fn end_session(&self, hash: [u8; 32]) -> Result<()> {
         self.run(sqlx::query("DELETE FROM session WHERE hash = $1").bind(hash.as_slice())).await?;
         Ok(())
     }
+}
+
+/// Somebody must be left who can undo everything.
+async fn require_admin(transaction: &mut Transaction) -> Result<(), AccountError> {
+    let Flag(has) =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM account WHERE role = 'admin')")
+            .fetch_one(&mut **transaction)
+            .await?;
+    if has { Ok(()) } else { Err(AccountError::LastAdmin) }
 }

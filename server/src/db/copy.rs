@@ -17,12 +17,13 @@ use super::{
 };
 
 /// All tables; each after those that it refers to, but for volumes and snapshots, which refer to each other.
-pub(super) const TABLES: [&str; 31] = [
+pub(super) const TABLES: [&str; 32] = [
     "setting",
     "account",
     "session",
     "token",
     "event",
+    "audit",
     "job",
     "image",
     "version",
@@ -51,7 +52,7 @@ pub(super) const TABLES: [&str; 31] = [
     "bundle_holding",
 ];
 /// Tables whose rows are numbered by the database. A number is not given twice, whatever was deleted.
-const NUMBERED: [&str; 5] = ["account", "token", "job", "deployment", "bundle"];
+const NUMBERED: [&str; 6] = ["account", "token", "audit", "job", "deployment", "bundle"];
 /// The setting that says where a database was moved to.
 const MOVED: &str = "moved";
 

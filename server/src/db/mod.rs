@@ -17,6 +17,7 @@ use crate::moment::Moment;
 pub mod account;
 pub mod address;
 pub mod agent;
+pub(crate) mod audit;
 mod availability;
 pub(crate) mod bundle;
 pub(crate) mod copy;

@@ -14,6 +14,7 @@ use cairn_tests::postgres::fresh_database;
 use sqlx::{Column as _, Executor as _, Statement as _};
 
 use super::{
+    account::Role,
     agent::NewAgent,
     copy::CopyError,
     deployment::{DeployError, InstallState, NewDeployment},
@@ -59,8 +60,15 @@ async fn version(db: &Db, name: &str, id: u8, segments: &[SegmentRow]) -> NewVer
 async fn agent(db: &Db, id: u8) -> AgentId {
     let secret = format!("secret {id}");
     let kind = TokenKind::Join;
-    let token =
-        NewToken { kind, secret: &secret, note: "", auto_approve: true, now: NOW, expires: None };
+    let token = NewToken {
+        kind,
+        secret: &secret,
+        note: "",
+        auto_approve: true,
+        role: Role::Admin,
+        now: NOW,
+        expires: None,
+    };
     db.keep_token(token).await.unwrap();
     let id = AgentId([id; 16]);
     let new = NewAgent {
@@ -82,6 +90,7 @@ async fn a_join_token_lets_one_in() {
         secret,
         note: "",
         auto_approve: false,
+        role: Role::Admin,
         now: NOW,
         expires,
     };
@@ -431,6 +440,7 @@ async fn a_copy_of_either_kind_has_everything_and_goes_on_counting() {
                 secret: "next",
                 note: "",
                 auto_approve: false,
+                role: Role::Admin,
                 now: NOW,
                 expires: None,
             })

@@ -2,7 +2,7 @@
 
 use sqlx::any::AnyRow;
 
-use super::{Columns as _, Db, DbError, Flag, Result, words};
+use super::{Columns as _, Db, DbError, Result, account::Role, words};
 use crate::moment::Moment;
 
 words! {
@@ -10,7 +10,7 @@ words! {
     TokenKind {
         /// Lets one agent join.
         Join = "join",
-        /// Speaks for an administrator at the API.
+        /// Lets a program use the API.
         Api = "api",
     }
 }
@@ -22,6 +22,8 @@ pub(crate) struct TokenRow {
     pub(crate) kind: TokenKind,
     pub(crate) note: String,
     pub(crate) auto_approve: bool,
+    /// Of an API token.
+    pub(crate) role: Role,
     pub(crate) created: Moment,
     pub(crate) expires: Option<Moment>,
     pub(crate) used: Option<Moment>,
@@ -35,6 +37,7 @@ pub(crate) struct NewToken<'a> {
     pub(crate) secret: &'a str,
     pub(crate) note: &'a str,
     pub(crate) auto_approve: bool,
+    pub(crate) role: Role,
     pub(crate) now: Moment,
     pub(crate) expires: Option<Moment>,
 }
@@ -73,6 +76,7 @@ fn token(row: &AnyRow) -> Result<TokenRow> {
         kind: row.word("kind")?,
         note: row.text("note")?,
         auto_approve: row.flag("auto_approve")?,
+        role: row.word("role")?,
         created: row.moment("created")?,
         expires: row.maybe_moment("expires")?,
         used: row.maybe_moment("used")?,
@@ -84,13 +88,14 @@ impl Db {
     pub(crate) async fn keep_token(&self, new: NewToken<'_>) -> Result<i64> {
         let mut transaction = self.write().await?;
         let id: i64 = sqlx::query_scalar(
-            "INSERT INTO token (kind, hash, note, auto_approve, created, expires)
-             VALUES ($1, $2, $3, $4, $5, $6) RETURNING id",
+            "INSERT INTO token (kind, hash, note, auto_approve, role, created, expires)
+             VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
         )
         .bind(new.kind.word())
         .bind(crate::secret::hash(new.secret).as_slice())
         .bind(new.note)
         .bind(new.auto_approve)
+        .bind(new.role.word())
         .bind(new.now.0)
         .bind(new.expires.map(|expires| expires.0))
         .fetch_one(&mut *transaction)
@@ -120,17 +125,17 @@ impl Db {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Whether this is the secret of an API token that is good now.
-    pub(crate) async fn api_token_is_good(&self, secret: &str, now: Moment) -> Result<bool> {
-        let Flag(good) = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM token WHERE hash = $1 AND kind = 'api'
-               AND revoked IS NULL AND (expires IS NULL OR expires > $2))",
+    /// The API token of this secret, if it is good now.
+    pub(crate) async fn api_token(&self, secret: &str, now: Moment) -> Result<Option<TokenRow>> {
+        let row = sqlx::query(
+            "SELECT * FROM token WHERE hash = $1 AND kind = 'api'
+               AND revoked IS NULL AND (expires IS NULL OR expires > $2)",
         )
         .bind(crate::secret::hash(secret).as_slice())
         .bind(now.0)
-        .fetch_one(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
-        Ok(good)
+        row.as_ref().map(token).transpose()
     }
 
     /// Looks at a join token without spending it.

@@ -9,6 +9,7 @@ mod command_line;
 mod harness;
 mod images;
 mod jobs;
+mod roles;
 mod session;
 mod site;
 mod snapshots;

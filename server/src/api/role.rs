@@ -1,0 +1,127 @@
+//! What each role may do: one table of all routes. What is not in it, administrators may.
+
+use axum::http::Method;
+
+use crate::db::account::Role;
+
+use Role::{Admin, Operator, Viewer};
+
+/// Method, path as the router knows it, and the least role.
+const RULES: &[(Method, &str, Role)] = &[
+    (Method::GET, "/api/v1/agents", Viewer),
+    (Method::GET, "/api/v1/agents/{agent}", Viewer),
+    (Method::DELETE, "/api/v1/agents/{agent}", Admin),
+    (Method::POST, "/api/v1/agents/{agent}/approve", Admin),
+    (Method::POST, "/api/v1/agents/{agent}/grants", Admin),
+    (Method::POST, "/api/v1/agents/{agent}/revoke", Admin),
+    (Method::GET, "/api/v1/audit", Admin),
+    (Method::GET, "/api/v1/backup", Admin),
+    (Method::GET, "/api/v1/deployments", Viewer),
+    (Method::POST, "/api/v1/deployments", Operator),
+    (Method::GET, "/api/v1/deployments/{deployment}", Viewer),
+    (Method::POST, "/api/v1/deployments/{deployment}/cancel", Operator),
+    (Method::GET, "/api/v1/events", Viewer),
+    (Method::GET, "/api/v1/image-files", Operator),
+    (Method::GET, "/api/v1/images", Viewer),
+    (Method::GET, "/api/v1/images/{name}", Viewer),
+    (Method::DELETE, "/api/v1/images/{name}", Operator),
+    (Method::POST, "/api/v1/images/{name}/url", Operator),
+    (Method::POST, "/api/v1/images/{name}/versions", Operator),
+    (Method::DELETE, "/api/v1/images/{name}/versions/{number}", Operator),
+    // What is in an image: more than looking.
+    (Method::GET, "/api/v1/images/{name}/versions/{number}/content", Operator),
+    (Method::GET, "/api/v1/installs", Viewer),
+    (Method::GET, "/api/v1/installs/{install}", Viewer),
+    (Method::GET, "/api/v1/jobs", Viewer),
+    (Method::GET, "/api/v1/limits", Viewer),
+    (Method::PUT, "/api/v1/limits", Operator),
+    (Method::GET, "/api/v1/machines", Viewer),
+    (Method::GET, "/api/v1/machines/{machine}", Viewer),
+    (Method::DELETE, "/api/v1/machines/{machine}", Operator),
+    (Method::POST, "/api/v1/machines/{machine}/approve", Operator),
+    (Method::PUT, "/api/v1/machines/{machine}/name", Operator),
+    (Method::POST, "/api/v1/machines/{machine}/refuse", Operator),
+    (Method::PUT, "/api/v1/machines/{machine}/volume", Operator),
+    (Method::DELETE, "/api/v1/machines/{machine}/volume", Operator),
+    (Method::POST, "/api/v1/rebalance", Operator),
+    (Method::GET, "/api/v1/registrations", Viewer),
+    (Method::GET, "/api/v1/scrub", Viewer),
+    (Method::POST, "/api/v1/scrub", Operator),
+    (Method::DELETE, "/api/v1/session", Viewer),
+    (Method::GET, "/api/v1/status", Viewer),
+    (Method::GET, "/api/v1/store", Viewer),
+    (Method::GET, "/api/v1/tokens", Admin),
+    (Method::POST, "/api/v1/tokens", Admin),
+    (Method::DELETE, "/api/v1/tokens/{token}", Admin),
+    (Method::GET, "/api/v1/users", Admin),
+    (Method::POST, "/api/v1/users", Admin),
+    (Method::PATCH, "/api/v1/users/{name}", Admin),
+    (Method::DELETE, "/api/v1/users/{name}", Admin),
+    (Method::GET, "/api/v1/volumes", Viewer),
+    (Method::POST, "/api/v1/volumes", Operator),
+    (Method::GET, "/api/v1/volumes/{name}", Viewer),
+    (Method::PATCH, "/api/v1/volumes/{name}", Operator),
+    (Method::DELETE, "/api/v1/volumes/{name}", Operator),
+    (Method::POST, "/api/v1/volumes/{name}/papers", Operator),
+    (Method::POST, "/api/v1/volumes/{name}/rollback", Operator),
+    (Method::GET, "/api/v1/volumes/{name}/snapshots", Viewer),
+    (Method::POST, "/api/v1/volumes/{name}/snapshots", Operator),
+    (Method::DELETE, "/api/v1/volumes/{name}/snapshots/{snapshot}", Operator),
+    (Method::POST, "/api/v1/volumes/{name}/url", Operator),
+    (Method::GET, "/metrics", Viewer),
+    // The dashboard.
+    (Method::GET, "/", Viewer),
+    (Method::GET, "/images", Viewer),
+    (Method::POST, "/images/{name}/{number}/remove", Operator),
+    (Method::POST, "/images/files", Operator),
+    (Method::GET, "/agents", Viewer),
+    (Method::POST, "/agents/join", Admin),
+    (Method::POST, "/agents/{agent}/approve", Admin),
+    (Method::POST, "/agents/{agent}/revoke", Admin),
+    (Method::POST, "/agents/{agent}/forget", Admin),
+    (Method::GET, "/machines", Viewer),
+    (Method::POST, "/machines/{machine}/install", Operator),
+    (Method::POST, "/machines/{machine}/approve", Operator),
+    (Method::POST, "/machines/{machine}/refuse", Operator),
+    (Method::POST, "/machines/{machine}/name", Operator),
+    (Method::GET, "/deployments", Viewer),
+    (Method::POST, "/deployments/{deployment}/cancel", Operator),
+    (Method::GET, "/array", Viewer),
+    (Method::POST, "/array", Operator),
+    (Method::POST, "/array/scrub", Operator),
+    (Method::POST, "/array/rebalance", Operator),
+    (Method::POST, "/array/{volume}/remove", Operator),
+    (Method::POST, "/array/{volume}/snapshots", Operator),
+    (Method::POST, "/array/{volume}/snapshots/{snapshot}/remove", Operator),
+    (Method::GET, "/parts/nav", Viewer),
+    (Method::GET, "/parts/{part}", Viewer),
+    (Method::GET, "/live", Viewer),
+    (Method::POST, "/sign-out", Viewer),
+];
+
+/// The least role that may use a route. `HEAD` is as `GET`.
+#[must_use]
+pub fn least(method: &Method, path: &str) -> Role {
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    let rule = RULES.iter().find(|(known, at, _)| known == method && *at == path);
+    rule.map_or(Admin, |(.., role)| *role)
+}
+
+/// All routes that the table has, with the least role of each.
+pub fn rules() -> impl Iterator<Item = (&'static Method, &'static str, Role)> {
+    RULES.iter().map(|(method, path, role)| (method, *path, *role))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_more_may_all_that_others_may_and_what_is_not_listed_is_for_administrators() {
+        assert!(Admin.is_at_least(Operator) && Operator.is_at_least(Viewer));
+        assert!(!Viewer.is_at_least(Operator) && !Operator.is_at_least(Admin));
+        assert_eq!(least(&Method::HEAD, "/api/v1/images"), Viewer);
+        assert_eq!(least(&Method::GET, "/api/v1/unheard-of"), Admin);
+        assert_eq!(least(&Method::PATCH, "/api/v1/images"), Admin);
+    }
+}
