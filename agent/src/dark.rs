@@ -161,7 +161,7 @@ pub async fn open(home: &Home, opener: &Opener) -> Result<(Catalog, Clients)> {
     match opener {
         Opener::RecoveryKey(key) => {
             let (directory, _, recovery, keys) = unlock(home, &membership, key)?;
-            let clients = Clients::of(home, &directory).await?;
+            let clients = Clients::of(home, &directory)?;
             let bytes = clients.catalog(&directory).await?;
             let verifier = keys.signer()?.verifying_key();
             let (catalog, _) = catalog(verifier, &bytes, Keyring::All(&recovery))?;
@@ -173,7 +173,7 @@ pub async fn open(home: &Home, opener: &Opener) -> Result<(Catalog, Clients)> {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let (site, me) = (membership.site, membership.agent);
             let grant = Grant::open(&signed, &membership.signing_key, site, me, now)?;
-            let clients = Clients::of(home, &directory).await?;
+            let clients = Clients::of(home, &directory)?;
             let bytes = clients.catalog(&directory).await?;
             let (catalog, _) = catalog(membership.signing_key, &bytes, Keyring::Granted(&grant))?;
             ensure!(
@@ -207,7 +207,7 @@ fn unlock(
 /// When the key is not this site's, or what is needed is held by nobody that can be reached.
 pub async fn open_site(home: &Home, recovery_key: &Path) -> Result<(DarkSite, Clients)> {
     let (directory, signed, recovery, keys) = unlock(home, &home.membership()?, recovery_key)?;
-    let clients = Clients::of(home, &directory).await?;
+    let clients = Clients::of(home, &directory)?;
     clients.looking.found().await;
     let bytes = site_bundle::fetch(&clients.peers, &directory).await?;
     Ok((DarkSite::assemble(directory, signed, &keys, &recovery, &bytes)?, clients))
@@ -229,7 +229,7 @@ fn directory(home: &Home, membership: &Membership) -> Result<(Directory, Vec<u8>
 
 impl Clients {
     /// The members that the directory names, where it says that they are or where they answer on the LAN.
-    async fn of(home: &Home, directory: &Directory) -> Result<Self> {
+    fn of(home: &Home, directory: &Directory) -> Result<Self> {
         let names = Arc::new(NameTable::default());
         let mut members = Vec::new();
         for member in directory.members.iter().filter(|member| directory.is_member(&member.agent)) {
