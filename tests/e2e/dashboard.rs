@@ -81,12 +81,14 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
     let target = install(&server, &site, &browser).await;
     watch(&server, &target, &browser).await;
     fill_the_array(&server, &browser).await;
+    let ann = add_a_user(&server, &browser).await;
     look_at_all_pages(&server, &browser).await;
     empty_the_array(&server, &browser).await;
     remove(&server, &browser).await;
 
     browser.click("form.out button").await;
-    browser.sees("body", "Password of the administrator").await;
+    browser.sees("body", "The server printed the password of admin").await;
+    what_a_viewer_may(&server, &browser, &ann).await;
     browser.quit().await;
 }
 
@@ -281,6 +283,40 @@ async fn fill_the_array(server: &Server, browser: &Browser) {
     browser.sees("#array-live", "all good").await;
 }
 
+/// Somebody who may look; her password.
+async fn add_a_user(server: &Server, browser: &Browser) -> String {
+    browser.go(&format!("{}/settings", server.url)).await;
+    browser.sees("main", "user admin").await;
+    browser.type_into("#user-name", "admin").await;
+    browser.click("#user-add").await;
+    browser.sees("[role=alert]", "there is a user of this name").await;
+    browser.type_into("#user-name", "ann").await;
+    browser.click("#user-add").await;
+    browser.sees("#made-title", "The password of ann").await;
+    let password = browser.text("#made-secret").await;
+    browser.type_into("#token-note", "monitoring").await;
+    browser.click("#token-add").await;
+    browser.sees("#made-title", "A token for monitoring").await;
+    browser.go(&format!("{}/settings", server.url)).await;
+    browser.sees("#user-ann", "viewer").await;
+    browser.sees("main", "a program, as viewer").await;
+    browser.sees_gone("#made-secret").await;
+    password
+}
+
+/// She looks, and what she must not is told.
+async fn what_a_viewer_may(server: &Server, browser: &Browser, password: &str) {
+    browser.fill("#name", "ann").await;
+    browser.type_into("#password", password).await;
+    browser.click("button.main").await;
+    browser.sees("nav", "Overview").await;
+    browser.go(&format!("{}/settings", server.url)).await;
+    browser.sees("[role=alert]", "this needs the role admin; you are viewer").await;
+    browser.go(&format!("{}/array", server.url)).await;
+    browser.click("#scrub").await;
+    browser.sees("[role=alert]", "this needs the role operator; you are viewer").await;
+}
+
 /// What has a snapshot stays until that is gone.
 async fn empty_the_array(server: &Server, browser: &Browser) {
     browser.go(&format!("{}/array", server.url)).await;
@@ -300,7 +336,7 @@ async fn empty_the_array(server: &Server, browser: &Browser) {
 
 /// Every page fits a phone and a desk, light and dark, and breaks no rule of its own policy.
 async fn look_at_all_pages(server: &Server, browser: &Browser) {
-    for page in ["", "images", "agents", "machines", "deployments", "array"] {
+    for page in ["", "images", "agents", "machines", "deployments", "array", "settings"] {
         let name = if page.is_empty() { "overview" } else { page };
         browser.go(&format!("{}/{page}", server.url)).await;
         browser.sees("main", "").await;
@@ -325,9 +361,9 @@ async fn the_pages_can_be_read_without_javascript_and_without_a_session_nothing_
     let target = site.hello("52:54:00:00:00:02").await;
     let browser = Browser::start(dir.path()).await;
     browser.scripts(false).await;
-    for page in ["", "images", "agents", "machines", "deployments", "array"] {
+    for page in ["", "images", "agents", "machines", "deployments", "array", "settings"] {
         browser.go(&format!("{}/{page}", server.url)).await;
-        browser.sees("form", "Password of the administrator").await;
+        browser.sees("form", "The server printed the password of admin").await;
     }
     for path in ["parts/machines", "live", "images/x/1/remove"] {
         let status = site.status(&format!("{}/{path}", server.url)).await;

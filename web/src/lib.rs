@@ -14,6 +14,7 @@ pub mod deployments;
 pub mod images;
 pub mod machines;
 pub mod overview;
+pub mod settings;
 pub mod shell;
 pub mod text;
 

@@ -11,16 +11,19 @@ pub enum Place {
     Machines,
     Deployments,
     Array,
+    /// For administrators.
+    Settings,
 }
 
 impl Place {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Overview,
         Self::Images,
         Self::Machines,
         Self::Deployments,
         Self::Agents,
         Self::Array,
+        Self::Settings,
     ];
 
     /// Where the page is.
@@ -33,6 +36,7 @@ impl Place {
             Self::Machines => "/machines",
             Self::Deployments => "/deployments",
             Self::Array => "/array",
+            Self::Settings => "/settings",
         }
     }
 
@@ -46,6 +50,7 @@ impl Place {
             Self::Machines => "Machines",
             Self::Deployments => "Deployments",
             Self::Array => "Array",
+            Self::Settings => "Settings",
         }
     }
 
@@ -59,6 +64,7 @@ impl Place {
             Self::Machines => "machines",
             Self::Deployments => "deployments",
             Self::Array => "array",
+            Self::Settings => "settings",
         }
     }
 
@@ -86,7 +92,7 @@ impl Nav {
             Place::Agents => (self.agents_pending, "to approve"),
             Place::Machines => (self.machines_waiting, "waiting"),
             Place::Deployments => (self.installs_running, "running"),
-            Place::Overview | Place::Images | Place::Array => return None,
+            Place::Overview | Place::Images | Place::Array | Place::Settings => return None,
         };
         (count > 0).then_some((count, what))
     }

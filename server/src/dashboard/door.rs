@@ -37,7 +37,7 @@ pub(super) struct Entry {
 
 /// Where to go on to: one of the pages, never an address that somebody else chose.
 fn onward(next: &str) -> &'static str {
-    ["/images", "/agents", "/machines", "/deployments"]
+    ["/images", "/agents", "/machines", "/deployments", "/array", "/settings"]
         .into_iter()
         .find(|path| *path == next)
         .unwrap_or("/")

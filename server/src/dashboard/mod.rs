@@ -3,7 +3,7 @@
 //! | path | what |
 //! |---|---|
 //! | `/sign-in`, `/sign-out` | a session begins and ends |
-//! | `/`, `/images`, `/agents`, `/machines`, `/deployments`, `/array` | the pages |
+//! | `/`, `/images`, `/agents`, `/machines`, `/deployments`, `/array`, `/settings` | the pages |
 //! | `/parts/…` | the live part of each page alone, and the navigation |
 //! | `/live` | names what changed, for a browser to fetch the parts again ([`live`]) |
 //! | `POST /…` | a form; goes back to its page, or shows the page with why not |
@@ -41,6 +41,7 @@ mod images;
 mod live;
 mod machines;
 mod overview;
+mod settings;
 
 use crate::{
     api::{auth, error::ApiError},
@@ -77,6 +78,13 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/array/{volume}/remove", post(array::remove))
         .route("/array/{volume}/snapshots", post(array::take))
         .route("/array/{volume}/snapshots/{snapshot}/remove", post(array::forget))
+        .route("/settings", get(settings::show))
+        .route("/settings/users", post(settings::add_user))
+        .route("/settings/users/{name}/role", post(settings::change_role))
+        .route("/settings/users/{name}/password", post(settings::new_password))
+        .route("/settings/users/{name}/remove", post(settings::remove_user))
+        .route("/settings/tokens", post(settings::add_token))
+        .route("/settings/tokens/{token}/revoke", post(settings::revoke_token))
         .route("/parts/nav", get(nav_part))
         .route("/parts/{part}", get(part))
         .route("/live", get(live::listen))
@@ -199,6 +207,8 @@ async fn part(
         Place::Machines => fragment(&machines::view(&app).await?),
         Place::Deployments => fragment(&deployments::view(&app).await?),
         Place::Array => fragment(&array::view(&app).await?),
+        // Whoever may look at parts may not look at this.
+        Place::Settings => Err(unknown_part()),
     }
 }
 
@@ -226,6 +236,7 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
             shell::page(&nav, notice, &ImagesPage { live, files })
         }
         Place::Agents => return agents_with(app, notice, None).await,
+        Place::Settings => return settings::page(app, notice, None).await,
         Place::Machines => {
             shell::page(&nav, notice, &MachinesPage { live: &machines::view(app).await? })
         }

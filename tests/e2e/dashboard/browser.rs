@@ -150,6 +150,17 @@ impl Browser {
         }
     }
 
+    /// Puts `text` in the place of what is there.
+    pub(crate) async fn fill(&self, css: &str, text: &str) {
+        self.driver.find(By::Css(css)).await.unwrap().clear().await.unwrap();
+        self.type_into(css, text).await;
+    }
+
+    /// What is read at the one place that `css` selects.
+    pub(crate) async fn text(&self, css: &str) -> String {
+        self.shown(css).await.remove(0)
+    }
+
     pub(crate) async fn value(&self, css: &str) -> String {
         self.driver.find(By::Css(css)).await.unwrap().prop("value").await.unwrap().unwrap()
     }
