@@ -15,6 +15,20 @@ use crate::{api, db::Db, moment::Moment};
 /// A listener that is this far behind misses events and is told so.
 const BACKLOG: usize = 1024;
 
+/// The kinds of events that are recorded.
+pub(crate) const RECORDED: [&str; 10] = [
+    "agent-changed",
+    "agent-forgotten",
+    "image-changed",
+    "image-promised",
+    "machine-changed",
+    "machine-forgotten",
+    "deployment-changed",
+    "install-changed",
+    "job-changed",
+    "segment-bad",
+];
+
 /// What happened. The variant's name in kebab case is the event's name.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]

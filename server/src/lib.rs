@@ -49,3 +49,4 @@ mod targets;
 pub mod volumes;
 mod wake;
 mod waves;
+mod webhooks;

@@ -51,6 +51,7 @@ use crate::{
     site::{Opened, Site, secrets},
     standby,
     volumes::{self, Served, ServerId, Volumes},
+    webhooks,
 };
 
 /// What the command line on this machine finds the server by: `DATA/run/server.json`.
@@ -308,6 +309,7 @@ fn run_beside(
     app.tasks.spawn(volumes::mirror::watch(app.clone()));
     app.tasks.spawn(scrub::watch(app.clone()));
     app.tasks.spawn(rebalance::watch(app.clone()));
+    app.tasks.spawn(webhooks::watch(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers, moved));
     let (db, stop) = (app.db.clone(), app.stop.clone());
     services.spawn(async move { db.watch(&stop).await.context("keep the database") });

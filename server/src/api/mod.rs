@@ -46,6 +46,7 @@ pub(crate) mod store;
 pub mod token;
 pub mod user;
 pub mod volume;
+pub mod webhook;
 
 use crate::{agents, app::App, dashboard, peers, targets};
 
@@ -119,6 +120,9 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(metrics::show))
         .routes(routes!(job::list))
         .routes(routes!(event::listen))
+        .routes(routes!(webhook::list, webhook::create))
+        .routes(routes!(webhook::remove))
+        .routes(routes!(webhook::ping))
         .routes(routes!(session::sign_out))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     // An image is streamed and bounded by its declared size, not by a limit of bodies.

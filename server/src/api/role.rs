@@ -68,6 +68,10 @@ const RULES: &[(Method, &str, Role)] = &[
     (Method::POST, "/api/v1/volumes/{name}/snapshots", Operator),
     (Method::DELETE, "/api/v1/volumes/{name}/snapshots/{snapshot}", Operator),
     (Method::POST, "/api/v1/volumes/{name}/url", Operator),
+    (Method::GET, "/api/v1/webhooks", Admin),
+    (Method::POST, "/api/v1/webhooks", Admin),
+    (Method::DELETE, "/api/v1/webhooks/{webhook}", Admin),
+    (Method::POST, "/api/v1/webhooks/{webhook}/ping", Admin),
     (Method::GET, "/metrics", Viewer),
     // The dashboard.
     (Method::GET, "/", Viewer),

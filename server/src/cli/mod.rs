@@ -34,6 +34,7 @@ mod store;
 mod token;
 mod user;
 mod volume;
+mod webhook;
 
 use crate::config::ServeOptions;
 
@@ -55,6 +56,8 @@ enum Command {
     Token(token::Args),
     /// Who may sign in to the dashboard, and what each may do
     User(user::Args),
+    /// Programs that are told of events
+    Webhook(webhook::Args),
     /// Agents: list, approve, revoke, forget
     Agent(agent::Args),
     /// Machines: list, show, approve, refuse, name, forget
@@ -128,6 +131,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Image(args) => args.run().await,
             Command::Token(args) => args.run().await,
             Command::User(args) => args.run().await,
+            Command::Webhook(args) => args.run().await,
             Command::Agent(args) => args.run().await,
             Command::Machine(args) => args.run().await,
             Command::Deploy(args) => args.run().await,

@@ -17,13 +17,14 @@ use super::{
 };
 
 /// All tables; each after those that it refers to, but for volumes and snapshots, which refer to each other.
-pub(super) const TABLES: [&str; 32] = [
+pub(super) const TABLES: [&str; 33] = [
     "setting",
     "account",
     "session",
     "token",
     "event",
     "audit",
+    "webhook",
     "job",
     "image",
     "version",
@@ -52,7 +53,7 @@ pub(super) const TABLES: [&str; 32] = [
     "bundle_holding",
 ];
 /// Tables whose rows are numbered by the database. A number is not given twice, whatever was deleted.
-const NUMBERED: [&str; 6] = ["account", "token", "audit", "job", "deployment", "bundle"];
+const NUMBERED: [&str; 7] = ["account", "token", "audit", "webhook", "job", "deployment", "bundle"];
 /// The setting that says where a database was moved to.
 const MOVED: &str = "moved";
 

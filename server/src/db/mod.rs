@@ -39,6 +39,7 @@ pub mod stripe_set;
 pub mod target;
 pub mod token;
 pub mod volume;
+pub(crate) mod webhook;
 
 use pool::Transaction;
 pub use {address::DatabaseAddress, pool::Db};

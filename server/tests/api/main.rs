@@ -18,3 +18,4 @@ mod targets;
 mod upgrade;
 mod volumes;
 mod waves;
+mod webhooks;
