@@ -42,6 +42,13 @@ const AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// How often the boot payload is looked at: it is built by another process.
 const WATCH_EVERY: Duration = Duration::from_secs(15);
 
+/// Whether a client has room for what the site needs without its server.
+pub(crate) async fn is_carried(app: &App) -> anyhow::Result<bool> {
+    let kept = segments_of(&app.db.bundles().await?).len().max(1);
+    let fleet = app.db.approved_agents().await.context("list agents")?;
+    Ok(fleet.iter().any(|agent| slots_taken(agent.lend, kept) > 0))
+}
+
 /// What agents are to hold of all bundles that are kept: each segment once.
 pub(crate) fn segments_of(bundles: &[BundleRow]) -> Vec<SegmentEntry> {
     let mut seen = BTreeSet::new();
@@ -110,8 +117,8 @@ pub(crate) async fn refresh(app: &App, job: &JobHandle) -> anyhow::Result<bool> 
             let queued = app.queue_after(Kind::Bundle, AGAIN_AFTER).await;
             queued.context("queue the bundle again").map(|()| false)
         }
-        // Whoever joins or lends more queues it. Nobody can do anything with older roots either.
-        Wait::NobodyCarries => mirror::note_known(app, &bytes).await.map(|()| true),
+        // Whoever joins or lends more queues it.
+        Wait::NobodyCarries => Ok(true),
     }
 }
 

@@ -94,7 +94,7 @@ fn a_standby_takes_the_place_of_a_server_that_is_lost_and_nothing_acknowledged_i
     let data_dir = lab.dir().join("server");
     let server = Server::first_start_in(&lab, &host, &data_dir, &DEVICE, environment).unwrap();
     let mut site = Site { agents: Vec::new(), server, dhcpd: None, lab };
-    site.join(2, "256MiB").unwrap();
+    site.join(2, "512MiB").unwrap();
     let wanted = Synthetic { size_mib: 32, files_mib: 12, seed: 4 };
     let image = synthetic_ext4(&site.lab.dir().join("image.raw"), wanted).unwrap().path;
     site.add_image(&image, "lab").unwrap();

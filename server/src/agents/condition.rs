@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use cairn_core::id::AgentId;
+use cairn_core::{id::AgentId, units::Generation};
 
 /// A clock that is wrong by less is not worth a word, in seconds.
 const TOLERATED: u64 = 300;
@@ -17,6 +17,8 @@ pub(crate) struct Condition {
     pub(crate) stores: bool,
     /// Seconds by which its clock is ahead of the server's.
     pub(crate) clock_ahead: i64,
+    /// The directory that it has.
+    pub(crate) directory: Generation,
 }
 
 impl Condition {
@@ -42,6 +44,11 @@ impl Conditions {
         self.get(agent).is_some_and(|condition| !condition.stores)
     }
 
+    /// The directory that it said to have; none when it has not spoken yet.
+    pub(crate) fn directory(&self, agent: AgentId) -> Option<Generation> {
+        self.get(agent).map(|condition| condition.directory)
+    }
+
     /// Seconds by which its clock is ahead, when that is worth a word.
     pub(crate) fn clock_fault(&self, agent: AgentId) -> Option<i64> {
         self.get(agent).and_then(Condition::clock_fault)
@@ -59,7 +66,8 @@ mod tests {
     #[test]
     fn a_wrong_clock_is_news_once() {
         let (conditions, agent) = (Conditions::default(), AgentId([1; 16]));
-        let at = |clock_ahead| Condition { stores: true, clock_ahead };
+        let directory = Generation(1);
+        let at = |clock_ahead| Condition { stores: true, clock_ahead, directory };
         assert!(!conditions.note(agent, at(200)));
         assert_eq!(conditions.clock_fault(agent), None);
         assert!(conditions.note(agent, at(-259_200)));

@@ -75,7 +75,8 @@ async fn note_news(
     app.db.note_agent_news(agent.id, news, Moment::now()).await?;
     let now = Moment::now();
     let clock_ahead = i64::try_from(request.clock).unwrap_or(i64::MAX).saturating_sub(now.0 / 1000);
-    if app.conditions.note(agent.id, Condition { stores: request.stores, clock_ahead }) {
+    let (stores, directory) = (request.stores, request.directory);
+    if app.conditions.note(agent.id, Condition { stores, clock_ahead, directory }) {
         tracing::warn!(
             agent = agent.name,
             clock_ahead,

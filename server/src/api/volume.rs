@@ -199,6 +199,9 @@ fn refuse_create(error: CreateError) -> ApiError {
         CreateError::NameTaken => return ApiError::conflict("volume_exists", error.to_string()),
         CreateError::NoSize => "no_size",
         CreateError::NothingToMirror => "nothing_to_mirror",
+        CreateError::NobodyCarries => {
+            return ApiError::conflict("nobody_carries", error.to_string());
+        }
         CreateError::Size(_) => "bad_size",
         CreateError::SmallerThanOrigin(_) => "smaller_than_origin",
         CreateError::Layout(..) => {

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     app::App,
+    bundle,
     db::{
         image::VersionRow,
         snapshot::SnapshotRow,
@@ -75,6 +76,10 @@ pub enum CreateError {
         "of a volume on the server only clients know nothing, so a mirrored journal would be of no use to them: choose another layout"
     )]
     NothingToMirror,
+    #[error(
+        "no client lends enough to hold roots, manifests and boot files beside its share (one must lend four times their size): a mirrored journal would be of no use, and fill up. Lend more, or create it without --durability mirrored"
+    )]
+    NobodyCarries,
     #[error("there is no such snapshot: `cairn-server volume snapshots` shows them")]
     UnknownSnapshot,
     #[error(transparent)]
@@ -162,6 +167,9 @@ async fn check_layout(app: &App, layout: VolumeLayout) -> Result<(), CreateError
 pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError> {
     if new.durability == Durability::Mirrored && new.layout == VolumeLayout::Server {
         return Err(CreateError::NothingToMirror);
+    }
+    if new.durability == Durability::Mirrored && !bundle::is_carried(app).await? {
+        return Err(CreateError::NobodyCarries);
     }
     let alone = app.volumes.changing.lock().await;
     let found = match &new.beginning {

@@ -7,7 +7,7 @@
 //!
 //! Invariants: the database names every client that may have the end of a journal before it has it, so that another server
 //! knows whom to ask; a client counts only once it has all from the last root that clients know on; no client keeps a journal in
-//! two lanes; a root counts as known once every client that is there holds the bundle with it.
+//! two lanes; a root counts as known once every client that is there has the bundle with it, and the directory that says so.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -46,6 +46,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// A client that failed is tried again before others only after this.
 const AVOIDED_FOR: Duration = Duration::from_secs(30);
+/// How often it is looked whether clients have heard of the newest directory.
+const HEARD_AGAIN: Duration = Duration::from_millis(100);
 /// How often it is looked whether a client can let go of what it keeps.
 const LET_GO_EVERY: Duration = Duration::from_secs(10);
 
@@ -227,19 +229,43 @@ impl Lane {
     }
 }
 
-/// Clients know the roots of this bundle now: the journals need not keep what they cover.
+/// Clients hold this bundle, which the directory names: once they have that, the journals need not keep what its roots cover.
 pub(crate) async fn note_known(app: &App, bytes: &[u8]) -> anyhow::Result<()> {
     let verifier = app.site.verifying_key();
+    let mut known = Vec::new();
     for item in bundle::decode(bytes).context("read the bundle")? {
         let Item::VolumeRoot(signed) = item else { continue };
         let volume = Root::open(&verifier, signed).context("read a root")?.volume;
-        let Some(open) = app.volumes.by_id(volume) else { continue };
-        if open.durability() == Durability::Mirrored {
-            app.db.keep_known_root(volume, signed).await.context("note a root")?;
-            open.clients_know(signed)?;
+        let is_mirrored = |open: super::Open| open.durability() == Durability::Mirrored;
+        if app.volumes.by_id(volume).is_some_and(is_mirrored) {
+            known.push((volume, signed));
         }
     }
+    if known.is_empty() {
+        return Ok(());
+    }
+    wait_until_heard(app).await?;
+    // Nobody keeps a volume in use meanwhile.
+    for (volume, signed) in known {
+        let Some(open) = app.volumes.by_id(volume) else { continue };
+        app.db.keep_known_root(volume, signed).await.context("note a root")?;
+        open.clients_know(signed)?;
+    }
     Ok(())
+}
+
+/// Waits until every client that is there has the directory as it is now: one with an older would read by an older root.
+async fn wait_until_heard(app: &App) -> anyhow::Result<()> {
+    let number = app.directory.number();
+    loop {
+        let fleet = app.db.approved_agents().await.context("list agents")?;
+        let mut there = fleet.iter().filter(|agent| !is_asleep(agent));
+        let has = |id| app.conditions.directory(id).is_some_and(|directory| directory >= number);
+        if there.all(|agent| has(agent.id)) {
+            return Ok(());
+        }
+        tokio::time::sleep(HEARD_AGAIN).await;
+    }
 }
 
 /// Has clients let go of the journal of a volume that is removed. Who does not hear it keeps it in vain.

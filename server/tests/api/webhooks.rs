@@ -19,9 +19,11 @@ use serde_json::{Value, json as value};
 
 use crate::harness::{Server, json, problem};
 
-/// What a receiver has seen, and how many it still refuses.
+type Message = (HeaderMap, String);
+
+/// How many messages a receiver still refuses, and what it has seen.
 #[derive(Clone, Default)]
-struct Receiver(Arc<Mutex<(u32, Vec<(HeaderMap, String)>)>>);
+struct Receiver(Arc<Mutex<(u32, Vec<Message>)>>);
 
 async fn take(State(receiver): State<Receiver>, headers: HeaderMap, body: String) -> StatusCode {
     let mut seen = receiver.0.lock().unwrap();
@@ -43,12 +45,11 @@ impl Receiver {
     }
 
     /// Waits for a message of this type.
-    async fn hears(&self, kind: &str) -> (HeaderMap, String) {
+    async fn hears(&self, kind: &str) -> Message {
         for _ in 0..300 {
             let seen = self.0.lock().unwrap().1.clone();
-            let of_kind = |(_, body): &&(HeaderMap, String)| {
-                serde_json::from_str::<Value>(body).unwrap()["type"] == kind
-            };
+            let of_kind =
+                |(_, body): &&Message| serde_json::from_str::<Value>(body).unwrap()["type"] == kind;
             if let Some(found) = seen.iter().find(of_kind) {
                 return found.clone();
             }
@@ -58,7 +59,7 @@ impl Receiver {
     }
 }
 
-fn is_signed(secret: &str, (headers, body): &(HeaderMap, String)) -> bool {
+fn is_signed(secret: &str, (headers, body): &Message) -> bool {
     let secret = STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
     let text = |name: &str| headers[name].to_str().unwrap();
     let signed = format!("{}.{}.{body}", text("webhook-id"), text("webhook-timestamp"));
