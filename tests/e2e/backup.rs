@@ -10,12 +10,14 @@ use std::{
 
 use cairn_array::wrap::Identity;
 use cairn_tests::{
-    cairn::{Server, binary, eventually},
+    cairn::{binary, eventually},
     image::{Synthetic, first_difference, synthetic_ext4},
     process::{Process, Program},
     site::{NetworkBoot, Site},
     tool,
 };
+
+use crate::content;
 
 const SOON: Duration = Duration::from_secs(60);
 /// A client that had lost its server looks again within this.
@@ -30,31 +32,13 @@ fn image(site: &Site, seed: u64) -> PathBuf {
 
 /// Writes bytes of this seed to a volume, and returns the file with them.
 fn fill(site: &Site, volume: &str, seed: u64) -> PathBuf {
-    let mut state = seed;
-    let words = (0..SIZE / 8).flat_map(|_| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state ^ (state >> 29)).to_le_bytes()
-    });
-    let file = site.lab.dir().join(format!("content{seed}"));
-    fs::write(&file, words.collect::<Vec<u8>>()).unwrap();
-    copy(&site.server, &["--flush", file.to_str().unwrap(), &uri(volume)]);
+    let file = content::noise(site.lab.dir().join(format!("content{seed}")), SIZE, seed);
+    content::write(site.server.host(), volume, &file);
     file
 }
 
 fn has(site: &Site, volume: &str, file: &Path) {
-    let read = file.with_extension("read");
-    copy(&site.server, &[&uri(volume), read.to_str().unwrap()]);
-    assert_eq!(first_difference(file, &read).unwrap(), None);
-}
-
-fn uri(volume: &str) -> String {
-    format!("nbd://127.0.0.1:10809/{volume}")
-}
-
-fn copy(server: &Server, words: &[&str]) {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", server.host().namespace(), "nbdcopy"]).args(words);
-    tool::finish(&mut command).unwrap();
+    content::is_in(site.server.host(), volume, file);
 }
 
 fn exports(site: &Site, image: &Path) {

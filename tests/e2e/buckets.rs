@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -13,12 +12,12 @@ use cairn_tests::{
     netns::{Host, Lab},
     process::{Process, Program},
     site::Site,
-    tool,
 };
+
+use crate::content;
 
 const SOON: Duration = Duration::from_secs(60);
 pub(crate) const DEVICE: [&str; 2] = ["--store", "s3://images/site"];
-const NBD: &str = "nbd://127.0.0.1:10809/v";
 const SIZE: usize = 24 << 20;
 
 /// The S3 server's machine; its buckets are folders.
@@ -70,29 +69,6 @@ fn serve(host: &Host, folder: &Path) -> Process {
     process
 }
 
-fn on(host: &Host, words: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", host.namespace()]).args(words);
-    command
-}
-
-fn content(path: &Path) -> PathBuf {
-    let mut state = 9_u64;
-    let words = (0..SIZE / 8).flat_map(|_| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state ^ (state >> 29)).to_le_bytes()
-    });
-    fs::write(path, words.collect::<Vec<u8>>()).unwrap();
-    path.to_owned()
-}
-
-fn is_in_volume(server: &Server, file: &Path) {
-    let read = file.with_extension("read");
-    let words = ["nbdcopy", NBD, read.to_str().unwrap()];
-    tool::finish(&mut on(server.host(), &words)).unwrap();
-    assert_eq!(first_difference(file, &read).unwrap(), None);
-}
-
 /// A second server, with a data folder of its own, on the same bucket: what it says.
 fn refused(lab: &mut Lab, s3: &S3) -> String {
     let host = lab.host("second", 4).unwrap();
@@ -123,9 +99,8 @@ fn images_and_volumes_live_in_a_bucket_that_goes_away_and_comes_back() {
     site.add_image(&image, "lab").unwrap();
     site.wait_scattered("lab").unwrap();
     site.server.run(&["volume", "create", "v", "--size", "24MiB"]).unwrap();
-    let file = content(&site.lab.dir().join("content"));
-    let words = ["nbdcopy", "--flush", file.to_str().unwrap(), NBD];
-    tool::finish(&mut on(&host, &words)).unwrap();
+    let file = content::noise(site.lab.dir().join("content"), SIZE, 9);
+    content::write(&host, "v", &file);
     assert!(!data_dir.join("store").exists());
     let said = refused(&mut site.lab, &s3);
     assert!(said.contains("s3://images/site") && said.contains("in use by another"), "{said}");
@@ -143,7 +118,7 @@ fn images_and_volumes_live_in_a_bucket_that_goes_away_and_comes_back() {
     // The next server has the bucket although the last one never let go of it.
     site.server.process().kill().unwrap();
     site.server.restart(&site.lab, &DEVICE).unwrap();
-    is_in_volume(&site.server, &file);
+    content::is_in(&host, "v", &file);
     let segments = s3.segments();
     assert!(segments > 0);
     site.server.run(&["volume", "delete", "v"]).unwrap();

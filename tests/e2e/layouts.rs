@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -13,40 +13,23 @@ use std::{
 use cairn_tests::{
     cairn::{Agent, Server, VolumeDetail, binary, eventually},
     image::{Synthetic, first_difference, synthetic_ext4},
-    netns::Host,
     site::{NetworkBoot, Site, stores},
     tool,
 };
 
+use crate::content;
+
 const NBD: &str = "nbd://127.0.0.1:10809";
 const SOON: Duration = Duration::from_secs(60);
 /// Bytes of the volumes that are tested.
-const SIZE: u64 = 48 << 20;
-
-fn on(host: &Host, words: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", host.namespace()]).args(words);
-    command
-}
+const SIZE: usize = 48 << 20;
 
 /// A file that does not shrink, with a hole in it.
-fn content(path: &Path, seed: u64) -> PathBuf {
-    let mut file = fs::File::create(path).unwrap();
-    let mut state = seed;
-    let mut block = Vec::with_capacity(1 << 20);
-    for part in 0..SIZE >> 20 {
-        block.clear();
-        for _ in 0..1 << 17 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            block.extend_from_slice(&(state ^ (state >> 29)).to_le_bytes());
-        }
-        if part != 20 {
-            file.write_all_at(&block, part << 20).unwrap();
-        }
-    }
-    file.set_len(SIZE).unwrap();
-    file.flush().unwrap();
-    path.to_owned()
+fn noise(path: PathBuf, seed: u64) -> PathBuf {
+    let file = content::noise(path, SIZE, seed);
+    let hole = ["--punch-hole", "--offset", "20MiB", "--length", "1MiB"];
+    tool::run("fallocate", [&hole[..], &[file.to_str().unwrap()]].concat()).unwrap();
+    file
 }
 
 fn create(server: &Server, name: &str, layout: &str) -> anyhow::Result<String> {
@@ -54,17 +37,11 @@ fn create(server: &Server, name: &str, layout: &str) -> anyhow::Result<String> {
 }
 
 fn write(site: &Site, name: &str, file: &Path) {
-    let uri = format!("{NBD}/{name}");
-    let words = ["nbdcopy", "--flush", file.to_str().unwrap(), &uri];
-    tool::finish(&mut on(site.server.host(), &words)).unwrap();
+    content::write(site.server.host(), name, file);
 }
 
 fn read(site: &Site, name: &str) -> PathBuf {
-    let file = site.lab.dir().join(format!("{name}.read"));
-    let uri = format!("{NBD}/{name}");
-    let words = ["nbdcopy", &uri, file.to_str().unwrap()];
-    tool::finish(&mut on(site.server.host(), &words)).unwrap();
-    file
+    content::read(site.server.host(), name, site.lab.dir().join(format!("{name}.read")))
 }
 
 /// A site with a volume of this layout that clients hold, and what is in it.
@@ -72,7 +49,7 @@ fn volume(name: &str, clients: u8, layout: &str) -> (Site, PathBuf, VolumeDetail
     let mut site = Site::start(name, NetworkBoot::Off).unwrap();
     site.join(clients, "512MiB").unwrap();
     create(&site.server, "v", layout).unwrap();
-    let file = content(&site.lab.dir().join("content"), 7);
+    let file = noise(site.lab.dir().join("content"), 7);
     write(&site, "v", &file);
     let detail = site.wait_volume_scattered("v").unwrap();
     (site, file, detail)
@@ -93,7 +70,7 @@ fn in_store(site: &Site) -> u64 {
 
 fn operator(site: &Site, index: usize, args: &[&str]) -> Command {
     let agent = &site.agents[index];
-    let mut command = on(agent.host(), &[binary("cairn-agent").unwrap().to_str().unwrap()]);
+    let mut command = agent.host().command(&[binary("cairn-agent").unwrap().to_str().unwrap()]);
     command.args(args).arg("--state-dir").arg(agent.state_dir());
     command.arg("--recovery-key").arg(site.server.data_dir().join("recovery-key.txt"));
     command
@@ -130,9 +107,9 @@ fn clients_read_a_mirror_alone() {
     assert!(ready.contains("read-only at nbd://127.0.0.1:10809/v"), "{ready}");
     let uri = format!("{NBD}/v");
     let compare = ["qemu-img", "compare", "-f", "raw", "-F", "raw", file.to_str().unwrap(), &uri];
-    tool::finish(&mut on(site.agents[2].host(), &compare)).unwrap();
+    tool::finish(&mut site.agents[2].host().command(&compare)).unwrap();
     let change = ["qemu-io", "-f", "raw", "-c", "write 0 4k", &uri];
-    assert!(tool::finish(&mut on(site.agents[2].host(), &change)).is_err());
+    assert!(tool::finish(&mut site.agents[2].host().command(&change)).is_err());
     tool::finish(Command::new("kill").arg(serving.id().to_string())).unwrap();
     assert!(serving.wait().unwrap().success());
 }
@@ -216,7 +193,7 @@ fn clients_hold_the_parity_of_a_servers_devices() {
     assert!(format!("{refused:#}").contains("join one with"), "{refused:#}");
     site.join(3, "512MiB").unwrap();
     create(&site.server, "v", "client-parity").unwrap();
-    let file = content(&site.lab.dir().join("content"), 9);
+    let file = noise(site.lab.dir().join("content"), 9);
     write(&site, "v", &file);
     let detail = site.wait_volume_scattered("v").unwrap();
     let redundancy = detail.redundancy.unwrap();
@@ -269,7 +246,7 @@ fn a_server_with_parity_only_reads_from_clients_and_rebuilds_what_one_has_lost()
     site.server.restart(&site.lab, &[]).unwrap();
     let uri = format!("{NBD}/v");
     let words = ["nbdcopy", &uri, "null:"];
-    let refused = tool::finish(&mut on(site.server.host(), &words)).unwrap_err();
+    let refused = tool::finish(&mut site.server.host().command(&words)).unwrap_err();
     assert!(format!("{refused:#}").contains("Input/output error"), "{refused:#}");
     site.server
         .process()
@@ -285,11 +262,11 @@ fn what_is_overwritten_leaves_the_store_and_the_clients_and_so_does_a_volume() {
     let held = |site: &Site, index: usize| site.agents[index].status().unwrap().segments;
     let without: Vec<_> = (0..3).map(|index| held(&site, index)).collect();
     create(&site.server, "v", "swarm").unwrap();
-    let file = content(&site.lab.dir().join("content"), 7);
+    let file = noise(site.lab.dir().join("content"), 7);
     write(&site, "v", &file);
     let before = site.wait_volume_scattered("v").unwrap();
     for seed in 20..23 {
-        let file = content(&site.lab.dir().join("content"), seed);
+        let file = noise(site.lab.dir().join("content"), seed);
         write(&site, "v", &file);
         site.wait_volume_scattered("v").unwrap();
     }
@@ -300,7 +277,7 @@ fn what_is_overwritten_leaves_the_store_and_the_clients_and_so_does_a_volume() {
     assert!(in_store < 50 << 20, "{in_store}");
     // A snapshot keeps what it names, also with the clients.
     site.server.run(&["volume", "snapshot", "v", "s"]).unwrap();
-    let file = content(&site.lab.dir().join("content"), 30);
+    let file = noise(site.lab.dir().join("content"), 30);
     write(&site, "v", &file);
     let both = site.wait_volume_scattered("v").unwrap();
     assert!(bytes(&both) > bytes(&before) * 19 / 10, "{both:?}");
@@ -333,13 +310,13 @@ fn the_volumes_of_a_server_that_burnt_down_are_back_as_of_their_last_checkpoints
     site.add_image(&image, "lab").unwrap();
     let options = ["volume", "create", "clone", "--image", "lab", "--layout", "mirror"];
     site.server.run(&options).unwrap();
-    let file = content(&site.lab.dir().join("content"), 5);
+    let file = noise(site.lab.dir().join("content"), 5);
     for layout in ["swarm", "server-parity"] {
         create(&site.server, layout, layout).unwrap();
         write(&site, layout, &file);
     }
     let change = ["qemu-io", "-f", "raw", "-c", "write -P 7 1M 1M", &format!("{NBD}/clone")];
-    tool::finish(&mut on(site.server.host(), &change)).unwrap();
+    tool::finish(&mut site.server.host().command(&change)).unwrap();
     site.wait_scattered("lab").unwrap();
     let names = ["clone", "swarm", "server-parity"];
     for name in names {
@@ -355,7 +332,7 @@ fn the_volumes_of_a_server_that_burnt_down_are_back_as_of_their_last_checkpoints
     let host = site.lab.host("phoenix", 200).unwrap();
     let data_dir = site.lab.dir().join("phoenix");
     let peer = site.agents[0].host().address().to_string();
-    let mut recover = on(&host, &[binary("cairn-server").unwrap().to_str().unwrap(), "recover"]);
+    let mut recover = host.command(&[binary("cairn-server").unwrap().to_str().unwrap(), "recover"]);
     recover.args(["--peer", &peer, "--recovery-key"]).arg(&key).arg("--data-dir").arg(&data_dir);
     let said = tool::finish(&mut recover).unwrap();
     assert!(names.iter().all(|name| said.contains(&format!("back:  volume {name}"))), "{said}");
@@ -369,7 +346,7 @@ fn the_volumes_of_a_server_that_burnt_down_are_back_as_of_their_last_checkpoints
     // They are volumes like any other, and the image is still the clone's origin.
     let refused = site.server.run(&["image", "remove", "lab@1"]).unwrap_err();
     assert!(format!("{refused:#}").contains("clone"), "{refused:#}");
-    let other = content(&site.lab.dir().join("other"), 6);
+    let other = noise(site.lab.dir().join("other"), 6);
     write(&site, "swarm", &other);
     for name in names {
         site.wait_volume_scattered(name).unwrap();

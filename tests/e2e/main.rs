@@ -6,6 +6,7 @@
 mod api;
 mod backup;
 mod buckets;
+mod content;
 mod dashboard;
 mod deploy;
 mod devices;

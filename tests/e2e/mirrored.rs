@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    process::Command,
     thread,
     time::Duration,
 };
@@ -12,32 +11,17 @@ use std::{
 use cairn_tests::{
     cairn::{Agent, Server, binary, eventually},
     image::first_difference,
-    netns::Host,
     process::Program,
     site::{NetworkBoot, Site},
     tool,
 };
 
+use crate::content;
+
 const URI: &str = "nbd://127.0.0.1:10809/v";
 const SOON: Duration = Duration::from_secs(60);
 const SIZE: usize = 48 << 20;
 const KIB: u64 = 1 << 10;
-
-fn on(host: &Host, words: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", host.namespace()]).args(words);
-    command
-}
-
-/// Bytes that do not shrink.
-fn noise(path: PathBuf, mut state: u64) -> PathBuf {
-    let words = (0..SIZE / 8).flat_map(|_| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state ^ (state >> 29)).to_le_bytes()
-    });
-    fs::write(&path, words.collect::<Vec<u8>>()).unwrap();
-    path
-}
 
 /// A site with a mirrored volume, and what is in it.
 fn mirrored(name: &str, clients: u8) -> (Site, PathBuf) {
@@ -46,36 +30,19 @@ fn mirrored(name: &str, clients: u8) -> (Site, PathBuf) {
     let words = ["volume", "create", "v", "--size", "48MiB", "--layout", "swarm"];
     let words = [&words[..], &["--durability", "mirrored"]].concat();
     site.server.run(&words).unwrap();
-    let file = noise(site.lab.dir().join("content"), 7);
-    let copy = ["nbdcopy", "--flush", file.to_str().unwrap(), URI];
-    tool::finish(&mut on(site.server.host(), &copy)).unwrap();
+    let file = content::noise(site.lab.dir().join("content"), SIZE, 7);
+    content::write(site.server.host(), "v", &file);
     (site, file)
-}
-
-/// Writes `value` to 64 KiB from `at` on and flushes, in the volume and in the file with what it is to be.
-fn change(host: &Host, file: &Path, at: u64, value: u8) {
-    let write = format!("write -P {value} {at} 64k");
-    let words = ["qemu-io", "-f", "raw", "-c", &write, "-c", "flush", URI];
-    tool::finish(&mut on(host, &words)).unwrap();
-    let file = fs::File::options().write(true).open(file).unwrap();
-    file.write_all_at(&[value; 64 << 10], at).unwrap();
 }
 
 fn without_server(site: &Site, client: usize, key: &Path) -> PathBuf {
     let copy = site.lab.dir().join(format!("copy{client}"));
     let agent = &site.agents[client];
-    let mut command = on(agent.host(), &[binary("cairn-agent").unwrap().to_str().unwrap()]);
+    let mut command = agent.host().command(&[binary("cairn-agent").unwrap().to_str().unwrap()]);
     command.args(["volume", "read", "v"]).arg(&copy);
     command.arg("--state-dir").arg(agent.state_dir()).arg("--recovery-key").arg(key);
     tool::finish(&mut command).unwrap();
     copy
-}
-
-fn served(server: &Server, into: &Path) -> PathBuf {
-    let file = into.join("served");
-    let words = ["nbdcopy", URI, file.to_str().unwrap()];
-    tool::finish(&mut on(server.host(), &words)).unwrap();
-    file
 }
 
 #[test]
@@ -87,7 +54,7 @@ fn what_was_flushed_outlives_the_server_and_a_client_and_is_in_the_site_that_is_
     fs::rename(site.server.data_dir().join("recovery-key.txt"), &key).unwrap();
     // The last of these is acknowledged, and in no checkpoint.
     for (at, value) in (0_u8..20).enumerate() {
-        change(site.server.host(), &file, at as u64 * 700 * KIB, value + 1);
+        content::change(site.server.host(), "v", &file, at as u64 * 700 * KIB, value + 1);
     }
     site.server.process().kill().unwrap();
     site.agents[0].process().kill().unwrap();
@@ -99,18 +66,16 @@ fn what_was_flushed_outlives_the_server_and_a_client_and_is_in_the_site_that_is_
     let data_dir = site.lab.dir().join("phoenix");
     let peer = site.agents[1].host();
     site.server = Server::recover(&site.lab, &host, &data_dir, &key, peer).unwrap();
-    let is = served(&site.server, site.lab.dir());
-    assert_eq!(first_difference(&file, &is).unwrap(), None);
+    content::is_in(site.server.host(), "v", &file);
     // Clients keep what it flushes, too: they take it for the newer controller.
-    change(&host, &file, 5 * KIB * KIB, 99);
+    content::change(&host, "v", &file, 5 * KIB * KIB, 99);
     site.server.process().kill().unwrap();
     let copy = without_server(&site, 2, &key);
     assert_eq!(first_difference(&file, &copy).unwrap(), None);
     // It finds its own journal again.
     site.server.restart(&site.lab, &[]).unwrap();
-    change(&host, &file, 6 * KIB * KIB, 98);
-    let is = served(&site.server, site.lab.dir());
-    assert_eq!(first_difference(&file, &is).unwrap(), None);
+    content::change(&host, "v", &file, 6 * KIB * KIB, 98);
+    content::is_in(site.server.host(), "v", &file);
 }
 
 #[test]
@@ -145,13 +110,11 @@ fn a_flush_waits_until_a_client_is_there_and_ends_when_one_comes() {
     assert!(said.contains("mirrored: 1 client has the journal"), "{said}");
     // Writes go on for many times the journal, which is 16 MiB: what clients know is freed.
     for round in 0..3 {
-        let next = noise(site.lab.dir().join("next"), round);
-        let copy = ["nbdcopy", "--flush", next.to_str().unwrap(), URI];
-        tool::finish(&mut on(site.server.host(), &copy)).unwrap();
+        let next = content::noise(site.lab.dir().join("next"), SIZE, round);
+        content::write(site.server.host(), "v", &next);
         fs::rename(next, &file).unwrap();
     }
-    let is = served(&site.server, site.lab.dir());
-    assert_eq!(first_difference(&file, &is).unwrap(), None);
+    content::is_in(site.server.host(), "v", &file);
     // Once nothing of the journal is needed, clients keep nothing of it.
     eventually("the client to let go of the journal", SOON, || {
         let status = site.agents[1].status()?;

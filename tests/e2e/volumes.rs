@@ -10,7 +10,6 @@ use std::{
 use cairn_tests::{
     cairn::eventually,
     image::{LOGIN_PROMPT, Variant},
-    netns::Host,
     process::Program,
     qemu::{Hardware, Machine, OnReboot, blank_disk},
     site::{NetworkBoot, Site},
@@ -20,12 +19,6 @@ use cairn_tests::{
 const LOGIN: Duration = Duration::from_secs(240);
 const SOON: Duration = Duration::from_secs(60);
 const NBD: &str = "nbd://127.0.0.1:10809";
-
-fn on(host: &Host, words: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", host.namespace()]).args(words);
-    command
-}
 
 /// Writes blocks at random, each with the number of the write, flushes now and then and says when that was done; ends when
 /// the server does. With a number of writes: finds out which of them are there, and checks that none is missing before.
@@ -88,7 +81,7 @@ fn kill_in_the_middle(name: &str, cycles: u32) {
         let answered = answered.unwrap().to_owned();
         site.server.restart(&site.lab, &[]).unwrap();
         let words = ["/usr/bin/python3", "-c", COUNTER, &uri, &seed, &answered];
-        let verdict = tool::finish(&mut on(&host, &words)).unwrap();
+        let verdict = tool::finish(&mut host.command(&words)).unwrap();
         assert!(verdict.contains("whole up to"), "cycle {cycle}: {verdict}");
         site.server.run(&["volume", "delete", &volume]).unwrap();
     }
@@ -147,9 +140,8 @@ fn a_machine_boots_a_clone_of_an_image_from_a_card() {
     let back = site.lab.dir().join("back.raw");
     site.server.run(&["image", "export", "tiny", back.to_str().unwrap()]).unwrap();
     assert!(same(&back, &image.path), "the image changed");
-    let compared = on(
-        &host,
-        &[
+    let compared = host
+        .command(&[
             "qemu-img",
             "compare",
             "-f",
@@ -158,10 +150,9 @@ fn a_machine_boots_a_clone_of_an_image_from_a_card() {
             "raw",
             back.to_str().unwrap(),
             &format!("{NBD}/system"),
-        ],
-    )
-    .output()
-    .unwrap();
+        ])
+        .output()
+        .unwrap();
     assert_eq!(compared.status.code(), Some(1), "the machine wrote nothing to its disk");
 }
 
@@ -180,16 +171,17 @@ fn another_machine_uses_a_volume_with_its_papers_only() {
         site.server.run(&["volume", "papers", name, folder.to_str().unwrap()]).unwrap();
     }
     let address = server.address();
-    let plain = on(&other, &["nbdinfo", &format!("nbd://{address}/mine")]).output().unwrap();
+    let plain = other.command(&["nbdinfo", &format!("nbd://{address}/mine")]).output().unwrap();
     let said = String::from_utf8_lossy(&plain.stderr);
     // That is how libnbd says that an option needs TLS.
     assert!(!plain.status.success() && said.contains("not supported"), "{said}");
     let uri = |volume: &str, with: &str| {
         format!("nbds://{address}/{volume}?tls-certificates={}", papers(&site, with).display())
     };
-    let foreign = on(&other, &["nbdinfo", &uri("theirs", "mine")]).output().unwrap();
+    let foreign = other.command(&["nbdinfo", &uri("theirs", "mine")]).output().unwrap();
     assert!(!foreign.status.success());
-    let listed = tool::finish(&mut on(&other, &["nbdinfo", "--list", &uri("", "mine")])).unwrap();
+    let listed =
+        tool::finish(&mut other.command(&["nbdinfo", "--list", &uri("", "mine")])).unwrap();
     assert!(listed.contains("mine") && !listed.contains("theirs"), "{listed}");
     let file = site.lab.dir().join("noise");
     tool::run(
@@ -198,12 +190,11 @@ fn another_machine_uses_a_volume_with_its_papers_only() {
     )
     .unwrap();
     let file = file.to_str().unwrap();
-    tool::finish(&mut on(&other, &["nbdcopy", "--flush", file, &uri("mine", "mine")])).unwrap();
+    tool::finish(&mut other.command(&["nbdcopy", "--flush", file, &uri("mine", "mine")])).unwrap();
     let local = format!("{NBD}/mine");
-    tool::finish(&mut on(
-        &server,
-        &["qemu-img", "compare", "-f", "raw", "-F", "raw", file, &local],
-    ))
+    tool::finish(
+        &mut server.command(&["qemu-img", "compare", "-f", "raw", "-F", "raw", file, &local]),
+    )
     .unwrap();
 }
 
@@ -245,7 +236,8 @@ fn loaders_read_images_and_volumes_by_plain_http_with_their_address_only() {
         &url(&["volume", "url", "system", "--hours", "1"]),
         &url(&["volume", "url", "system@clean"]),
     ] {
-        let read = on(&host, &["curl", "-fsS", "-r", "46137344-46661631", url]).output().unwrap();
+        let read =
+            host.command(&["curl", "-fsS", "-r", "46137344-46661631", url]).output().unwrap();
         assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
         let mut wanted = vec![0; 512 << 10];
         std::fs::File::open(&image.path).unwrap().read_exact_at(&mut wanted, 46_137_344).unwrap();
@@ -253,7 +245,7 @@ fn loaders_read_images_and_volumes_by_plain_http_with_their_address_only() {
     }
     let status = |url: &str| {
         let words = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-I", url];
-        tool::finish(&mut on(&host, &words)).unwrap()
+        tool::finish(&mut host.command(&words)).unwrap()
     };
     assert_eq!(status(&of_image), "200");
     // The address of one disk opens no other.

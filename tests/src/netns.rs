@@ -14,6 +14,7 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process,
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
 };
@@ -252,6 +253,13 @@ impl Host {
 
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// A program with its arguments, to be run on this host.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace]).args(words);
+        command
     }
 
     /// The hardware address of its interface.

@@ -126,6 +126,14 @@ impl Postgres {
         create(namespace, &self.url(USER), database)?;
         Ok(self.url(database))
     }
+
+    /// What a database answers: a line for each row.
+    ///
+    /// # Errors
+    /// It refuses the question.
+    pub fn query(&self, database: &str, question: &str) -> Result<String> {
+        psql(self.host.as_ref().map(Host::namespace), &self.url(database), question)
+    }
 }
 
 /// A new database of the server that [`VARIABLE`] names, if it names one.
@@ -143,6 +151,10 @@ pub fn fresh_database() -> Result<Option<String>> {
 }
 
 fn create(namespace: Option<&str>, server: &str, database: &str) -> Result<()> {
+    psql(namespace, server, &format!("CREATE DATABASE {database} STRATEGY file_copy")).map(drop)
+}
+
+fn psql(namespace: Option<&str>, database: &str, command: &str) -> Result<String> {
     let mut psql = match namespace {
         Some(namespace) => {
             let mut inside = Command::new("ip");
@@ -151,9 +163,8 @@ fn create(namespace: Option<&str>, server: &str, database: &str) -> Result<()> {
         }
         None => Command::new("psql"),
     };
-    psql.args(["--no-psqlrc", "--quiet", "--dbname", server]);
-    psql.args(["--command", &format!("CREATE DATABASE {database} STRATEGY file_copy")]);
-    tool::finish(&mut psql).map(drop)
+    psql.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--dbname", database]);
+    tool::finish(psql.args(["--command", command]))
 }
 
 fn serve(host: Option<&Host>, data: &Path, address: IpAddr, port: u16) -> Result<Process> {

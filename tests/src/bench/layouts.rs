@@ -44,12 +44,6 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-fn on(host: &Host, words: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", host.namespace()]).args(words);
-    command
-}
-
 /// Makes a volume of noise that clients hold. Returns the bytes that the server sent meanwhile.
 fn fill(site: &Site, layout: &str) -> Result<u64> {
     let file = site.lab.dir().join("noise");
@@ -60,7 +54,12 @@ fn fill(site: &Site, layout: &str) -> Result<u64> {
     site.wait_for_stand_ins(&(0..usize::from(CLIENTS)).collect::<Vec<_>>())?;
     let (before, _) = site.server.host().traffic()?;
     let file = file.to_str().context("the path is not UTF-8")?;
-    tool::finish(&mut on(site.server.host(), &["nbdcopy", "--flush", file, &format!("{NBD}/v")]))?;
+    tool::finish(&mut site.server.host().command(&[
+        "nbdcopy",
+        "--flush",
+        file,
+        &format!("{NBD}/v"),
+    ]))?;
     site.wait_volume_scattered("v")?;
     let (after, _) = site.server.host().traffic()?;
     Ok(after - before)
@@ -69,13 +68,13 @@ fn fill(site: &Site, layout: &str) -> Result<u64> {
 /// MB/s of reading all of it once, in order.
 fn read(host: &Host) -> Result<f64> {
     let started = Instant::now();
-    tool::finish(&mut on(host, &["nbdcopy", &format!("{NBD}/v"), "null:"]))?;
+    tool::finish(&mut host.command(&["nbdcopy", &format!("{NBD}/v"), "null:"]))?;
     Ok(mega(BYTES) / started.elapsed().as_secs_f64())
 }
 
 fn probe(host: &Host) -> Result<(f64, f64)> {
     let uri = format!("{NBD}/v");
-    let said = tool::finish(&mut on(host, &["/usr/bin/python3", "-c", PROBE, &uri]))?;
+    let said = tool::finish(&mut host.command(&["/usr/bin/python3", "-c", PROBE, &uri]))?;
     let mut words = said.split_whitespace().map(str::parse);
     let mut next = || words.next().context("read the probe")?.context("read the probe");
     Ok((next()?, next()?))
@@ -165,7 +164,7 @@ fn offline() -> Result<Vec<Figure>> {
     site.server.process().kill()?;
     let agent = &site.agents[0];
     let program = binary("cairn-agent")?;
-    let mut serve = on(agent.host(), &[program.to_str().context("the path is not UTF-8")?]);
+    let mut serve = agent.host().command(&[program.to_str().context("the path is not UTF-8")?]);
     serve.args(["volume", "serve", "v", "--state-dir"]).arg(agent.state_dir());
     serve.arg("--recovery-key").arg(&key).stdout(Stdio::piped());
     let started = Instant::now();
