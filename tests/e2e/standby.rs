@@ -2,8 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use std::{
 use cairn_tests::{
     cairn::{Agent, Server, binary, eventually},
     image::{Synthetic, first_difference, synthetic_ext4},
-    netns::{Host, Lab},
+    netns::Lab,
     postgres::Postgres,
     process::Program,
     site::Site,
@@ -19,43 +18,14 @@ use cairn_tests::{
 };
 use serde_json::Value;
 
-use crate::buckets::{DEVICE, S3};
+use crate::{
+    buckets::{DEVICE, S3},
+    content,
+};
 
-const URI: &str = "nbd://127.0.0.1:10809/v";
 const SOON: Duration = Duration::from_secs(60);
 const SIZE: usize = 24 << 20;
 const MIB: u64 = 1 << 20;
-
-fn on(host: &Host, words: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", host.namespace()]).args(words);
-    command
-}
-
-fn noise(path: PathBuf, mut state: u64) -> PathBuf {
-    let words = (0..SIZE / 8).flat_map(|_| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state ^ (state >> 29)).to_le_bytes()
-    });
-    fs::write(&path, words.collect::<Vec<u8>>()).unwrap();
-    path
-}
-
-/// Writes `value` to 64 KiB from `at` on and flushes, in the volume and in the file with what it is to be.
-fn change(host: &Host, file: &Path, at: u64, value: u8) {
-    let write = format!("write -P {value} {at} 64k");
-    let words = ["qemu-io", "-f", "raw", "-c", &write, "-c", "flush", URI];
-    tool::finish(&mut on(host, &words)).unwrap();
-    let file = fs::File::options().write(true).open(file).unwrap();
-    file.write_all_at(&[value; 64 << 10], at).unwrap();
-}
-
-fn is_whole(site: &Site, file: &Path) {
-    let read = site.lab.dir().join("read");
-    let words = ["nbdcopy", URI, read.to_str().unwrap()];
-    tool::finish(&mut on(site.server.host(), &words)).unwrap();
-    assert_eq!(first_difference(file, &read).unwrap(), None);
-}
 
 fn volume(site: &Site, name: &str) -> Value {
     site.server.json(&["volume", "show", name]).unwrap()
@@ -82,8 +52,17 @@ fn standby(site: &mut Site) -> Server {
     site.server.standby(&site.lab, &host, &data_dir, &DEVICE).unwrap()
 }
 
-#[test]
-fn a_standby_takes_the_place_of_a_server_that_is_lost_and_nothing_acknowledged_is() {
+/// A site in a bucket and a PostgreSQL, with a volume whose journal clients mirror and one that is the server's alone.
+struct Doubled {
+    site: Site,
+    postgres: Postgres,
+    _s3: S3,
+    /// What is in the image, and in the mirrored volume.
+    image: PathBuf,
+    file: PathBuf,
+}
+
+fn doubled() -> Doubled {
     let mut lab = Lab::new("standby").unwrap();
     let database = lab.host("database", 4).unwrap();
     let postgres = Postgres::start_on(&database).unwrap();
@@ -101,23 +80,29 @@ fn a_standby_takes_the_place_of_a_server_that_is_lost_and_nothing_acknowledged_i
     let create = ["volume", "create", "v", "--size", "24MiB", "--layout", "swarm"];
     site.server.run(&[&create[..], &["--durability", "mirrored"]].concat()).unwrap();
     site.server.run(&["volume", "create", "local", "--size", "1MiB"]).unwrap();
-    let file = noise(site.lab.dir().join("content"), 7);
-    let copy = ["nbdcopy", "--flush", file.to_str().unwrap(), URI];
-    tool::finish(&mut on(&host, &copy)).unwrap();
+    let file = content::noise(site.lab.dir().join("content"), SIZE, 7);
+    content::write(&host, "v", &file);
     site.wait_scattered("lab").unwrap();
     site.wait_volume_scattered("v").unwrap();
+    Doubled { site, postgres, _s3: s3, image, file }
+}
+
+#[test]
+fn a_standby_takes_the_place_of_a_server_that_is_lost_and_nothing_acknowledged_is() {
+    let Doubled { mut site, postgres, image, file, _s3 } = doubled();
+    let (host, data_dir) = (site.server.host().clone(), site.server.data_dir().to_owned());
     let second = standby(&mut site);
 
     for (at, value) in (0_u8..10).enumerate() {
-        change(&host, &file, at as u64 * 2 * MIB, value + 1);
+        content::change(&host, "v", &file, at as u64 * 2 * MIB, value + 1);
     }
     site.server.process().kill().unwrap();
     let lost = Instant::now();
     second.wait_ready().unwrap();
     let first = std::mem::replace(&mut site.server, second);
-    is_whole(&site, &file);
+    content::is_in(site.server.host(), "v", &file);
     let second_host = site.server.host().clone();
-    change(&second_host, &file, MIB, 99);
+    content::change(&second_host, "v", &file, MIB, 99);
     // Ten seconds of it are the bucket's: whoever wrote to it last may be there still.
     assert!(lost.elapsed() < Duration::from_secs(25), "{:?}", lost.elapsed());
     let export = site.lab.dir().join("export.raw");
@@ -133,7 +118,7 @@ fn a_standby_takes_the_place_of_a_server_that_is_lost_and_nothing_acknowledged_i
     // The first comes back, stands by, and takes over from the second and a client that are lost together. It has a journal
     // of its own, which is old.
     let first = first.standby(&site.lab, &host, &data_dir, &DEVICE).unwrap();
-    change(&second_host, &file, 3 * MIB, 98);
+    content::change(&second_host, "v", &file, 3 * MIB, 98);
     site.server.process().kill().unwrap();
     site.agents[0].process().kill().unwrap();
     first.wait_ready().unwrap();
@@ -148,9 +133,9 @@ fn a_standby_takes_the_place_of_a_server_that_is_lost_and_nothing_acknowledged_i
         Ok((volume(&site, "v")["state"] == "well").then_some(()))
     })
     .unwrap();
-    is_whole(&site, &file);
-    change(&host, &file, 5 * MIB, 97);
-    is_whole(&site, &file);
+    content::is_in(site.server.host(), "v", &file);
+    content::change(&host, "v", &file, 5 * MIB, 97);
+    content::is_in(site.server.host(), "v", &file);
 
     // An orderly stop hands over, without waiting for the bucket.
     let second_data = site.lab.dir().join("second");
@@ -158,5 +143,22 @@ fn a_standby_takes_the_place_of_a_server_that_is_lost_and_nothing_acknowledged_i
     assert!(site.server.process().terminate().unwrap().success());
     second.wait_ready().unwrap();
     site.server = second;
-    is_whole(&site, &file);
+    content::is_in(&second_host, "v", &file);
+
+    // What a client had that is lost for good is not waited for, once the others have it.
+    let first = site.server.standby(&site.lab, &host, &data_dir, &DEVICE).unwrap();
+    content::change(&second_host, "v", &file, 7 * MIB, 96);
+    let holders = || postgres.query("site", "SELECT count(*) FROM tail_holder");
+    eventually("both clients to have it", SOON, || Ok((holders()?.trim() == "2").then_some(())))
+        .unwrap();
+    site.agents[0].process().kill().unwrap();
+    content::change(&second_host, "v", &file, 8 * MIB, 95);
+    eventually("the lost one to be struck off", SOON, || {
+        Ok((holders()?.trim() == "1").then_some(()))
+    })
+    .unwrap();
+    site.server.process().kill().unwrap();
+    first.wait_ready().unwrap();
+    site.server = first;
+    content::is_in(&host, "v", &file);
 }

@@ -71,6 +71,8 @@ struct Lane {
     /// Of the last attempt that this controller made.
     attempts: Arc<AtomicU32>,
     holders: Arc<Mutex<Holders>>,
+    /// One lane at a time changes what the database says: none is taken off that the other just noted.
+    noting: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Mirrors the journals of all volumes that are to be, until the server stops.
@@ -91,7 +93,8 @@ pub(crate) async fn watch(app: App) {
             };
             running.insert(volume, feed.ended().clone());
             let holders = Arc::new(Mutex::new(Holders { left, ..Holders::default() }));
-            let lane = Lane { app: app.clone(), volume, feed, attempts, holders };
+            let noting = Arc::default();
+            let lane = Lane { app: app.clone(), volume, feed, attempts, holders, noting };
             for _ in 0..COPIES {
                 app.tasks.spawn(lane.clone().run());
             }
@@ -165,17 +168,29 @@ impl Lane {
         hasher.finish()
     }
 
-    /// A client has all that was flushed: nothing is lost with those who are left over.
-    async fn forget_left(&self) -> anyhow::Result<()> {
-        let left: Vec<AgentId> = {
-            let holders = self.holders();
-            holders.left.difference(&holders.busy).copied().collect()
-        };
-        for client in left {
-            self.app.db.remove_tail_holder(self.volume, client).await?;
-            self.holders().left.remove(&client);
+    /// Those who may have the journal's end, and no lane.
+    fn left(&self) -> BTreeSet<AgentId> {
+        let holders = self.holders();
+        holders.left.difference(&holders.busy).copied().collect()
+    }
+
+    /// A client has all that was flushed since these were left: nothing is lost with them.
+    async fn forget(&self, left: BTreeSet<AgentId>) -> anyhow::Result<()> {
+        if left.is_empty() {
+            return Ok(());
+        }
+        let _noting = self.noting.lock().await;
+        for client in left.intersection(&self.left()) {
+            self.app.db.remove_tail_holder(self.volume, *client).await?;
+            self.holders().left.remove(client);
         }
         Ok(())
+    }
+
+    async fn note(&self, client: AgentId) -> anyhow::Result<()> {
+        let _noting = self.noting.lock().await;
+        let noted = self.app.db.add_tail_holder(self.volume, client).await;
+        noted.context("note who has the journal")
     }
 
     fn next_attempt(&self) -> Attempt {
@@ -189,12 +204,11 @@ impl Lane {
         let (mut attempt, mut at) = (self.next_attempt(), None);
         let mut counted = None;
         loop {
-            let feed = self.feed.clone();
+            let (feed, left) = (self.feed.clone(), self.left());
             match blocking(move || feed.cut(attempt, at)).await.context("read the journal")? {
                 Cut::Piece { bytes, end } => {
                     if at.is_none() {
-                        let noted = self.app.db.add_tail_holder(self.volume, client).await;
-                        noted.context("note who has the journal")?;
+                        self.note(client).await?;
                     }
                     match peers.send_tail(client, self.volume, bytes).await {
                         Ok(()) => {
@@ -211,10 +225,8 @@ impl Lane {
                 Cut::Freed => (attempt, at, counted) = (self.next_attempt(), None, None),
                 Cut::Nothing { upto } => {
                     self.feed.keeps(upto);
-                    if counted.is_none() {
-                        counted = Some(self.feed.count());
-                        self.forget_left().await.context("note who has the journal")?;
-                    }
+                    counted.get_or_insert_with(|| self.feed.count());
+                    self.forget(left).await.context("note who has the journal")?;
                     let more = tokio::time::timeout(LET_GO_EVERY, self.feed.more()).await;
                     if more.is_err() && at.is_some_and(|at| self.feed.needed() >= at) {
                         let gone = peers.forget_tail(client, self.volume, attempt).await;
