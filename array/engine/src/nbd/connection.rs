@@ -25,6 +25,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 const LARGE_READ: u32 = 128 << 10;
 /// Replies of one batch that are sent before the rest is looked at.
 const OUT_BYTES: usize = 4 << 20;
+/// What is to be kept at hand is read in such pieces.
+const CACHED_BYTES: u32 = 1 << 20;
 /// Runs of block status in one reply.
 const STATUS_RUNS: usize = 4096;
 
@@ -294,8 +296,9 @@ impl<'a> Transmission<'a> {
                 let runs = self.export.status(offset, length, if one { 1 } else { STATUS_RUNS });
                 reply::block_status(out, cookie, &runs);
             }
-            // What is read often is kept anyhow.
-            _ => reply::done(out, cookie),
+            Command::Cache => self.cache(cookie, offset, length)?,
+            // The others are answered where they come in.
+            _ => reply::failed(out, self.structured, cookie, Errno::Invalid),
         }
         Ok(())
     }
@@ -306,6 +309,27 @@ impl<'a> Transmission<'a> {
         self.export.flush(Box::new(move |flushed| {
             let mut reply = Vec::new();
             match flushed {
+                Ok(()) => reply::done(&mut reply, cookie),
+                Err(error) => reply::failed(&mut reply, structured, cookie, errno(error)),
+            }
+            promise.keep(reply);
+        }));
+        Ok(())
+    }
+
+    /// Reads what the client is about to read, as much of it as one read may ask for: the system keeps it in memory.
+    fn cache(&self, cookie: u64, offset: u64, length: u32) -> io::Result<()> {
+        let length = length.min(MAX_PAYLOAD);
+        let promise = self.late.promise(length.min(CACHED_BYTES) as usize)?;
+        let (export, structured) = (Arc::clone(&self.export), self.structured);
+        self.pool.run(Box::new(move || {
+            let mut piece = vec![0; length.min(CACHED_BYTES) as usize];
+            let read = (0..length).step_by(CACHED_BYTES as usize).try_for_each(|at| {
+                let bytes = (length - at).min(CACHED_BYTES) as usize;
+                export.read(offset + u64::from(at), piece.get_mut(..bytes).unwrap_or_default())
+            });
+            let mut reply = Vec::new();
+            match read {
                 Ok(()) => reply::done(&mut reply, cookie),
                 Err(error) => reply::failed(&mut reply, structured, cookie, errno(error)),
             }
