@@ -207,6 +207,9 @@ fn refuse_create(error: CreateError) -> ApiError {
         CreateError::Layout(..) => {
             return ApiError::conflict("layout_does_not_hold", error.to_string());
         }
+        CreateError::NoRoomForJournal(_) | CreateError::StoreFull => {
+            return ApiError::conflict("store_full", error.to_string());
+        }
         CreateError::UnknownSnapshot => {
             return ApiError::not_found("snapshot_unknown", error.to_string());
         }

@@ -6,7 +6,9 @@ use anyhow::Context as _;
 use cairn_array::{
     random,
     store::Store,
-    volume::{Base, DiskMedium, StoreSegments, Volume, journal_blocks, restore},
+    volume::{
+        Base, DiskMedium, MediumError, OpenError, StoreSegments, Volume, journal_blocks, restore,
+    },
 };
 use cairn_core::{
     id::{StripeSetId, VolumeId},
@@ -82,6 +84,13 @@ pub enum CreateError {
     NobodyCarries,
     #[error("there is no such snapshot: `cairn-server volume snapshots` shows them")]
     UnknownSnapshot,
+    #[error(
+        "the server's disk has no room for its journal, which takes {} MiB: free some in the data directory, or create a smaller volume",
+        .0.0 >> 20
+    )]
+    NoRoomForJournal(ByteCount),
+    #[error("the store has no room for it: add a device, or delete what is not needed")]
+    StoreFull,
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
@@ -199,19 +208,39 @@ pub(crate) async fn create(app: &App, new: NewVolume) -> Result<(), CreateError>
     drop(alone);
     if let Err(error) = make(app, &row, (blocks, new.durability), found.as_ref()).await {
         super::remove_parts(app, row.id, None).await.context("remove what there is of a volume")?;
-        return Err(error.into());
+        return Err(match why_full(&error) {
+            Some(MediumError::Journal { .. }) => {
+                CreateError::NoRoomForJournal(journal_bytes(size, new.durability))
+            }
+            Some(_) => CreateError::StoreFull,
+            None => error.into(),
+        });
     }
     Ok(())
 }
 
-/// The ring of the journal of such a volume, in blocks.
-fn journal_capacity(size: ByteCount, durability: Durability) -> u64 {
+fn why_full(error: &anyhow::Error) -> Option<&MediumError> {
+    let found = error.chain().find_map(|error| {
+        let opening = match error.downcast_ref::<OpenError>() {
+            Some(OpenError::Medium(error)) => Some(error),
+            _ => None,
+        };
+        opening.or_else(|| error.downcast_ref::<MediumError>())
+    });
+    found.filter(|error| error.is_full())
+}
+
+/// The ring of the journal of such a volume.
+fn journal_bytes(size: ByteCount, durability: Durability) -> ByteCount {
     let least = match durability {
         Durability::Local => *JOURNAL_BYTES.start(),
         Durability::Mirrored => MIRRORED_BYTES,
     };
-    let journal = (size.0 / JOURNAL_ONE_OF).clamp(least, *JOURNAL_BYTES.end());
-    journal_blocks(ByteCount(journal))
+    ByteCount((size.0 / JOURNAL_ONE_OF).clamp(least, *JOURNAL_BYTES.end()))
+}
+
+fn journal_capacity(size: ByteCount, durability: Durability) -> u64 {
+    journal_blocks(journal_bytes(size, durability))
 }
 
 async fn make(

@@ -7,6 +7,7 @@ use std::{
 };
 
 use cairn_server::api::volume::{Condition, Volume};
+use cairn_tests::small_disk::SmallDisk;
 use reqwest::{Method, StatusCode};
 use serde_json::json as object;
 
@@ -214,4 +215,21 @@ async fn a_volume_that_cannot_be_opened_hinders_no_other() {
     std::fs::rename(folder.path().join("aside"), &journals[0]).unwrap();
     let server = Server::start_in(folder).await;
     io(&server, &lost, &["read -P 5 0 1M"]).await;
+}
+
+#[tokio::test]
+async fn a_volume_whose_journal_does_not_fit_is_refused_and_nothing_of_it_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::mount(&folder.path().join("volumes"), 64).unwrap();
+    let server = Server::start_in(folder).await;
+    let refused = create(&server, object!({ "name": "large", "size": 1024 * MIB })).await;
+    let refused = format!("{:#}", refused.unwrap_err());
+    assert!(refused.contains("no room for its journal, which takes 128 MiB"), "{refused}");
+    assert!(disk.available().unwrap() > 40 * MIB);
+    // The name is free again, and what fits is made.
+    create(&server, object!({ "name": "large", "size": 64 * MIB })).await.unwrap();
+    io(&server, "large", &["write -P 5 0 1M", "flush"]).await;
+    let folder = server.stop().await;
+    drop(disk);
+    drop(folder);
 }
