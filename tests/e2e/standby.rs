@@ -162,3 +162,32 @@ fn a_standby_takes_the_place_of_a_server_that_is_lost_and_nothing_acknowledged_i
     site.server = first;
     content::is_in(&host, "v", &file);
 }
+
+#[test]
+fn a_server_that_was_cut_off_acknowledges_nothing_once_another_has_its_volumes() {
+    let Doubled { mut site, postgres: _postgres, _s3, file, .. } = doubled();
+    let host = site.server.host().clone();
+    let second = standby(&mut site);
+    content::change(&host, "v", &file, MIB, 50);
+    host.set_link(false).unwrap();
+    // Its volumes are still served to who is on its machine.
+    let mut writing = Program::new("writing", "qemu-io")
+        .args(["-f", "raw", "-c", "write -P 9 2M 64k", "-c", "flush", "nbd://127.0.0.1:10809/v"])
+        .on(&host)
+        .start()
+        .unwrap();
+    second.wait_ready().unwrap();
+    let mut first = std::mem::replace(&mut site.server, second);
+    let second_host = site.server.host().clone();
+    content::change(&second_host, "v", &file, 3 * MIB, 51);
+    assert!(writing.ended().unwrap().is_none(), "no client can have it, and it was answered");
+
+    // Once it is back it finds that it is no longer needed, and what it was asked to keep it did not.
+    host.set_link(true).unwrap();
+    assert!(!first.process().wait(SOON).unwrap().success());
+    let said = first.process().transcript().text(0);
+    assert!(said.contains("another server"), "{said}");
+    assert!(!writing.wait(SOON).unwrap().success(), "a flush was answered");
+    content::change(&second_host, "v", &file, 5 * MIB, 52);
+    content::is_in(&second_host, "v", &file);
+}

@@ -21,9 +21,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How long the session of a server that is no more may have the lock, and how often we try.
 const LAST_SESSION: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// A lost machine is noticed within 8 seconds.
-const SESSION: &str =
-    "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3";
+/// A lost machine is noticed within 8 seconds, whether an answer was on its way to it or not.
+const SESSION: &str = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 8000";
 /// Another number than that of the lock of who writes.
 const LOCK: &str = "SELECT pg_try_advisory_lock(2)";
 

@@ -100,6 +100,8 @@ pub(crate) async fn watch(app: App) {
             }
         }
         if app.stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
+            // What is waited for does not come any more, and nothing ends before nobody waits.
+            app.volumes.tail_feeds(|_| false).iter().for_each(|(_, feed)| feed.end());
             return;
         }
     }

@@ -185,7 +185,12 @@ impl<M: Medium> TailFeed<M> {
         Some(Self { shared, mirroring, synced })
     }
 
-    /// Fires when the volume is closed.
+    /// Nobody sends it to clients any more: flushes that wait for them fail.
+    pub fn end(&self) {
+        self.mirroring.end();
+    }
+
+    /// Fires when the volume is closed, or nobody sends its journal any more.
     #[must_use]
     pub fn ended(&self) -> &CancellationToken {
         &self.mirroring.ended
