@@ -37,8 +37,26 @@ for at in range(0, h.get_size(), 4 << 20):
 print(max(took), took[0])
 ";
 
+/// Writes a block and flushes, many times, and says how long the middle one took and the hundredth slowest, in milliseconds.
+const FLUSHES: &str = r"
+import nbd, os, random, sys, time
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+dice = random.Random(1)
+took = []
+for _ in range(1000):
+    at = dice.randrange(h.get_size() // 4096) * 4096
+    begun = time.monotonic()
+    h.pwrite(os.urandom(4096), at)
+    h.flush()
+    took.append((time.monotonic() - begun) * 1000)
+took.sort()
+print(took[500], took[990])
+";
+
 pub(super) fn measure() -> Result<Vec<Figure>> {
     let mut figures = swarm()?;
+    figures.extend(mirrored()?);
     figures.extend(server_parity()?);
     figures.extend(offline()?);
     Ok(figures)
@@ -73,8 +91,13 @@ fn read(host: &Host) -> Result<f64> {
 }
 
 fn probe(host: &Host) -> Result<(f64, f64)> {
-    let uri = format!("{NBD}/v");
-    let said = tool::finish(&mut host.command(&["/usr/bin/python3", "-c", PROBE, &uri]))?;
+    two_numbers(host, PROBE, "v")
+}
+
+/// What a script prints about a volume.
+fn two_numbers(host: &Host, script: &str, volume: &str) -> Result<(f64, f64)> {
+    let uri = format!("{NBD}/{volume}");
+    let said = tool::finish(&mut host.command(&["/usr/bin/python3", "-c", script, &uri]))?;
     let mut words = said.split_whitespace().map(str::parse);
     let mut next = || words.next().context("read the probe")?.context("read the probe");
     Ok((next()?, next()?))
@@ -119,6 +142,57 @@ fn swarm() -> Result<Vec<Figure>> {
             Wanted::AtLeast(0.5),
         ),
         Figure::new("swarm: the same, after that", repaired / healthy, "", Wanted::Nothing),
+    ])
+}
+
+/// What it costs that a client has each flush, too.
+fn mirrored() -> Result<Vec<Figure>> {
+    let mut site = Site::start("bench-mirrored", NetworkBoot::Off)?;
+    site.join(CLIENTS, "2GiB")?;
+    let (file, size) = (site.lab.dir().join("noise"), format!("{}MiB", BYTES >> 20));
+    noise(&file)?;
+    let file = file.to_str().context("the path is not UTF-8")?;
+    let host = site.server.host();
+    let measured = ["local", "mirrored"].map(|durability| {
+        let create = ["volume", "create", durability, "--size", &size, "--layout", "swarm"];
+        site.server.run(&[&create[..], &["--durability", durability]].concat())?;
+        site.wait_volume_scattered(durability)?;
+        let (median, slow) = two_numbers(host, FLUSHES, durability)?;
+        let started = Instant::now();
+        let uri = format!("{NBD}/{durability}");
+        tool::finish(&mut host.command(&["nbdcopy", "--flush", file, &uri]))?;
+        let written = mega(BYTES) / started.elapsed().as_secs_f64();
+        site.wait_volume_scattered(durability)?;
+        anyhow::Ok((median, slow, written))
+    });
+    let [local, mirrored] = measured;
+    let (local, mirrored) = (local?, mirrored?);
+    Ok(vec![
+        Figure::new(
+            "mirrored: a 4 KiB write and a flush, the median",
+            mirrored.0,
+            "ms",
+            Wanted::Nothing,
+        ),
+        Figure::new("mirrored: the same, 99 %", mirrored.1, "ms", Wanted::Nothing),
+        Figure::new(
+            "mirrored: the median over that of local durability",
+            mirrored.0 / local.0,
+            "",
+            Wanted::Nothing,
+        ),
+        Figure::new(
+            "mirrored: the volume written once and flushed",
+            mirrored.2,
+            "MB/s",
+            Wanted::Nothing,
+        ),
+        Figure::new(
+            "mirrored: the same over local durability",
+            mirrored.2 / local.2,
+            "",
+            Wanted::Nothing,
+        ),
     ])
 }
 
