@@ -64,6 +64,8 @@ pub struct Registration {
 pub struct Image {
     pub name: String,
     pub versions: Vec<Version>,
+    /// Its name stands for a version that was promoted, not for the newest.
+    pub promoted: bool,
     pub lives: Lives,
 }
 
@@ -79,6 +81,8 @@ pub struct Version {
     pub created: Ago,
     /// Machines that run it.
     pub machines: u64,
+    /// What the image's name stands for.
+    pub current: bool,
 }
 
 /// Where an image's segments are.
@@ -142,7 +146,9 @@ mod tests {
                 added: Bytes(212 << 20),
                 created: Ago { at: "2026-11-23T10:00:00Z".into(), seconds: 700 },
                 machines: 2,
+                current: true,
             }],
+            promoted: false,
             lives: Lives {
                 server: true,
                 clients: 14,

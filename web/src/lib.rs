@@ -11,6 +11,7 @@ pub mod agents;
 pub mod array;
 pub mod assets;
 pub mod deployments;
+pub mod groups;
 pub mod images;
 pub mod machines;
 pub mod overview;

@@ -2,7 +2,10 @@
 
 use askama::Template;
 
-use crate::text::{Ago, Bytes, listed};
+use crate::{
+    groups::{Filter, Group},
+    text::{Ago, Bytes, counted, listed},
+};
 
 /// The page.
 #[derive(Debug, Template)]
@@ -16,7 +19,17 @@ pub struct MachinesPage<'a> {
 #[template(path = "machines_live.html")]
 pub struct Machines {
     pub waiting: Vec<Waiting>,
+    /// How many wait beside these.
+    pub waiting_more: usize,
+    pub groups: Vec<Group>,
+    /// What groups can be told to run.
+    pub images: Vec<String>,
+    /// Which machines are shown.
+    pub filter: Filter,
+    /// The page of these that is shown, and how many there are.
     pub known: Vec<Known>,
+    pub found: usize,
+    pub pages: usize,
     /// Every version that can be installed, in the order in which they are offered.
     pub versions: Vec<Choice>,
 }
@@ -105,6 +118,9 @@ pub struct Known {
     pub identity: Identity,
     /// `classroom, version 3`.
     pub installed: Option<String>,
+    /// What it is to run, when it does not.
+    pub drift: Option<String>,
+    pub groups: Vec<String>,
     pub state: MachineState,
     pub seen: Ago,
 }
@@ -129,6 +145,20 @@ impl Waiting {
 }
 
 impl Machines {
+    /// `1 machine`, `14 machines`.
+    fn count(&self) -> String {
+        counted(u64::try_from(self.found).unwrap_or(u64::MAX), "machine", "machines")
+    }
+
+    /// The address of a page of what is shown.
+    fn page(&self, page: &usize) -> String {
+        format!("/machines{}", self.filter.at(*page))
+    }
+
+    fn of_group(name: &str) -> String {
+        format!("/machines{}", Filter::of_group(name))
+    }
+
     /// What is read aloud when it changes.
     fn spoken(&self) -> String {
         match self.waiting.as_slice() {
@@ -279,10 +309,21 @@ mod tests {
             name: Some("pc-14".into()),
             identity: Identity { label: "pc-14".into(), ..Identity::default() },
             installed: Some("classroom, version 3".into()),
+            drift: Some("classroom, version 4".into()),
+            groups: vec!["lab-b".into()],
             state: MachineState::Idle,
             seen: Ago { at: "2026-11-23T10:00:00Z".into(), seconds: 7200 },
         };
-        let html = Machines { known: vec![known], ..Machines::default() }.render().unwrap();
+        let html = Machines { known: vec![known], found: 51, pages: 2, ..Machines::default() };
+        let html = html.render().unwrap().replace('\u{a0}', " ");
+        for wanted in [
+            "is to run classroom, version 4",
+            r#"href="/machines?group=lab-b""#,
+            "51 machines",
+            r#"href="/machines?page=1""#,
+        ] {
+            assert!(html.contains(wanted), "{wanted}: {html}");
+        }
         assert!(html.contains("pc-14") && html.contains("classroom, version 3"), "{html}");
         assert!(html.contains("No machine is waiting"), "{html}");
         assert!(html.contains(">Rename<") && html.contains(r#"value="pc-14""#), "{html}");

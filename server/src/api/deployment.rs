@@ -1,8 +1,13 @@
 //! Deployments (what an administrator wants) and installs (one machine's share of it).
 
+use std::collections::HashMap;
+
 use axum::{Json, extract::State, http::StatusCode};
 use cairn_array::wire::{AfterInstall, DiskSelector, InstallPhase};
-use cairn_core::{id::InstallId, units::ByteCount};
+use cairn_core::{
+    id::{InstallId, MachineId},
+    units::ByteCount,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -27,7 +32,14 @@ pub struct DeploymentRequest {
     /// `NAME` (the newest version) or `NAME@N`
     pub image: String,
     /// Machines by id, code, name, MAC or UUID. One that waits now is approved by this.
+    #[serde(default)]
     pub machines: Vec<String>,
+    /// All machines of these groups, too.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Of the machines of groups only those that were not installed with this version last.
+    #[serde(default)]
+    pub drifted: bool,
     /// `only` (the default), `serial:…`, `wwn:…` or `size:BYTES`
     #[serde(default)]
     pub disk: Option<String>,
@@ -128,10 +140,12 @@ fn pace(done: u64, total: u64, milliseconds: u64) -> (u64, Option<u64>) {
 
 /// An install as the API shows it.
 pub(crate) async fn install_view(app: &App, row: InstallRow) -> Result<Install, ApiError> {
-    let machine = app.db.machine(row.machine).await?;
-    let label = machine
-        .and_then(|machine| machine.name.or_else(|| machine.identity.macs.into_iter().next()))
-        .unwrap_or_else(|| row.machine.to_string());
+    let labels = app.db.machine_labels(Some(row.machine)).await?;
+    Ok(view_of(app, row, &labels))
+}
+
+fn view_of(app: &App, row: InstallRow, labels: &HashMap<MachineId, String>) -> Install {
+    let label = labels.get(&row.machine).cloned().unwrap_or_else(|| row.machine.to_string());
     let progress = row.progress.as_ref();
     let bytes = |pick: fn(&cairn_array::wire::InstallProgress) -> ByteCount| {
         progress.map_or(0, |progress| pick(progress).0)
@@ -142,7 +156,7 @@ pub(crate) async fn install_view(app: &App, row: InstallRow) -> Result<Install, 
     let silent = deployments::silent_since(row.state, row.heard, row.started, Moment::now());
     let writing = silent.is_none()
         && progress.is_some_and(|progress| progress.phase == InstallPhase::Writing);
-    Ok(Install {
+    Install {
         id: row.id.to_string(),
         deployment: row.deployment,
         machine: row.machine.to_string(),
@@ -165,24 +179,24 @@ pub(crate) async fn install_view(app: &App, row: InstallRow) -> Result<Install, 
         ended: row.ended.map(|moment| moment.to_text()),
         silent_since: silent.map(|moment| moment.to_text()),
         waits_for: app.waves.reason(row.id).filter(|_| row.state == InstallState::Scheduled),
-    })
+    }
 }
 
 /// The newest installs as the API shows them.
 pub(crate) async fn all_installs(app: &App, limit: u32) -> Result<Vec<Install>, ApiError> {
-    let mut installs = Vec::new();
-    for row in app.db.installs(limit).await? {
-        installs.push(install_view(app, row).await?);
-    }
-    Ok(installs)
+    let labels = app.db.machine_labels(None).await?;
+    let installs = app.db.installs(limit).await?.into_iter();
+    Ok(installs.map(|row| view_of(app, row, &labels)).collect())
 }
 
 /// A deployment as the API shows it.
-pub(crate) async fn view(app: &App, row: DeploymentRow) -> Result<Deployment, ApiError> {
-    let mut installs = Vec::new();
-    for install in app.db.installs_of_deployment(row.id).await? {
-        installs.push(install_view(app, install).await?);
-    }
+async fn view(
+    app: &App,
+    row: DeploymentRow,
+    labels: &HashMap<MachineId, String>,
+) -> Result<Deployment, ApiError> {
+    let installs = app.db.installs_of_deployment(row.id).await?.into_iter();
+    let installs: Vec<_> = installs.map(|install| view_of(app, install, labels)).collect();
     Ok(Deployment {
         id: row.id,
         image: format!("{}@{}", row.image, row.number),
@@ -201,7 +215,7 @@ pub(crate) async fn view(app: &App, row: DeploymentRow) -> Result<Deployment, Ap
 /// One deployment as the API shows it.
 pub(crate) async fn one(app: &App, deployment: i64) -> Result<Deployment, ApiError> {
     let row = app.db.deployment(deployment).await?.ok_or_else(unknown)?;
-    view(app, row).await
+    view(app, row, &app.db.machine_labels(None).await?).await
 }
 
 fn unknown() -> ApiError {
@@ -288,7 +302,10 @@ pub(crate) async fn create(
         at_once: request.at_once,
         storage,
     };
-    let (deployment, codes) = approval::deploy(&app, &wish, &request.machines).await?;
+    let mut machines = request.machines;
+    machines
+        .extend(approval::machines_of(&app, &wish.image, &request.groups, request.drifted).await?);
+    let (deployment, codes) = approval::deploy(&app, &wish, &machines).await?;
     let mut made = one(&app, deployment).await?;
     made.approved_codes = codes;
     Ok((StatusCode::CREATED, Json(made)))
@@ -298,9 +315,10 @@ pub(crate) async fn create(
 #[utoipa::path(get, path = "/api/v1/deployments", tag = "deployments",
     responses((status = 200, body = Vec<Deployment>)))]
 pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Deployment>>, ApiError> {
+    let labels = app.db.machine_labels(None).await?;
     let mut deployments = Vec::new();
     for row in app.db.deployments(200).await? {
-        deployments.push(view(&app, row).await?);
+        deployments.push(view(&app, row, &labels).await?);
     }
     Ok(Json(deployments))
 }

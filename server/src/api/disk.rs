@@ -79,7 +79,7 @@ pub(crate) async fn of_volume(
 
 /// Make an address at which loaders read a version of an image by plain HTTP (`sanboot`)
 ///
-/// Without a number it is that of the newest version now.
+/// Without a number it is that of the version that the name stands for now.
 #[utoipa::path(post, path = "/api/v1/images/{name}/url", tag = "images", params(("name" = String, Path)),
     request_body = UrlRequest,
     responses((status = 200, body = DiskUrl), (status = 400, body = Problem), (status = 404, body = Problem)))]

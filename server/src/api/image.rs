@@ -1,6 +1,6 @@
 //! Images: list, show, add, export, remove.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use cairn_array::register::SourceError;
-use cairn_core::units::ByteCount;
+use cairn_core::{id::ImageId, units::ByteCount};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -28,6 +28,7 @@ use crate::{
     },
     events::Event,
     jobs::Kind,
+    moment::Moment,
     register::{
         self, Content, Outcome, RegisterError, Upload,
         elsewhere::{FetchError, Fetched, OfferedFile},
@@ -47,6 +48,10 @@ pub struct Image {
     pub redundancy: Option<String>,
     /// How far its segments are where they are to be.
     pub scatter: Scatter,
+    /// The number of the version that its name stands for: that which was promoted last, or the newest.
+    pub current: u32,
+    /// It was promoted; without that a newer version takes its place.
+    pub promoted: bool,
     /// Oldest first; at least one.
     pub versions: Vec<Version>,
 }
@@ -171,10 +176,19 @@ impl From<&VersionRow> for Version {
     }
 }
 
-async fn view(app: &App, row: ImageRow, versions: &[VersionRow]) -> Result<Image, ApiError> {
+async fn view(
+    app: &App,
+    row: ImageRow,
+    versions: &[VersionRow],
+    promoted: &HashMap<ImageId, u32>,
+) -> Result<Image, ApiError> {
     let count = app.db.scatter_count_of_set(row.id.into()).await?;
     let mine = versions.iter().filter(|version| version.image == row.id);
+    let newest = mine.clone().map(|version| version.number).max();
+    let promoted = promoted.get(&row.id).copied();
     Ok(Image {
+        current: promoted.or(newest).unwrap_or_default(),
+        promoted: promoted.is_some(),
         name: row.name,
         created: row.created.to_text(),
         redundancy: row.promise,
@@ -185,12 +199,18 @@ async fn view(app: &App, row: ImageRow, versions: &[VersionRow]) -> Result<Image
 
 /// All images as the API shows them.
 pub(crate) async fn all(app: &App) -> Result<Vec<Image>, ApiError> {
-    let versions = app.db.versions().await?;
+    let (versions, promoted) = (app.db.versions().await?, app.db.promoted().await?);
     let mut images = Vec::new();
     for row in app.db.images().await? {
-        images.push(view(app, row, &versions).await?);
+        images.push(view(app, row, &versions, &promoted).await?);
     }
     Ok(images)
+}
+
+async fn one(app: &App, name: &str) -> Result<Image, ApiError> {
+    let row = app.db.image_named(name).await?.ok_or_else(|| unknown(name))?;
+    let (versions, promoted) = (app.db.versions().await?, app.db.promoted().await?);
+    view(app, row, &versions, &promoted).await
 }
 
 /// List images
@@ -206,9 +226,43 @@ pub(crate) async fn show(
     State(app): State<App>,
     Place(name): Place<String>,
 ) -> Result<Json<Image>, ApiError> {
+    Ok(Json(one(&app, &name).await?))
+}
+
+/// Have the image's name stand for this version, whatever newer ones come
+#[utoipa::path(post, path = "/api/v1/images/{name}/versions/{number}/promote", tag = "images",
+    params(("name" = String, Path), ("number" = u32, Path)),
+    responses((status = 200, body = Image), (status = 404, body = Problem)))]
+pub(crate) async fn promote(
+    State(app): State<App>,
+    Place((name, number)): Place<(String, u32)>,
+) -> Result<Json<Image>, ApiError> {
+    let version = app.db.version_named(&name, Some(number)).await?.ok_or_else(|| unknown(&name))?;
+    if !app.db.promote(version.id, Moment::now()).await? {
+        return Err(unknown(&name));
+    }
+    app.events.emit(Event::ImageChanged { name: name.clone() }).await;
+    Ok(Json(one(&app, &name).await?))
+}
+
+/// Take the last promotion back: the image's name stands for what it stood for before
+#[utoipa::path(post, path = "/api/v1/images/{name}/rollback", tag = "images", params(("name" = String, Path)),
+    responses((status = 200, body = Image), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn roll_back(
+    State(app): State<App>,
+    Place(name): Place<String>,
+) -> Result<Json<Image>, ApiError> {
     let row = app.db.image_named(&name).await?.ok_or_else(|| unknown(&name))?;
-    let versions = app.db.versions().await?;
-    Ok(Json(view(&app, row, &versions).await?))
+    if !app.db.take_promotion_back(row.id).await? {
+        return Err(ApiError::conflict(
+            "nothing_promoted",
+            format!(
+                "no version of {name} was promoted, so its name stands for the newest: promote the one that it shall stand for (`cairn-server image promote {name}@N`)"
+            ),
+        ));
+    }
+    app.events.emit(Event::ImageChanged { name: name.clone() }).await;
+    Ok(Json(one(&app, &name).await?))
 }
 
 /// Remove an image with all its versions
@@ -237,6 +291,12 @@ pub(crate) async fn remove_version(
     Place((name, number)): Place<(String, u32)>,
 ) -> Result<StatusCode, ApiError> {
     let version = app.db.version_named(&name, Some(number)).await?.ok_or_else(|| unknown(&name))?;
+    if app.db.promoted().await?.get(&version.image) == Some(&number) {
+        return Err(ApiError::conflict(
+            "version_promoted",
+            format!("{name} stands for this version: promote another one, or roll back, first"),
+        ));
+    }
     begin_removal(&app, &version).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -1,18 +1,22 @@
 //! Machines: what showed up, with the code that its screen shows.
 
+use std::collections::HashMap;
+
 use axum::{Json, extract::State, http::StatusCode};
 use cairn_array::wire::{DiskLine, Firmware};
-use cairn_core::id::MachineId;
+use cairn_core::id::{InstallId, MachineId, VersionId, VolumeId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
     error::{ApiError, Problem},
     extract::{Body, Place},
+    group,
 };
 use crate::{
     app::App,
     db::{
+        image::VersionRow,
         machine::{MachineRow, NameError, RootError},
         target::{TargetRow, TargetState},
     },
@@ -45,6 +49,11 @@ pub struct Machine {
     pub wants: Option<String>,
     /// What it was last installed with, `NAME@N`.
     pub installed: Option<String>,
+    /// What a group says that it is to run, `NAME@N`.
+    #[serde(default)]
+    pub wanted: Option<String>,
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// The install that is not over.
     pub install: Option<String>,
     /// The volume that it comes up from when it boots from the network; none when it boots from its own disk.
@@ -53,6 +62,14 @@ pub struct Machine {
     #[serde(default)]
     pub unattended: bool,
     pub seen: String,
+}
+
+impl Machine {
+    /// It was not installed last with what a group says that it is to run.
+    #[must_use]
+    pub fn has_drifted(&self) -> bool {
+        self.wanted.is_some() && self.installed != self.wanted
+    }
 }
 
 /// A disk as its machine described it.
@@ -105,24 +122,61 @@ pub struct BootRequest {
     pub unattended: bool,
 }
 
-/// A machine as the API shows it; `live` are all targets that are there now.
-pub(crate) async fn view(
-    app: &App,
-    row: MachineRow,
-    live: &[TargetRow],
-) -> Result<Machine, ApiError> {
-    let mine: Vec<_> = live.iter().filter(|target| target.machine == row.id).collect();
-    let open = app.db.open_install_of_machine(row.id).await?;
-    let installed = match row.installed {
-        Some(version) => app.db.version(version).await?,
-        None => None,
-    };
-    let volume = match row.root {
-        Some(root) => app.db.volume(root.volume).await?.map(|volume| volume.name),
-        None => None,
-    };
+/// What is known of machines beside themselves, looked up once for all of them.
+struct Around {
+    /// All runs of installers that are there now.
+    live: HashMap<MachineId, Vec<TargetRow>>,
+    /// The install of each machine that is not over, and whether it began.
+    open: HashMap<MachineId, (InstallId, bool)>,
+    /// `NAME@N`
+    versions: HashMap<VersionId, String>,
+    volumes: HashMap<VolumeId, String>,
+    groups: HashMap<MachineId, Vec<String>>,
+    /// `NAME@N`, of the groups that have an image.
+    wanted: HashMap<String, String>,
+}
+
+impl Around {
+    /// Of this machine, or of all.
+    async fn look(app: &App, only: Option<&MachineRow>) -> Result<Self, ApiError> {
+        let mut live = HashMap::<MachineId, Vec<TargetRow>>::new();
+        for target in app.db.live_targets(Moment::now()).await? {
+            live.entry(target.machine).or_default().push(target);
+        }
+        let versions = match only {
+            None => app.db.versions().await?,
+            Some(row) => match row.installed {
+                Some(version) => app.db.version(version).await?.into_iter().collect(),
+                None => Vec::new(),
+            },
+        };
+        let label = |row: VersionRow| (row.id, group::label((row.name, row.number)));
+        let volumes = match only {
+            Some(row) if row.root.is_none() => Vec::new(),
+            _ => app.db.volumes().await?,
+        };
+        let groups = app.db.groups().await?.into_iter();
+        let only = only.map(|row| row.id);
+        Ok(Self {
+            live,
+            open: app.db.open_installs(only).await?,
+            versions: versions.into_iter().map(label).collect(),
+            volumes: volumes.into_iter().map(|volume| (volume.id, volume.name)).collect(),
+            groups: app.db.memberships(only).await?,
+            wanted: groups.filter_map(|row| Some((row.name, group::label(row.wanted?)))).collect(),
+        })
+    }
+}
+
+/// A machine as the API shows it.
+fn view(row: MachineRow, around: &Around) -> Machine {
+    let mine = around.live.get(&row.id).map(Vec::as_slice).unwrap_or_default();
+    let open = around.open.get(&row.id);
+    let installed = row.installed.and_then(|version| around.versions.get(&version));
+    let volume = row.root.and_then(|root| around.volumes.get(&root.volume));
+    let groups = around.groups.get(&row.id).cloned().unwrap_or_default();
     let has = |state| mine.iter().any(|target| target.state == state);
-    let state = if open.as_ref().is_some_and(|open| open.started.is_some()) {
+    let state = if open.is_some_and(|(_, began)| *began) {
         "installing"
     } else if has(TargetState::Waiting) {
         "waiting"
@@ -136,7 +190,7 @@ pub(crate) async fn view(
         "known"
     };
     let waiting = || mine.iter().filter(|target| target.state == TargetState::Waiting);
-    Ok(Machine {
+    Machine {
         id: row.id.to_string(),
         name: row.name,
         uuid: row.identity.uuid,
@@ -156,29 +210,27 @@ pub(crate) async fn view(
         state: state.to_owned(),
         codes: waiting().map(|target| target.code.clone()).collect(),
         wants: waiting().find_map(|target| target.image.clone()),
-        installed: installed.map(|version| format!("{}@{}", version.name, version.number)),
-        install: open.map(|open| open.id.to_string()),
-        volume,
+        installed: installed.cloned(),
+        wanted: groups.iter().find_map(|group| around.wanted.get(group).cloned()),
+        groups,
+        install: open.map(|(install, _)| install.to_string()),
+        volume: volume.cloned(),
         unattended: row.root.is_some_and(|root| root.unattended),
         seen: row.seen.to_text(),
-    })
+    }
 }
 
 /// All machines as the API shows them.
 pub(crate) async fn all(app: &App) -> Result<Vec<Machine>, ApiError> {
-    let live = app.db.live_targets(Moment::now()).await?;
-    let mut machines = Vec::new();
-    for row in app.db.machines().await? {
-        machines.push(view(app, row, &live).await?);
-    }
-    Ok(machines)
+    let around = Around::look(app, None).await?;
+    Ok(app.db.machines().await?.into_iter().map(|row| view(row, &around)).collect())
 }
 
 /// One machine as the API shows it.
 pub(crate) async fn one(app: &App, id: MachineId) -> Result<Machine, ApiError> {
     let row = app.db.machine(id).await?.ok_or_else(unknown)?;
-    let live = app.db.live_targets(Moment::now()).await?;
-    view(app, row, &live).await
+    let around = Around::look(app, Some(&row)).await?;
+    Ok(view(row, &around))
 }
 
 /// Tells listeners how a machine is now.

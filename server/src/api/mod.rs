@@ -31,6 +31,7 @@ pub mod error;
 pub mod event;
 pub(crate) mod extract;
 pub mod grant;
+pub mod group;
 pub mod image;
 pub mod job;
 pub mod limits;
@@ -80,6 +81,8 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(image::show, image::remove))
         .routes(routes!(image::remove_version))
         .routes(routes!(image::export))
+        .routes(routes!(image::promote))
+        .routes(routes!(image::roll_back))
         .routes(routes!(disk::of_image))
         .routes(routes!(image::registrations))
         .routes(routes!(image::files))
@@ -99,6 +102,11 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(machine::refuse))
         .routes(routes!(machine::name))
         .routes(routes!(machine::boot_volume, machine::boot_own_disk))
+        .routes(routes!(group::list, group::create))
+        .routes(routes!(group::show, group::remove))
+        .routes(routes!(group::set_image))
+        .routes(routes!(group::add_machines))
+        .routes(routes!(group::remove_machine))
         .routes(routes!(deployment::list, deployment::create))
         .routes(routes!(deployment::show))
         .routes(routes!(deployment::cancel))

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     client::{Client, Remote},
-    output::{age, ago, bytes, json, line, note},
+    output::{age, ago, bytes, json, line, note, or_dash, table},
 };
 use crate::{
     api::deployment::{Deployment, DeploymentRequest, Install},
@@ -25,11 +25,17 @@ const POLL: Duration = Duration::from_millis(500);
 pub(super) struct Args {
     #[command(flatten)]
     remote: Remote,
-    /// The image: NAME (its newest version) or NAME@N
+    /// The image: NAME (its promoted version, else the newest) or NAME@N
     image: String,
     /// A machine by id, code, name, MAC or UUID (repeatable); one that waits now is approved by this
-    #[arg(long = "machine", value_name = "MACHINE", required = true)]
+    #[arg(long = "machine", value_name = "MACHINE", required_unless_present = "groups")]
     machines: Vec<String>,
+    /// All machines of a group (repeatable)
+    #[arg(long = "group", value_name = "GROUP")]
+    groups: Vec<String>,
+    /// Of the machines of groups only those that were not installed with this version last
+    #[arg(long, requires = "groups")]
+    drifted: bool,
     /// The disk to install to: serial:…, wwn:… or size:BYTES (default: the only one)
     #[arg(long, value_name = "DISK")]
     disk: Option<String>,
@@ -58,6 +64,8 @@ impl Args {
         let request = DeploymentRequest {
             image: self.image,
             machines: self.machines,
+            groups: self.groups,
+            drifted: self.drifted,
             disk: self.disk,
             then: Some(self.then),
             preapprove: self.preapprove,
@@ -79,6 +87,9 @@ impl Args {
         if self.json {
             json(&made)?;
         } else {
+            if self.wait && made.installs.len() > 1 {
+                verdicts(&made.installs)?;
+            }
             line(&format!("deployment {} of {} is {}", made.id, made.image, made.state))?;
         }
         if !self.wait || made.state == InstallState::Done {
@@ -90,13 +101,30 @@ impl Args {
     }
 }
 
-fn failure(install: &Install) -> String {
-    let reason = match (&install.error, &install.silent_since) {
-        (Some(error), _) => error.clone(),
-        (None, Some(since)) => format!("and was last heard of {}: look at its screen", ago(since)),
-        (None, None) => String::new(),
+/// What became of each machine.
+fn verdicts(installs: &[Install]) -> anyhow::Result<()> {
+    let row = |install: &Install| {
+        let took = Duration::from_millis(install.milliseconds).as_secs();
+        let took = (install.state == InstallState::Done).then(|| format!("{took} s"));
+        let label = install.machine_label.clone();
+        vec![label, install.state.to_string(), or_dash(took), or_dash(reason(install))]
     };
-    format!("{} is {} {reason}", install.machine_label, install.state).trim_end().to_owned()
+    table(&["MACHINE", "STATE", "TOOK", "WHY"], installs.iter().map(row).collect(), "no machines")
+}
+
+fn reason(install: &Install) -> Option<String> {
+    let silent = || {
+        Some(format!(
+            "was last heard of {}: look at its screen",
+            ago(install.silent_since.as_deref()?)
+        ))
+    };
+    install.error.clone().or_else(silent)
+}
+
+fn failure(install: &Install) -> String {
+    let why = reason(install).map(|why| format!(": {why}")).unwrap_or_default();
+    format!("{} is {}{why}", install.machine_label, install.state)
 }
 
 async fn wait(client: &Client, made: Deployment) -> anyhow::Result<Deployment> {

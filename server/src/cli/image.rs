@@ -82,6 +82,10 @@ enum Verb {
     },
     /// Remove an image (NAME), or one version of it (NAME@N)
     Remove { name: String },
+    /// Have the image's name stand for a version (NAME@N), whatever newer ones come
+    Promote { name: String },
+    /// Take the last promotion back
+    Rollback { name: String },
     /// Write an image (NAME or NAME@N) to a file, every byte of the disk; zeros become holes
     Export { name: String, file: PathBuf },
     /// Make an address at which loaders read an image (NAME or NAME@N) by plain HTTP (`sanboot URL`)
@@ -162,6 +166,18 @@ impl Args {
                     Some(number) => format!("/api/v1/images/{}/versions/{number}", part(name)),
                 };
                 client.delete(&path).await
+            }
+            Verb::Promote { name } => {
+                let (name, number) = split_name(&name).context("a version is NAME@N")?;
+                let number = number.context("name the version: NAME@N")?;
+                let path = format!("/api/v1/images/{}/versions/{number}/promote", part(name));
+                let image: Image = client.post(&path).await?;
+                show_current(&image)
+            }
+            Verb::Rollback { name } => {
+                let path = format!("/api/v1/images/{}/rollback", part(&name));
+                let image: Image = client.post(&path).await?;
+                show_current(&image)
             }
             Verb::Export { name, file } => export(&client, &name, &file).await,
             Verb::Url { name, life } => {
@@ -322,24 +338,33 @@ pub(super) fn show_added(added: &Added) -> anyhow::Result<()> {
     }
 }
 
+fn show_current(image: &Image) -> anyhow::Result<()> {
+    let why = if image.promoted { "promoted" } else { "the newest" };
+    line(&format!("{} stands for version {}, {why}", image.name, image.current))
+}
+
 fn list(images: &[Image]) -> anyhow::Result<()> {
     let row = |image: &Image| {
         let newest = image.versions.last();
         vec![
             image.name.clone(),
             image.versions.len().to_string(),
+            if image.promoted { image.current.to_string() } else { "newest".to_owned() },
             newest.map_or_else(String::new, |version| bytes(version.size)),
             newest.map_or_else(String::new, |version| bytes(version.stored)),
             format!("{} of {}", image.scatter.held, image.scatter.wanted),
             image.redundancy.clone().unwrap_or_else(|| "not placed yet".to_owned()),
         ]
     };
-    let header = ["NAME", "VERSIONS", "DISK", "SEGMENTS", "IN PLACE", "SURVIVES THE LOSS OF"];
+    let header =
+        ["NAME", "VERSIONS", "CURRENT", "DISK", "SEGMENTS", "IN PLACE", "SURVIVES THE LOSS OF"];
     table(&header, images.iter().map(row).collect(), "no images: `image add FILE --name NAME`")
 }
 
 fn show(image: &Image) -> anyhow::Result<()> {
     line(&format!("name      {}", image.name))?;
+    let why = if image.promoted { "promoted" } else { "the newest" };
+    line(&format!("current   {}, {why}", image.current))?;
     line(&format!("survives  {}", image.redundancy.as_deref().unwrap_or("not placed yet")))?;
     let scatter = image.scatter;
     line(&format!(
@@ -366,8 +391,7 @@ fn show(image: &Image) -> anyhow::Result<()> {
 async fn export(client: &Client, name: &str, file: &Path) -> anyhow::Result<()> {
     let (name, number) = split_name(name).context("an image is NAME or NAME@N")?;
     let image: Image = client.get(&format!("/api/v1/images/{}", part(name))).await?;
-    let number = number.or_else(|| image.versions.last().map(|version| version.number));
-    let number = number.context("the image has no version")?;
+    let number = number.unwrap_or(image.current);
     let path = format!("/api/v1/images/{}/versions/{number}/content", part(name));
     let response = client.send(client.request(Method::GET, &path)).await?;
     let size =

@@ -22,6 +22,7 @@ mod deploy;
 mod deployment;
 mod disk;
 mod doctor;
+mod group;
 mod image;
 mod job;
 mod limit;
@@ -62,6 +63,8 @@ enum Command {
     Agent(agent::Args),
     /// Machines: list, show, approve, refuse, name, forget
     Machine(machine::Args),
+    /// Groups of machines: create, list, show, add, remove, image, delete
+    Group(group::Args),
     /// Deploy an image to machines
     Deploy(deploy::Args),
     /// Deployments: list, show, cancel
@@ -134,6 +137,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Webhook(args) => args.run().await,
             Command::Agent(args) => args.run().await,
             Command::Machine(args) => args.run().await,
+            Command::Group(args) => args.run().await,
             Command::Deploy(args) => args.run().await,
             Command::Deployment(args) => args.run().await,
             Command::Volume(args) => args.run().await,

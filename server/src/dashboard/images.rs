@@ -50,9 +50,11 @@ fn fill(image: api::image::Image, clients: u64, machines: &[Machine], now: Momen
         added: Bytes(version.added),
         created: ago(&version.created, now),
         machines: runs(version.number),
+        current: version.number == image.current,
     });
     Image {
         versions: versions.collect(),
+        promoted: image.promoted,
         lives: Lives {
             // The server keeps the data segments of every ready version.
             server: true,
@@ -131,6 +133,22 @@ pub(super) async fn remove(
     extract::Place((name, number)): extract::Place<(String, u32)>,
 ) -> Result<Response, ApiError> {
     let done = api::image::remove_version(State(app.clone()), extract::Place((name, number))).await;
+    answer(&app, Place::Images, done).await
+}
+
+pub(super) async fn promote(
+    State(app): State<App>,
+    version: extract::Place<(String, u32)>,
+) -> Result<Response, ApiError> {
+    let done = api::image::promote(State(app.clone()), version).await;
+    answer(&app, Place::Images, done).await
+}
+
+pub(super) async fn roll_back(
+    State(app): State<App>,
+    image: extract::Place<String>,
+) -> Result<Response, ApiError> {
+    let done = api::image::roll_back(State(app.clone()), image).await;
     answer(&app, Place::Images, done).await
 }
 

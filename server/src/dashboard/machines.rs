@@ -1,14 +1,17 @@
 //! Fills the page of machines: who waits and what can be installed where.
 
+use std::collections::HashMap;
+
 use axum::{Form, extract::State, response::Response};
 use cairn_web::{
+    groups::Filter,
     machines::{Choice, Disk, Identity, Known, MachineState, Machines, Targets, Waiting, Wish},
     shell::Place,
     text::Bytes,
 };
 use serde::Deserialize;
 
-use super::{ago, answer, image_label};
+use super::{ago, answer, groups, image_label};
 use crate::{
     api::{
         self,
@@ -22,15 +25,58 @@ use crate::{
     moment::Moment,
 };
 
-pub(super) async fn view(app: &App) -> Result<Machines, ApiError> {
+/// Machines on a page.
+const SHOWN: usize = 40;
+/// Waiting ones that are shown.
+const WAITING_SHOWN: usize = 12;
+
+pub(super) async fn view(app: &App, mut filter: Filter) -> Result<Machines, ApiError> {
     let now = Moment::now();
     let machines = api::machine::all(app).await?;
-    let versions = choices(&api::image::all(app).await?);
+    let images = api::image::all(app).await?;
+    let versions = choices(&images);
+    let (waiting, waiting_more) = waiting(app, &machines, &versions).await?;
+    let groups = groups::all(app, &machines).await?;
+    let shown = machines.into_iter().filter(|machine| groups::shows(&filter, machine));
+    let shown: Vec<_> = shown.collect();
+    let found = shown.len();
+    let pages = found.div_ceil(SHOWN);
+    filter.page = filter.page.min(pages.saturating_sub(1));
+    let known = shown.into_iter().skip(filter.page * SHOWN).take(SHOWN).map(|machine| {
+        let waits = waiting.iter().any(|waiting| waiting.machine == machine.id);
+        know(machine, waits, now)
+    });
+    Ok(Machines {
+        known: known.collect(),
+        waiting,
+        waiting_more,
+        groups,
+        images: images.into_iter().map(|image| image.name).collect(),
+        filter,
+        found,
+        pages,
+        versions,
+    })
+}
+
+/// The machines that wait for somebody, and how many more do.
+async fn waiting(
+    app: &App,
+    machines: &[Machine],
+    versions: &[Choice],
+) -> Result<(Vec<Waiting>, usize), ApiError> {
     let mut waiting = Vec::new();
-    for target in app.db.live_targets(now).await? {
+    let mut more = 0;
+    let by_id: HashMap<&str, &Machine> =
+        machines.iter().map(|machine| (machine.id.as_str(), machine)).collect();
+    for target in app.db.live_targets(Moment::now()).await? {
         let id = target.machine.to_string();
-        let Some(machine) = machines.iter().find(|machine| machine.id == id) else { continue };
+        let Some(&machine) = by_id.get(id.as_str()) else { continue };
         if !waits(&target, machine) {
+            continue;
+        }
+        if waiting.len() == WAITING_SHOWN {
+            more += 1;
             continue;
         }
         let wish = match (&target.image, &machine.install) {
@@ -43,14 +89,9 @@ pub(super) async fn view(app: &App) -> Result<Machines, ApiError> {
             (Some(image), None) => Wish::Asked(image.clone()),
             (None, None) => Wish::Open,
         };
-        waiting.push(wait(&target, machine, wish, &versions));
+        waiting.push(wait(&target, machine, wish, versions));
     }
-    let known = machines.into_iter().map(|machine| {
-        let waits = waiting.iter().any(|waiting| waiting.machine == machine.id);
-        know(machine, waits, now)
-    });
-    let known = known.collect();
-    Ok(Machines { waiting, known, versions })
+    Ok((waiting, more))
 }
 
 /// Whether somebody has to do something before this run of the installer goes on.
@@ -93,12 +134,19 @@ fn first_offer(machine: &Machine, versions: &[Choice]) -> Option<String> {
 fn choices(images: &[api::image::Image]) -> Vec<Choice> {
     let mut choices = Vec::new();
     for image in images {
-        for (place, version) in image.versions.iter().rev().enumerate() {
-            let newest = if place == 0 && image.versions.len() > 1 { " (newest)" } else { "" };
+        // What its name stands for comes first.
+        let current = image.versions.iter().filter(|version| version.number == image.current);
+        let others = image.versions.iter().rev().filter(|version| version.number != image.current);
+        for version in current.chain(others) {
+            let mark = match (version.number == image.current, image.promoted) {
+                (true, true) => " (promoted)",
+                (true, false) if image.versions.len() > 1 => " (newest)",
+                _ => "",
+            };
             let size = Bytes(version.size);
             choices.push(Choice {
                 value: format!("{}@{}", image.name, version.number),
-                label: format!("{}, version {}{newest}, {size}", image.name, version.number),
+                label: format!("{}, version {}{mark}, {size}", image.name, version.number),
             });
         }
     }
@@ -194,6 +242,8 @@ fn know(machine: Machine, waits: bool, now: Moment) -> Known {
     Known {
         identity: identity(&machine),
         installed: machine.installed.as_deref().map(image_label),
+        drift: machine.wanted.as_deref().filter(|_| machine.has_drifted()).map(image_label),
+        groups: machine.groups.clone(),
         state,
         seen: ago(&machine.seen, now),
         name: machine.name,
@@ -218,6 +268,8 @@ pub(super) async fn install(
     let request = DeploymentRequest {
         image: form.version,
         machines: vec![form.code],
+        groups: Vec::new(),
+        drifted: false,
         disk: Some(form.disk),
         then: None,
         preapprove: false,

@@ -25,6 +25,7 @@ use cairn_web::{
     agents::{AgentsPage, JoinCommand},
     array::ArrayPage,
     deployments::DeploymentsPage,
+    groups::Filter,
     images::ImagesPage,
     machines::MachinesPage,
     overview::OverviewPage,
@@ -37,6 +38,7 @@ mod array;
 mod deployments;
 mod door;
 mod files;
+mod groups;
 mod images;
 mod live;
 mod machines;
@@ -44,7 +46,7 @@ mod overview;
 mod settings;
 
 use crate::{
-    api::{auth, error::ApiError},
+    api::{auth, error::ApiError, extract::Params},
     app::App,
     moment::Moment,
     secret,
@@ -59,6 +61,8 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/", get(overview_page))
         .route("/images", get(images_page))
         .route("/images/{name}/{number}/remove", post(images::remove))
+        .route("/images/{name}/{number}/promote", post(images::promote))
+        .route("/images/{name}/rollback", post(images::roll_back))
         .route("/images/files", post(images::register_file))
         .route("/agents", get(agents_page))
         .route("/agents/join", post(agents::join))
@@ -66,6 +70,10 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/agents/{agent}/revoke", post(agents::revoke))
         .route("/agents/{agent}/forget", post(agents::forget))
         .route("/machines", get(machines_page))
+        .route("/machines/groups", post(groups::create))
+        .route("/machines/groups/{group}/remove", post(groups::remove))
+        .route("/machines/groups/{group}/image", post(groups::set_image))
+        .route("/machines/many/{action}", post(groups::many))
         .route("/machines/{machine}/install", post(machines::install))
         .route("/machines/{machine}/approve", post(machines::approve))
         .route("/machines/{machine}/refuse", post(machines::refuse))
@@ -171,8 +179,11 @@ async fn agents_page(State(app): State<App>) -> Result<Response, ApiError> {
     page(&app, Place::Agents, None).await
 }
 
-async fn machines_page(State(app): State<App>) -> Result<Response, ApiError> {
-    page(&app, Place::Machines, None).await
+async fn machines_page(
+    State(app): State<App>,
+    Params(asked): Params<groups::Asked>,
+) -> Result<Response, ApiError> {
+    machines_with(&app, None, asked.into()).await
 }
 
 async fn deployments_page(State(app): State<App>) -> Result<Response, ApiError> {
@@ -199,12 +210,13 @@ async fn nav_part(
 async fn part(
     State(app): State<App>,
     axum::extract::Path(part): axum::extract::Path<String>,
+    Params(asked): Params<groups::Asked>,
 ) -> Result<Response, ApiError> {
     match Place::of_word(&part).ok_or_else(unknown_part)? {
         Place::Overview => fragment(&overview::view(&app).await?),
         Place::Images => fragment(&images::view(&app).await?),
         Place::Agents => fragment(&agents::view(&app).await?),
-        Place::Machines => fragment(&machines::view(&app).await?),
+        Place::Machines => fragment(&machines::view(&app, asked.into()).await?),
         Place::Deployments => fragment(&deployments::view(&app).await?),
         Place::Array => fragment(&array::view(&app).await?),
         // Whoever may look at parts may not look at this.
@@ -237,9 +249,7 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
         }
         Place::Agents => return agents_with(app, notice, None).await,
         Place::Settings => return settings::page(app, notice, None).await,
-        Place::Machines => {
-            shell::page(&nav, notice, &MachinesPage { live: &machines::view(app).await? })
-        }
+        Place::Machines => return machines_with(app, notice, Filter::default()).await,
         Place::Deployments => {
             shell::page(&nav, notice, &DeploymentsPage { live: &deployments::view(app).await? })
         }
@@ -249,6 +259,17 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
         }
     };
     Ok(Html(rendered(html)?).into_response())
+}
+
+/// The page of machines, with those that are asked for.
+async fn machines_with(
+    app: &App,
+    notice: Option<&str>,
+    filter: Filter,
+) -> Result<Response, ApiError> {
+    let nav = overview::nav(app, Place::Machines).await?;
+    let live = &machines::view(app, filter).await?;
+    Ok(Html(rendered(shell::page(&nav, notice, &MachinesPage { live }))?).into_response())
 }
 
 /// The page of agents, with a join command that was made just now.

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// All tables; each after those that it refers to, but for volumes and snapshots, which refer to each other.
-pub(super) const TABLES: [&str; 33] = [
+pub(super) const TABLES: [&str; 36] = [
     "setting",
     "account",
     "session",
@@ -28,6 +28,8 @@ pub(super) const TABLES: [&str; 33] = [
     "job",
     "image",
     "version",
+    "promotion",
+    "machine_group",
     "volume",
     "snapshot",
     "known_root",
@@ -45,6 +47,7 @@ pub(super) const TABLES: [&str; 33] = [
     "link",
     "machine",
     "machine_mac",
+    "group_member",
     "deployment",
     "install",
     "target",

@@ -1,5 +1,7 @@
 //! Deployments and installs. Every change of an install's state goes through `crate::deployments::next`.
 
+use std::collections::HashMap;
+
 use cairn_array::wire::{AfterInstall, DiskSelector, InstallProgress};
 use cairn_core::{
     id::{InstallId, MachineId, VersionId},
@@ -220,6 +222,27 @@ impl Db {
         }
         transaction.commit().await.map_err(DbError::from)?;
         Ok(id)
+    }
+
+    /// The installs that are not over, of this machine or of all, and whether each began.
+    pub(crate) async fn open_installs(
+        &self,
+        machine: Option<MachineId>,
+    ) -> Result<HashMap<MachineId, (InstallId, bool)>> {
+        const OPEN: &str = "SELECT id, machine, started FROM install WHERE state IN ('scheduled', 'ticketed', 'running')";
+        let rows = match machine {
+            None => sqlx::query(OPEN).fetch_all(&self.pool).await?,
+            Some(machine) => {
+                let query = sqlx::AssertSqlSafe(format!("{OPEN} AND machine = $1"));
+                let query = sqlx::query(query).bind(machine.as_bytes().to_vec());
+                query.fetch_all(&self.pool).await?
+            }
+        };
+        let open = rows.iter().map(|row| {
+            let began = row.maybe_moment("started")?.is_some();
+            Ok((MachineId(row.id("machine")?), (InstallId(row.id("id")?), began)))
+        });
+        open.collect()
     }
 
     /// The newest deployments, newest first.

@@ -328,7 +328,8 @@ impl Db {
             .collect()
     }
 
-    /// A ready version of an image: the one of this number, or the newest.
+    /// A ready version of an image: the one of this number, or the one that its name stands for: that which was promoted, or
+    /// the newest.
     ///
     /// # Errors
     /// When the database fails.
@@ -339,10 +340,27 @@ impl Db {
     ) -> Result<Option<VersionRow>> {
         sqlx::query(sqlx::AssertSqlSafe(format!(
             "{READY} AND image.name = $1 AND ($2 IS NULL OR version.number = $2)
-             ORDER BY version.number DESC LIMIT 1"
+             ORDER BY CASE WHEN version.id = (SELECT promotion.version FROM promotion
+               WHERE promotion.image = image.id ORDER BY step DESC LIMIT 1) THEN 0 ELSE 1 END, version.number DESC LIMIT 1"
         )))
         .bind(name)
         .bind(number.map(i64::from))
+        .fetch_optional(&self.pool)
+        .await?
+        .as_ref()
+        .map(version)
+        .transpose()
+    }
+
+    /// The newest ready version of an image.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn newest_version(&self, name: &str) -> Result<Option<VersionRow>> {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{READY} AND image.name = $1 ORDER BY version.number DESC LIMIT 1"
+        )))
+        .bind(name)
         .fetch_optional(&self.pool)
         .await?
         .as_ref()

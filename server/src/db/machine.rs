@@ -1,5 +1,7 @@
 //! Machines: what was seen at boot or asked to be installed.
 
+use std::collections::HashMap;
+
 use cairn_array::wire::{DiskLine, Firmware, MachineIdentity, TargetHello};
 use cairn_core::id::{MachineId, VersionId, VolumeId};
 use sqlx::any::AnyRow;
@@ -103,7 +105,7 @@ fn machine(row: &AnyRow, macs: Vec<String>) -> Result<MachineRow> {
 }
 
 async fn all(transaction: &mut Transaction) -> Result<Vec<MachineRow>> {
-    let mut macs = std::collections::HashMap::<[u8; 16], Vec<String>>::new();
+    let mut macs = HashMap::<[u8; 16], Vec<String>>::new();
     let rows = sqlx::query("SELECT mac, machine FROM machine_mac ORDER BY mac")
         .fetch_all(&mut **transaction)
         .await?;
@@ -164,6 +166,30 @@ impl Db {
     pub(crate) async fn machines(&self) -> Result<Vec<MachineRow>> {
         let mut transaction = self.pool.begin().await?;
         all(&mut transaction).await
+    }
+
+    /// What people call this machine, or each: its name, else its first MAC; neither has the id of its own.
+    pub(crate) async fn machine_labels(
+        &self,
+        machine: Option<MachineId>,
+    ) -> Result<HashMap<MachineId, String>> {
+        const LABELS: &str = "SELECT id, coalesce(name, (SELECT min(mac) FROM machine_mac WHERE machine = machine.id)) AS label
+            FROM machine";
+        let rows = match machine {
+            None => sqlx::query(LABELS).fetch_all(&self.pool).await?,
+            Some(machine) => {
+                let query = sqlx::AssertSqlSafe(format!("{LABELS} WHERE id = $1"));
+                let query = sqlx::query(query).bind(machine.as_bytes().to_vec());
+                query.fetch_all(&self.pool).await?
+            }
+        };
+        let mut labels = HashMap::new();
+        for row in &rows {
+            if let Some(label) = row.maybe_text("label")? {
+                labels.insert(MachineId(row.id("id")?), label);
+            }
+        }
+        Ok(labels)
     }
 
     pub(crate) async fn machine(&self, id: MachineId) -> Result<Option<MachineRow>> {

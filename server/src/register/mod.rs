@@ -125,7 +125,7 @@ async fn take(
     stored: &mut Vec<SegmentId>,
 ) -> Result<Outcome, RegisterError> {
     let name = upload.name.clone();
-    let prior = app.db.version_named(&name, None).await.context("look for the version before")?;
+    let prior = app.db.newest_version(&name).await.context("look for the version before")?;
     let prior = match prior {
         Some(prior) => Some(opened(app, &prior).await.context("open the version before")?),
         None => None,

@@ -1,5 +1,7 @@
 //! What an administrator decides about machines: find one, approve, refuse, deploy, cancel.
 
+use std::collections::HashSet;
+
 use cairn_array::{
     tidy::{tidy_mac, tidy_uuid},
     wire::{AfterInstall, DiskSelector, MachineIdentity, split_name},
@@ -217,6 +219,45 @@ pub(crate) async fn deploy(
         approve_target(app, target).await?;
     }
     Ok((deployment, approved.into_iter().map(|target| target.code).collect()))
+}
+
+/// The machines of these groups, by id; with `drifted` only those that do not run this image's version.
+pub(crate) async fn machines_of(
+    app: &App,
+    image: &str,
+    groups: &[String],
+    drifted: bool,
+) -> Result<Vec<String>, ApiError> {
+    if groups.is_empty() {
+        return Ok(Vec::new());
+    }
+    let version = version_of(app, image).await?;
+    let mut members = Vec::new();
+    for group in groups {
+        if app.db.group(group).await?.is_none() {
+            return Err(api::group::unknown(group));
+        }
+        members.extend(app.db.members(group).await?);
+    }
+    if members.is_empty() {
+        return Err(ApiError::conflict(
+            "group_empty",
+            "there is no machine in it: put some in (`cairn-server group add GROUP MACHINE…`)",
+        ));
+    }
+    if drifted {
+        let all = app.db.machines().await?.into_iter();
+        let right = all.filter(|row| row.installed == Some(version.id)).map(|row| row.id);
+        let right: HashSet<_> = right.collect();
+        members.retain(|machine| !right.contains(machine));
+        if members.is_empty() {
+            return Err(ApiError::conflict(
+                "no_drift",
+                format!("all machines run {}@{} already", version.name, version.number),
+            ));
+        }
+    }
+    Ok(members.iter().map(ToString::to_string).collect())
 }
 
 /// Has a machine come up from a volume; a run that waits on it is approved by that.

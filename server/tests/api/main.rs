@@ -6,6 +6,7 @@
 
 mod agents;
 mod command_line;
+mod groups;
 mod harness;
 mod images;
 mod jobs;

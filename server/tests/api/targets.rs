@@ -36,6 +36,8 @@ async fn deploy(
     let request = DeploymentRequest {
         image: image.to_owned(),
         machines: vec![machine.to_owned()],
+        groups: Vec::new(),
+        drifted: false,
         disk: Some("serial:disk-1".to_owned()),
         then: None,
         preapprove,

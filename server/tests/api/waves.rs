@@ -76,6 +76,8 @@ impl Room {
         let request = DeploymentRequest {
             image: "os".to_owned(),
             machines: machines.iter().map(|n| mac(*n)).collect(),
+            groups: Vec::new(),
+            drifted: false,
             disk: None,
             then: None,
             preapprove: true,

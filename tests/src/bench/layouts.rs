@@ -149,6 +149,8 @@ fn swarm() -> Result<Vec<Figure>> {
 fn mirrored() -> Result<Vec<Figure>> {
     let mut site = Site::start("bench-mirrored", NetworkBoot::Off)?;
     site.join(CLIENTS, "2GiB")?;
+    // A client that carries the bundle is what a mirrored journal needs.
+    site.wait_for_stand_ins(&(0..usize::from(CLIENTS)).collect::<Vec<_>>())?;
     let (file, size) = (site.lab.dir().join("noise"), format!("{}MiB", BYTES >> 20));
     noise(&file)?;
     let file = file.to_str().context("the path is not UTF-8")?;
@@ -156,7 +158,6 @@ fn mirrored() -> Result<Vec<Figure>> {
     let measured = ["local", "mirrored"].map(|durability| {
         let create = ["volume", "create", durability, "--size", &size, "--layout", "swarm"];
         site.server.run(&[&create[..], &["--durability", durability]].concat())?;
-        site.wait_volume_scattered(durability)?;
         let (median, slow) = two_numbers(host, FLUSHES, durability)?;
         let started = Instant::now();
         let uri = format!("{NBD}/{durability}");
