@@ -80,6 +80,7 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
     register_what_is_there(&server, &browser, dir.path()).await;
     let target = install(&server, &site, &browser).await;
     watch(&server, &target, &browser).await;
+    group(&server, &target, &browser).await;
     fill_the_array(&server, &browser).await;
     let ann = add_a_user(&server, &browser).await;
     look_at_all_pages(&server, &browser).await;
@@ -243,6 +244,41 @@ async fn watch(server: &Server, target: &Target, browser: &Browser) {
     browser.sees(&format!("#machine-{} th", target.machine), "pc-14").await;
 }
 
+/// A group is made, the machines that were found are put into it, and it shows that they run what they are to run.
+async fn group(server: &Server, target: &Target, browser: &Browser) {
+    let machines = format!("{}/machines", server.url);
+    browser.go(&machines).await;
+    browser.type_into("#group-name", "lab b").await;
+    browser.click("#group-create").await;
+    browser.sees("[role=alert]", "a group's name").await;
+    browser.type_into("#group-name", "lab-b").await;
+    browser.click("#group-image option[value='class-room']").await;
+    browser.click("#group-create").await;
+    browser.sees("#group-lab-b", "class-room, version 1").await;
+    browser.type_into("#find", "pc-14 class-room").await;
+    browser.click("#show-found").await;
+    browser.sees("#known-title", "Found").await;
+    browser.click("#many").await;
+    browser.shoot("machines-many").await;
+    browser.click("#many-add").await;
+    let row = format!("#machine-{}", target.machine);
+    browser.sees(&row, "lab-b").await;
+    browser.sees("#group-lab-b", "1 machine").await;
+    browser.sees("#group-lab-b", "none").await;
+    // Nothing is like that.
+    browser.click("#drifted").await;
+    browser.click("#show-found").await;
+    browser.sees("#machines-live", "No machine is like that").await;
+    // Out again by its group, which goes then.
+    browser.go(&format!("{machines}?group=lab-b")).await;
+    browser.click("#many").await;
+    browser.click("#many-take").await;
+    browser.sees("#group-lab-b", "0 machines").await;
+    browser.click("#change-lab-b").await;
+    browser.click("#remove-lab-b").await;
+    browser.sees_gone("#group-lab-b").await;
+}
+
 /// Nothing is removed before somebody said that he means it.
 async fn remove(server: &Server, browser: &Browser) {
     browser.go(&format!("{}/images", server.url)).await;
@@ -334,7 +370,7 @@ async fn empty_the_array(server: &Server, browser: &Browser) {
     browser.sees("#array-live", "No volumes yet").await;
 }
 
-/// Every page fits a phone and a desk, light and dark, and breaks no rule of its own policy.
+/// Every page fits a phone and a desk, can be used by everybody, light and dark, and breaks no rule of its own policy.
 async fn look_at_all_pages(server: &Server, browser: &Browser) {
     for page in ["", "images", "agents", "machines", "deployments", "array", "settings"] {
         let name = if page.is_empty() { "overview" } else { page };
@@ -344,13 +380,17 @@ async fn look_at_all_pages(server: &Server, browser: &Browser) {
             browser.resize(size).await;
             assert!(browser.fits().await, "{name} is wider than a {screen}");
             browser.shoot(&format!("{name}-{screen}")).await;
+            assert_eq!(browser.barriers().await, [""; 0], "on {name}, {screen}");
         }
         browser.dark(true).await;
         browser.shoot(&format!("{name}-phone-dark")).await;
+        assert_eq!(browser.barriers().await, [""; 0], "on {name}, dark");
         browser.dark(false).await;
         browser.resize(WIDE).await;
         assert_eq!(browser.violations().await, Vec::<String>::new(), "on {name}");
     }
+    browser.spoil().await;
+    assert_eq!(browser.barriers().await.len(), 1, "what is wrong is not seen");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,6 +29,7 @@ enum Suite {
 pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
     let mut verdict = Verdict::default();
     verdict.step("packages", setup::run);
+    verdict.step("axe-core", setup::axe);
     if depth == Depth::Long {
         verdict.step("fsx", setup::fsx);
         verdict.step("schemathesis", setup::schemathesis);

