@@ -12,6 +12,7 @@ use crate::{
         holdings::FullDisks,
     },
     api::session::LoginLimit,
+    dashboard::live::Live,
     db::Db,
     disks::Disks,
     events::Events,
@@ -70,6 +71,8 @@ pub struct Inner {
     pub(crate) swarms: Swarms,
     /// Who waits until others hold what goes with its disk.
     pub(crate) waves: Waves,
+    /// What tells the pages of the dashboard that something changed.
+    pub(crate) live: Live,
     /// Finds segments that the store lacks.
     pub finder: Arc<Finder>,
     /// Held by who makes a bundle.

@@ -38,6 +38,7 @@ use crate::{
     boot::Decider,
     boot_build, bundle,
     config::{DhcpChoice, ServeOptions, reachable},
+    dashboard::{self, live::Live},
     db::{DatabaseAddress, Db, account::Role, token::TokenKind},
     disks::Disks,
     events::Events,
@@ -245,6 +246,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         limits,
         swarms: Swarms::default(),
         waves: crate::waves::Waves::default(),
+        live: Live::default(),
         finder: Arc::new(finder),
         bundling: tokio::sync::Mutex::default(),
         volumes: Volumes::new(generation),
@@ -255,8 +257,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let moved = app.directory.server().is_some_and(|before| before != address);
     take_up(&app).await?;
     warn_without_payload(&options, &app)?;
-    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let papers = app.site.server_papers(Some(&hostname))?;
+    let papers = app.site.server_papers(Some(&hostname()))?;
     let server = tls::server_tls(&papers)?;
     let (pxe, boot) = bind_boot(&options, &app).await?;
     let mut services = JoinSet::new();
@@ -310,6 +311,7 @@ fn run_beside(
     app.tasks.spawn(scrub::watch(app.clone()));
     app.tasks.spawn(rebalance::watch(app.clone()));
     app.tasks.spawn(webhooks::watch(app.clone()));
+    app.tasks.spawn(dashboard::live::watch(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers, moved));
     let (db, stop) = (app.db.clone(), app.stop.clone());
     services.spawn(async move { db.watch(&stop).await.context("keep the database") });
@@ -318,6 +320,10 @@ fn run_beside(
         jobs::work(worker).await;
         Ok(())
     });
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Listens; `option` is where another address can be said.

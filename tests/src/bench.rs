@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::paths;
 
 mod array;
+mod dashboard;
 mod holders;
 mod images;
 mod layouts;
@@ -25,7 +26,7 @@ mod simulation;
 mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 14] = [
+pub const BENCHES: [Bench; 15] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -80,6 +81,11 @@ pub const BENCHES: [Bench; 14] = [
         name: "layouts",
         about: "volumes that clients hold: network, a device or a client lost, and reads without the server",
         run: layouts::measure,
+    },
+    Bench {
+        name: "dashboard",
+        about: "pages and the API with 1,000 machines and 200 images, and 200 people who look on",
+        run: dashboard::measure,
     },
     Bench {
         name: "overhead",

@@ -1,9 +1,22 @@
-//! Tells a page what changed, at most twice a second, whatever happens.
+//! Tells pages what changed, at most twice a second, whatever happens.
+//!
+//! ```text
+//!   events ─► [`watch`] ─► batches of topics, all pages at once ─► each fetches the parts that show them ─► [`Parts`]
+//! ```
 //!
 //! The stream carries no data: it names [`Topic`]s, and the browser fetches the parts that show them. Many events become one;
-//! whoever was away, or too slow, is told that everything changed.
+//! whoever was away, or too slow, is told that everything changed. As all pages are told at the same moment, what one of them
+//! is answered is good for the others.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     extract::State,
@@ -14,14 +27,20 @@ use axum::{
 };
 use futures::{Stream, StreamExt as _, stream};
 use tokio::{
-    sync::broadcast::{Receiver, error::RecvError},
+    sync::broadcast::{Receiver, Sender, channel, error::RecvError},
     time::Instant,
 };
 
-use crate::{app::App, events::Emitted};
+use crate::{api::error::ApiError, app::App, events::Emitted};
 
 /// The least time between two batches.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Batches that a page may be behind.
+const BEHIND: usize = 16;
+/// What was rendered is good for so long, if nothing is told: times in it grow old.
+const GOOD_FOR: Duration = Duration::from_secs(1);
+/// Parts that are kept: there are as many as there are filters that somebody looks through.
+const KEPT_PARTS: usize = 64;
 
 /// What a part of a page shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,14 +110,100 @@ impl Topics {
     }
 }
 
+/// What tells pages, and what they are answered.
+#[derive(Debug)]
+pub(crate) struct Live {
+    batches: Sender<Topics>,
+    parts: Parts,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self { batches: channel(BEHIND).0, parts: Parts::default() }
+    }
+}
+
+/// The parts of pages that were rendered since pages were told last.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    /// Batches that pages were told of.
+    told: AtomicU64,
+    rendered: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Rendered>>>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Rendered {
+    /// Batches that had been told when it was begun.
+    told: u64,
+    begun: Instant,
+    html: Arc<str>,
+}
+
+impl Parts {
+    /// A part as it was rendered since pages were told last, by whoever asked for it first.
+    async fn get<F>(&self, name: &str, render: F) -> Result<Arc<str>, ApiError>
+    where
+        F: Future<Output = Result<String, ApiError>>,
+    {
+        let place = {
+            let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
+            if rendered.len() >= KEPT_PARTS && !rendered.contains_key(name) {
+                rendered.clear();
+            }
+            Arc::clone(rendered.entry(name.to_owned()).or_default())
+        };
+        let mut place = place.lock().await;
+        let told = self.told.load(Ordering::Acquire);
+        if let Some(found) = place.as_ref()
+            && found.told == told
+            && found.begun.elapsed() < GOOD_FOR
+        {
+            return Ok(Arc::clone(&found.html));
+        }
+        let begun = Instant::now();
+        let html: Arc<str> = render.await?.into();
+        *place = Some(Rendered { told, begun, html: Arc::clone(&html) });
+        Ok(html)
+    }
+}
+
+impl Live {
+    /// See [`Parts::get`].
+    pub(super) async fn part<F>(&self, name: &str, render: F) -> Result<Arc<str>, ApiError>
+    where
+        F: Future<Output = Result<String, ApiError>>,
+    {
+        self.parts.get(name, render).await
+    }
+
+    fn tell(&self, topics: Topics) {
+        // First, so that whoever hears of it is not answered with what was before.
+        self.parts.told.fetch_add(1, Ordering::AcqRel);
+        // Nobody looking is no failure.
+        drop(self.batches.send(topics));
+    }
+}
+
+/// Tells pages what changed, until the server stops.
+pub(crate) async fn watch(app: App) {
+    let mut follower = Follower::new(app.events.listen());
+    while let Some(Some(topics)) = app.stop.run_until_cancelled(follower.next()).await {
+        app.live.tell(topics);
+    }
+}
+
 struct Follower {
-    events: Receiver<std::sync::Arc<Emitted>>,
+    events: Receiver<Arc<Emitted>>,
     pending: Topics,
     /// When the next batch may go out.
     free: Instant,
 }
 
 impl Follower {
+    fn new(events: Receiver<Arc<Emitted>>) -> Self {
+        Self { events, pending: Topics::default(), free: Instant::now() }
+    }
+
     /// Waits for the next batch; none when the server stops.
     async fn next(&mut self) -> Option<Topics> {
         loop {
@@ -118,18 +223,21 @@ impl Follower {
     }
 }
 
-/// Batches of what changed; the first, at once, is everything.
-fn follow(events: Receiver<std::sync::Arc<Emitted>>) -> impl Stream<Item = Topics> {
-    let follower = Follower { events, pending: Topics::ALL, free: Instant::now() };
-    stream::unfold(follower, |mut follower| async move {
-        let topics = follower.next().await?;
-        Some((topics, follower))
-    })
+/// What one page is told; the first, at once, is everything.
+fn told(batches: Receiver<Topics>) -> impl Stream<Item = Topics> {
+    let later = stream::unfold(batches, |mut batches| async move {
+        match batches.recv().await {
+            Ok(topics) => Some((topics, batches)),
+            Err(RecvError::Lagged(_)) => Some((Topics::ALL, batches)),
+            Err(RecvError::Closed) => None,
+        }
+    });
+    stream::once(std::future::ready(Topics::ALL)).chain(later)
 }
 
 pub(super) async fn listen(State(app): State<App>) -> Response {
     let stop = app.stop.clone().cancelled_owned();
-    let events = follow(app.events.listen())
+    let events = told(app.live.batches.subscribe())
         .flat_map(|topics| stream::iter(topics.names()))
         // An event without data is dropped by browsers.
         .map(|name| Ok::<_, Infallible>(Event::default().event(name).data("1")))
@@ -139,9 +247,6 @@ pub(super) async fn listen(State(app): State<App>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use tokio::sync::broadcast;
 
     use super::*;
 
@@ -155,9 +260,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_storm_of_events_becomes_two_batches_a_second() {
-        let (sender, events) = broadcast::channel(1024);
-        let mut batches = Box::pin(follow(events));
-        assert_eq!(batches.next().await, Some(Topics::ALL));
+        let (sender, events) = channel(1024);
+        let mut batches = Follower::new(events);
+        sender.send(event("agent-forgotten")).unwrap();
+        assert_eq!(names(batches.next().await.unwrap()), ["images", "agents"]);
         let began = Instant::now();
         for _ in 0..500 {
             sender.send(event("install-progress")).unwrap();
@@ -176,14 +282,51 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_was_too_slow_looks_at_everything_again() {
-        let (sender, events) = broadcast::channel(2);
-        let mut batches = Box::pin(follow(events));
-        assert_eq!(batches.next().await, Some(Topics::ALL));
+        let (sender, events) = channel(2);
+        let mut batches = Follower::new(events);
         for _ in 0..9 {
             sender.send(event("registering")).unwrap();
         }
         assert_eq!(batches.next().await, Some(Topics::ALL));
         drop(sender);
         assert_eq!(batches.next().await, None);
+        let live = Live::default();
+        let mut page = Box::pin(told(live.batches.subscribe()));
+        assert_eq!(page.next().await, Some(Topics::ALL));
+        for _ in 0..=BEHIND {
+            live.tell(Topics::of(&[Topic::Images]));
+        }
+        assert_eq!(page.next().await, Some(Topics::ALL));
+        assert_eq!(names(page.next().await.unwrap()), ["images"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_is_rendered_once_for_all_until_pages_are_told_again() {
+        let (live, renders) = (Live::default(), AtomicU64::new(0));
+        let render = async || {
+            // Others ask meanwhile.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Ok(renders.fetch_add(1, Ordering::AcqRel).to_string())
+        };
+        let ask = async |name: &str| live.part(name, render()).await.unwrap().to_string();
+        let many = futures::future::join_all((0..50).map(|_| ask("machines"))).await;
+        assert!(many.iter().all(|html| html == "0"), "{many:?}");
+        assert_eq!(ask("images").await, "1");
+        live.tell(Topics::ALL);
+        assert_eq!(ask("machines").await, "2");
+        tokio::time::advance(GOOD_FOR).await;
+        assert_eq!(ask("machines").await, "3");
+        // Told while it is rendered: the next one is rendered anew.
+        tokio::time::advance(GOOD_FOR).await;
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            live.tell(Topics::ALL);
+        };
+        let (html, ()) = tokio::join!(ask("machines"), late);
+        assert_eq!((html.as_str(), ask("machines").await.as_str()), ("4", "5"));
+        for number in 0..2 * KEPT_PARTS {
+            ask(&number.to_string()).await;
+        }
+        assert!(live.parts.rendered.lock().unwrap().len() <= KEPT_PARTS);
     }
 }

@@ -40,7 +40,7 @@ mod door;
 mod files;
 mod groups;
 mod images;
-mod live;
+pub(crate) mod live;
 mod machines;
 mod overview;
 mod settings;
@@ -212,13 +212,21 @@ async fn part(
     axum::extract::Path(part): axum::extract::Path<String>,
     Params(asked): Params<groups::Asked>,
 ) -> Result<Response, ApiError> {
-    match Place::of_word(&part).ok_or_else(unknown_part)? {
-        Place::Overview => fragment(&overview::view(&app).await?),
-        Place::Images => fragment(&images::view(&app).await?),
-        Place::Agents => fragment(&agents::view(&app).await?),
-        Place::Machines => fragment(&machines::view(&app, asked.into()).await?),
-        Place::Deployments => fragment(&deployments::view(&app).await?),
-        Place::Array => fragment(&array::view(&app).await?),
+    let place = Place::of_word(&part).ok_or_else(unknown_part)?;
+    let filter = Filter::from(asked);
+    let name = format!("{part}{}", filter.query());
+    let html = app.live.part(&name, render_part(&app, place, filter)).await?;
+    Ok(Html(html.to_string()).into_response())
+}
+
+async fn render_part(app: &App, place: Place, filter: Filter) -> Result<String, ApiError> {
+    match place {
+        Place::Overview => rendered(overview::view(app).await?.render()),
+        Place::Images => rendered(images::view(app).await?.render()),
+        Place::Agents => rendered(agents::view(app).await?.render()),
+        Place::Machines => rendered(machines::view(app, filter).await?.render()),
+        Place::Deployments => rendered(deployments::view(app).await?.render()),
+        Place::Array => rendered(array::view(app).await?.render()),
         // Whoever may look at parts may not look at this.
         Place::Settings => Err(unknown_part()),
     }
