@@ -81,6 +81,7 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
     let target = install(&server, &site, &browser).await;
     watch(&server, &target, &browser).await;
     group(&server, &target, &browser).await;
+    ask_what_is_left(&server, &browser).await;
     fill_the_array(&server, &browser).await;
     let ann = add_a_user(&server, &browser).await;
     look_at_all_pages(&server, &browser).await;
@@ -277,6 +278,17 @@ async fn group(server: &Server, target: &Target, browser: &Browser) {
     browser.click("#change-lab-b").await;
     browser.click("#remove-lab-b").await;
     browser.sees_gone("#group-lab-b").await;
+}
+
+/// The only client holds nothing, and it is told what that means.
+async fn ask_what_is_left(server: &Server, browser: &Browser) {
+    browser.go(&format!("{}/agents", server.url)).await;
+    browser.click("#what-if input[name=gone]").await;
+    browser.click("#ask-left").await;
+    browser.sees("#left", "Without the server and pc-01").await;
+    browser.sees("#left", "1 of these could not be read from the 0 clients that are left").await;
+    browser.sees("#what-if", "image class-room: 4 of 4 stripes are lost").await;
+    browser.shoot("agents-what-if").await;
 }
 
 /// Nothing is removed before somebody said that he means it.

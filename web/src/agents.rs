@@ -2,7 +2,10 @@
 
 use askama::Template;
 
-use crate::text::{Ago, Bytes, Percent, counted};
+use crate::{
+    pool::{Presence, WhatIf},
+    text::{Ago, Bytes, Percent, counted},
+};
 
 /// The page.
 #[derive(Debug, Template)]
@@ -11,6 +14,9 @@ pub struct AgentsPage<'a> {
     pub live: &'a Agents,
     /// A join command that was made just now; it is shown once.
     pub join: Option<JoinCommand>,
+    /// None: nothing was counted yet.
+    pub presence: Option<Presence>,
+    pub what_if: WhatIf,
 }
 
 /// What an administrator runs on a machine that is to lend space.
@@ -173,7 +179,13 @@ mod tests {
             expires: Some("2026-11-24T10:00:00Z".into()),
             auto_approve: false,
         };
-        let html = AgentsPage { live: &live, join: Some(join) }.render().unwrap();
+        let html = AgentsPage {
+            live: &live,
+            join: Some(join),
+            presence: None,
+            what_if: WhatIf::default(),
+        };
+        let html = html.render().unwrap();
         assert!(
             html.contains("cairn-agent join https://10.0.0.1:8440 cairn_join_x_y --lend 20GiB"),
             "{html}"

@@ -15,6 +15,7 @@ pub mod groups;
 pub mod images;
 pub mod machines;
 pub mod overview;
+pub mod pool;
 pub mod settings;
 pub mod shell;
 pub mod text;

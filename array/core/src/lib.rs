@@ -23,6 +23,7 @@ pub mod free;
 pub mod grant;
 pub mod id;
 pub mod layout;
+pub mod loss;
 pub mod manifest;
 pub mod map;
 pub mod nbd;

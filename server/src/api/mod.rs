@@ -35,6 +35,7 @@ pub mod group;
 pub mod image;
 pub mod job;
 pub mod limits;
+pub mod loss;
 pub mod machine;
 mod metrics;
 pub(crate) mod rebalance;
@@ -96,6 +97,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(agent::approve))
         .routes(routes!(agent::revoke))
         .routes(routes!(grant::give))
+        .routes(routes!(loss::show))
         .routes(routes!(machine::list))
         .routes(routes!(machine::show, machine::forget))
         .routes(routes!(machine::approve))

@@ -44,6 +44,7 @@ const RULES: &[(Method, &str, Role)] = &[
     (Method::GET, "/api/v1/jobs", Viewer),
     (Method::GET, "/api/v1/limits", Viewer),
     (Method::PUT, "/api/v1/limits", Operator),
+    (Method::GET, "/api/v1/losses", Viewer),
     (Method::GET, "/api/v1/machines", Viewer),
     (Method::GET, "/api/v1/machines/{machine}", Viewer),
     (Method::DELETE, "/api/v1/machines/{machine}", Operator),

@@ -18,6 +18,7 @@ use super::{
 use crate::api::{
     agent::Agent,
     grant::{GrantReply, GrantRequest},
+    loss::Losses,
 };
 
 #[derive(Debug, clap::Args)]
@@ -62,6 +63,13 @@ enum Verb {
     },
     /// Forget an agent that was revoked or has left
     Forget { agent: String },
+    /// Say what could be read if the server and these clients were gone; nothing is tried
+    WhatIf {
+        /// By name or the start of an id
+        agents: Vec<String>,
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The agent with this name or start of an id, when there is only one.
@@ -110,8 +118,30 @@ impl Args {
             Verb::Forget { agent } => {
                 client.delete(&format!("/api/v1/agents/{}", pick(&agents, &agent)?.id)).await
             }
+            Verb::WhatIf { agents: names, json: as_json } => {
+                let gone = names.iter().map(|name| Ok(pick(&agents, name)?.id.clone()));
+                let gone = gone.collect::<anyhow::Result<Vec<_>>>()?.join(",");
+                let path = format!("/api/v1/losses?clients={gone}");
+                let losses: Losses = client.get(&path).await?;
+                if as_json { json(&losses) } else { foresee(losses) }
+            }
         }
     }
+}
+
+fn foresee(losses: Losses) -> anyhow::Result<()> {
+    let images = losses.images.into_iter().map(|loss| ("image", loss));
+    let volumes = losses.volumes.into_iter().map(|loss| ("volume", loss));
+    let rows = images.chain(volumes).map(|(kind, loss)| {
+        let verdict = match (loss.readable, loss.stripes) {
+            (true, _) => "can be read".to_owned(),
+            (false, 0) => "lost: no client holds any of it".to_owned(),
+            (false, stripes) => format!("lost: {} of {stripes} stripes", loss.unreadable),
+        };
+        vec![kind.to_owned(), loss.name, verdict]
+    });
+    table(&["WHAT", "NAME", "THEN"], rows.collect(), "there is nothing to lose")?;
+    line(&format!("clients that would be left: {}", losses.clients_left))
 }
 
 async fn act(client: &Client, agent: &Agent, verb: &str) -> anyhow::Result<()> {

@@ -1,8 +1,10 @@
 //! Fills the page of agents.
 
 use axum::{extract::State, response::Response};
+use cairn_core::availability::HourOfWeek;
 use cairn_web::{
     agents::{Agent, AgentState, Agents, JoinCommand},
+    pool::{Client, Left, Lost, Presence, WhatIf},
     shell::Place,
     text::Bytes,
 };
@@ -49,6 +51,54 @@ fn fill(agent: api::agent::Agent, now: Moment) -> Agent {
     }
 }
 
+/// How many of the clients are there, hour by hour of the week.
+pub(super) async fn presence(app: &App) -> Result<Option<Presence>, ApiError> {
+    let members = app.db.approved_agents().await?;
+    let weeks = app.db.weeks().await?;
+    let weeks: Vec<_> = members.iter().filter_map(|agent| weeks.get(&agent.id)).collect();
+    if weeks.is_empty() {
+        return Ok(None);
+    }
+    let hours = (0..).map_while(HourOfWeek::new);
+    #[expect(clippy::cast_precision_loss, reason = "a count of clients")]
+    let share =
+        |hour| weeks.iter().map(|week| week.estimate(hour)).sum::<f64>() / weeks.len() as f64;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
+    let percent = hours.map(|hour| (share(hour) * 100.0).round().clamp(0.0, 100.0) as u8);
+    Ok(Some(Presence(percent.collect())))
+}
+
+/// What would be left without those that were ticked.
+pub(super) async fn what_if(app: &App, query: Option<&str>) -> Result<WhatIf, ApiError> {
+    let asked: Vec<_> = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).collect();
+    let gone: Vec<_> =
+        asked.iter().filter(|(name, _)| name == "gone").map(|(_, id)| id.as_ref()).collect();
+    let members = app.db.approved_agents().await?;
+    let clients = members.into_iter().map(|agent| {
+        let id = agent.id.to_string();
+        Client { gone: gone.contains(&id.as_str()), name: agent.name, id }
+    });
+    let clients: Vec<_> = clients.collect();
+    if asked.is_empty() || clients.is_empty() {
+        return Ok(WhatIf { clients, left: None });
+    }
+    // One that was ticked may have left since.
+    let there = clients.iter().filter(|client| client.gone).map(|client| client.id.as_str());
+    let losses = api::loss::foresee(app, &there.collect::<Vec<_>>()).await?;
+    let images = losses.images.into_iter().map(|loss| ("image", loss));
+    let volumes = losses.volumes.into_iter().map(|loss| ("volume", loss));
+    let mut left = Left { clients: losses.clients_left, ..Left::default() };
+    for (kind, loss) in images.chain(volumes) {
+        if loss.readable {
+            left.readable += 1;
+        } else {
+            let api::loss::Loss { name, stripes, unreadable, .. } = loss;
+            left.lost.push(Lost { name, kind, stripes, unreadable });
+        }
+    }
+    Ok(WhatIf { clients, left: Some(left) })
+}
+
 pub(super) async fn approve(
     State(app): State<App>,
     id: extract::Place<String>,
@@ -88,5 +138,5 @@ pub(super) async fn join(State(app): State<App>) -> Result<Response, ApiError> {
         expires: made.expires,
         auto_approve: false,
     });
-    agents_with(&app, None, join).await
+    agents_with(&app, None, join, None).await
 }

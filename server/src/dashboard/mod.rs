@@ -14,7 +14,7 @@
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Query, Request, State},
+    extract::{DefaultBodyLimit, Query, RawQuery, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{Html, IntoResponse as _, Redirect, Response},
@@ -175,8 +175,11 @@ async fn images_page(State(app): State<App>) -> Result<Response, ApiError> {
     page(&app, Place::Images, None).await
 }
 
-async fn agents_page(State(app): State<App>) -> Result<Response, ApiError> {
-    page(&app, Place::Agents, None).await
+async fn agents_page(
+    State(app): State<App>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    agents_with(&app, None, None, query.as_deref()).await
 }
 
 async fn machines_page(
@@ -255,7 +258,7 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
             let (live, files) = (&images::view(app).await?, images::files(app).await?);
             shell::page(&nav, notice, &ImagesPage { live, files })
         }
-        Place::Agents => return agents_with(app, notice, None).await,
+        Place::Agents => return agents_with(app, notice, None, None).await,
         Place::Settings => return settings::page(app, notice, None).await,
         Place::Machines => return machines_with(app, notice, Filter::default()).await,
         Place::Deployments => {
@@ -280,14 +283,17 @@ async fn machines_with(
     Ok(Html(rendered(shell::page(&nav, notice, &MachinesPage { live }))?).into_response())
 }
 
-/// The page of agents, with a join command that was made just now.
+/// The page of agents, with a join command that was made just now, and what would be left without some of them.
 async fn agents_with(
     app: &App,
     notice: Option<&str>,
     join: Option<JoinCommand>,
+    query: Option<&str>,
 ) -> Result<Response, ApiError> {
     let nav = overview::nav(app, Place::Agents).await?;
-    let html = shell::page(&nav, notice, &AgentsPage { live: &agents::view(app).await?, join });
+    let live = &agents::view(app).await?;
+    let (presence, what_if) = (agents::presence(app).await?, agents::what_if(app, query).await?);
+    let html = shell::page(&nav, notice, &AgentsPage { live, join, presence, what_if });
     Ok(Html(rendered(html)?).into_response())
 }
 

@@ -8,11 +8,12 @@ use cairn_server::{
         agent,
         deployment::{Deployment, DeploymentRequest, Install},
         image::Image,
+        loss::Losses,
     },
     db::deployment::InstallState,
 };
 
-use crate::harness::{Agent, PATIENCE, Server, Target, json};
+use crate::harness::{Agent, PATIENCE, Server, Target, code, json};
 
 const SOON: Duration = Duration::from_millis(100);
 
@@ -191,4 +192,29 @@ async fn a_machine_without_a_client_and_an_operators_installer_wait_for_nobody()
     let operators = room.server.hello(&mac(0), Some("os")).await;
     assert!(is_ready(&operators.ticket().await));
     assert!(room.overwritten().await.is_empty());
+}
+
+#[tokio::test]
+async fn what_would_be_left_is_foreseen() {
+    let room = Room::of(3).await;
+    let foresee = async |gone: &[usize]| -> Losses {
+        let gone: Vec<_> = gone.iter().map(|n| room.id(*n)).collect();
+        let path = format!("/api/v1/losses?clients={}", gone.join(","));
+        room.server.api().get(&path).await.unwrap()
+    };
+    let none = foresee(&[]).await;
+    assert_eq!((none.clients_left, none.images[0].readable), (3, true));
+    assert!(none.images[0].stripes > 0);
+    let one = foresee(&[1]).await;
+    assert_eq!((one.clients_left, one.images[0].readable), (2, true));
+    let all = foresee(&[0, 1, 2]).await;
+    assert_eq!((all.clients_left, all.images[0].readable), (0, false));
+    assert_eq!(all.images[0].unreadable, all.images[0].stripes);
+    let unknown = room.server.api().get::<Losses>("/api/v1/losses?clients=nobody").await;
+    assert_eq!(code(unknown), "agent_unknown");
+    // Who is revoked does not count.
+    let path = format!("/api/v1/agents/{}/revoke", room.id(0));
+    room.server.api().post::<agent::Agent>(&path).await.unwrap();
+    assert_eq!(foresee(&[]).await.clients_left, 2);
+    assert_eq!(foresee(&[1, 2]).await.clients_left, 0);
 }

@@ -48,8 +48,8 @@ now = int(time.time() * 1000)
 versions = [row[0] for row in db.execute("SELECT id FROM version ORDER BY number")]
 disks = json.dumps([{"path": "/dev/sda", "size": 512110190592, "model": "SSD 860 EVO", "serial": "S3Z9NB0K", "wwn": None,
     "read_only": False, "removable": False, "rotational": False, "busy": False, "storage": None}])
-db.execute("INSERT INTO deployment (version, disk, after, preapproved, at_once, created) VALUES (?, '\"only\"', '\"reboot\"', 0, 0, ?)",
-    (versions[0], now))
+db.execute("INSERT INTO deployment (version, disk, after, preapproved, at_once, created) VALUES (?, ?, ?, 0, 0, ?)",
+    (versions[0], json.dumps({"by": "only"}), json.dumps("reboot"), now))
 deployment = db.execute("SELECT max(id) FROM deployment").fetchone()[0]
 progress = json.dumps({"phase": "done", "total": 1000, "from_peers": 900, "from_server": 100, "rebuilt": 0, "already": 0,
     "written": 2000, "milliseconds": 1000, "error": None})
