@@ -10,10 +10,17 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::{Mutex, broadcast};
 
-use crate::{api, db::Db, moment::Moment};
+use crate::{
+    api,
+    db::{Db, DbError},
+    moment::Moment,
+};
 
 /// A listener that is this far behind misses events and is told so.
 const BACKLOG: usize = 1024;
+
+/// Old events are forgotten whenever so many were recorded.
+const FORGET_EVERY: u32 = 100;
 
 /// The kinds of events that are recorded.
 pub(crate) const RECORDED: [&str; 10] = [
@@ -109,14 +116,21 @@ pub struct Emitted {
 pub struct Events {
     db: Db,
     listeners: broadcast::Sender<Arc<Emitted>>,
-    /// The last id. Held while an event is recorded and passed on, so that ids come out in order.
-    last: Mutex<u64>,
+    /// Held while an event is recorded and passed on, so that ids come out in order.
+    last: Mutex<Last>,
+}
+
+/// The last id, and how many were recorded since old ones were forgotten.
+#[derive(Debug, Default)]
+struct Last {
+    id: u64,
+    recorded: u32,
 }
 
 impl Events {
     #[must_use]
     pub fn new(db: Db) -> Self {
-        Self { db, listeners: broadcast::channel(BACKLOG).0, last: Mutex::new(0) }
+        Self { db, listeners: broadcast::channel(BACKLOG).0, last: Mutex::default() }
     }
 
     /// Tells everybody who listens.
@@ -127,10 +141,10 @@ impl Events {
         };
         let now = u64::try_from(Moment::now().0).unwrap_or(0).saturating_mul(1000);
         let mut last = self.last.lock().await;
-        let id = now.max(*last + 1);
-        *last = id;
+        let id = now.max(last.id + 1);
+        last.id = id;
         if !event.passes()
-            && let Err(error) = self.db.record_event(id, event.kind(), &payload).await
+            && let Err(error) = self.record(&mut last, event.kind(), &payload).await
         {
             tracing::error!(
                 kind = event.kind(),
@@ -140,6 +154,15 @@ impl Events {
         }
         // Nobody listening is no failure.
         drop(self.listeners.send(Arc::new(Emitted { id, kind: event.kind().to_owned(), payload })));
+    }
+
+    async fn record(&self, last: &mut Last, kind: &str, payload: &str) -> Result<(), DbError> {
+        self.db.record_event(last.id, kind, payload).await?;
+        last.recorded += 1;
+        if last.recorded.is_multiple_of(FORGET_EVERY) {
+            self.db.forget_old_events().await?;
+        }
+        Ok(())
     }
 
     /// All events from now on.

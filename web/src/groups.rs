@@ -62,10 +62,6 @@ impl Group {
     pub(crate) fn size(&self) -> String {
         counted(self.machines, "machine", "machines")
     }
-
-    pub(crate) fn runs(&self, image: &str) -> bool {
-        self.image.as_deref() == Some(image)
-    }
 }
 
 #[cfg(test)]

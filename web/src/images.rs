@@ -35,7 +35,10 @@ impl Offered {
 #[template(path = "images_live.html")]
 pub struct Images {
     pub registrations: Vec<Registration>,
+    /// The page of images that is shown, and how many pages there are.
     pub images: Vec<Image>,
+    pub page: usize,
+    pub pages: usize,
     /// Clients that may hold segments.
     pub clients: u64,
 }

@@ -138,7 +138,14 @@ pub enum MachineState {
     Idle,
 }
 
+/// With more versions than this, one is named instead of chosen from a list.
+const LISTED: usize = 20;
+
 impl Waiting {
+    fn offered(&self) -> &str {
+        self.version.as_deref().unwrap_or_default()
+    }
+
     fn offers(&self, choice: &Choice) -> bool {
         self.version.as_ref() == Some(&choice.value)
     }
@@ -148,6 +155,10 @@ impl Machines {
     /// `1 machine`, `14 machines`.
     fn count(&self) -> String {
         counted(u64::try_from(self.found).unwrap_or(u64::MAX), "machine", "machines")
+    }
+
+    const fn chooses_by_name(&self) -> bool {
+        self.versions.len() > LISTED
     }
 
     /// The address of a page of what is shown.

@@ -49,9 +49,12 @@ const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 /// Has axe-core with it.
 const AXE: &str = "axe-playwright-python==0.1.8";
 
-/// What the swarm is measured against.
-const PEERS: [(&str, &str); 2] =
-    [("nginx-light", "a file to everybody, one by one"), ("udpcast", "a file by multicast")];
+/// What benches measure with, or against.
+const PEERS: [(&str, &str); 3] = [
+    ("nginx-light", "a file to everybody, one by one"),
+    ("udpcast", "a file by multicast"),
+    ("wrk", "many readers of the API at once"),
+];
 
 /// Installs what is missing.
 pub(crate) fn run() -> Result<()> {

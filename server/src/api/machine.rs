@@ -16,6 +16,7 @@ use super::{
 use crate::{
     app::App,
     db::{
+        group::Membership,
         image::VersionRow,
         machine::{MachineRow, NameError, RootError},
         target::{TargetRow, TargetState},
@@ -131,16 +132,19 @@ struct Around {
     /// `NAME@N`
     versions: HashMap<VersionId, String>,
     volumes: HashMap<VolumeId, String>,
-    groups: HashMap<MachineId, Vec<String>>,
-    /// `NAME@N`, of the groups that have an image.
-    wanted: HashMap<String, String>,
+    groups: HashMap<MachineId, Vec<Membership>>,
 }
 
 impl Around {
     /// Of this machine, or of all.
     async fn look(app: &App, only: Option<&MachineRow>) -> Result<Self, ApiError> {
+        let now = Moment::now();
+        let targets = match only {
+            None => app.db.live_targets(now).await?,
+            Some(row) => app.db.live_targets_of(row.id, now).await?,
+        };
         let mut live = HashMap::<MachineId, Vec<TargetRow>>::new();
-        for target in app.db.live_targets(Moment::now()).await? {
+        for target in targets {
             live.entry(target.machine).or_default().push(target);
         }
         let versions = match only {
@@ -155,7 +159,6 @@ impl Around {
             Some(row) if row.root.is_none() => Vec::new(),
             _ => app.db.volumes().await?,
         };
-        let groups = app.db.groups().await?.into_iter();
         let only = only.map(|row| row.id);
         Ok(Self {
             live,
@@ -163,7 +166,6 @@ impl Around {
             versions: versions.into_iter().map(label).collect(),
             volumes: volumes.into_iter().map(|volume| (volume.id, volume.name)).collect(),
             groups: app.db.memberships(only).await?,
-            wanted: groups.filter_map(|row| Some((row.name, group::label(row.wanted?)))).collect(),
         })
     }
 }
@@ -174,7 +176,7 @@ fn view(row: MachineRow, around: &Around) -> Machine {
     let open = around.open.get(&row.id);
     let installed = row.installed.and_then(|version| around.versions.get(&version));
     let volume = row.root.and_then(|root| around.volumes.get(&root.volume));
-    let groups = around.groups.get(&row.id).cloned().unwrap_or_default();
+    let groups = around.groups.get(&row.id).map(Vec::as_slice).unwrap_or_default();
     let has = |state| mine.iter().any(|target| target.state == state);
     let state = if open.is_some_and(|(_, began)| *began) {
         "installing"
@@ -211,8 +213,8 @@ fn view(row: MachineRow, around: &Around) -> Machine {
         codes: waiting().map(|target| target.code.clone()).collect(),
         wants: waiting().find_map(|target| target.image.clone()),
         installed: installed.cloned(),
-        wanted: groups.iter().find_map(|group| around.wanted.get(group).cloned()),
-        groups,
+        wanted: groups.iter().find_map(|(_, wanted)| wanted.clone()).map(group::label),
+        groups: groups.iter().map(|(name, _)| name.clone()).collect(),
         install: open.map(|(install, _)| install.to_string()),
         volume: volume.cloned(),
         unattended: row.root.is_some_and(|root| root.unattended),

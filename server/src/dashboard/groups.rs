@@ -100,7 +100,8 @@ pub(super) async fn create(
     State(app): State<App>,
     Form(NewForm { name, image }): Form<NewForm>,
 ) -> Result<Response, ApiError> {
-    let request = GroupRequest { name: name.trim().to_owned(), image: some(image) };
+    let request =
+        GroupRequest { name: name.trim().to_owned(), image: some(image.trim().to_owned()) };
     let done = api::group::create(State(app.clone()), extract::Body(request)).await;
     answer(&app, Place::Machines, done).await
 }
@@ -123,7 +124,7 @@ pub(super) async fn set_image(
     group: extract::Place<String>,
     Form(ImageForm { image }): Form<ImageForm>,
 ) -> Result<Response, ApiError> {
-    let request = extract::Body(GroupImage { image: some(image) });
+    let request = extract::Body(GroupImage { image: some(image.trim().to_owned()) });
     let done = api::group::set_image(State(app.clone()), group, request).await;
     answer(&app, Place::Machines, done).await
 }

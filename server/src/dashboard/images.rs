@@ -16,12 +16,20 @@ use crate::{
     moment::Moment,
 };
 
-pub(super) async fn view(app: &App) -> Result<Images, ApiError> {
+/// Images on a page.
+const SHOWN: usize = 25;
+
+pub(super) async fn view(app: &App, page: usize) -> Result<Images, ApiError> {
     let machines = api::machine::all(app).await?;
     let clients = app.db.approved_agents().await?.len();
+    let images = all(app, &machines).await?;
+    let pages = images.len().div_ceil(SHOWN);
+    let page = page.min(pages.saturating_sub(1));
     Ok(Images {
         registrations: app.registrations.all().into_iter().map(registration).collect(),
-        images: all(app, &machines).await?,
+        images: images.into_iter().skip(page * SHOWN).take(SHOWN).collect(),
+        page,
+        pages,
         clients: u64::try_from(clients).unwrap_or(u64::MAX),
     })
 }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Machines on a page.
-const SHOWN: usize = 40;
+const SHOWN: usize = 25;
 /// Waiting ones that are shown.
 const WAITING_SHOWN: usize = 12;
 

@@ -171,8 +171,11 @@ async fn overview_page(State(app): State<App>) -> Result<Response, ApiError> {
     page(&app, Place::Overview, None).await
 }
 
-async fn images_page(State(app): State<App>) -> Result<Response, ApiError> {
-    page(&app, Place::Images, None).await
+async fn images_page(
+    State(app): State<App>,
+    Params(asked): Params<groups::Asked>,
+) -> Result<Response, ApiError> {
+    images_with(&app, None, Filter::from(asked).page).await
 }
 
 async fn agents_page(
@@ -225,7 +228,7 @@ async fn part(
 async fn render_part(app: &App, place: Place, filter: Filter) -> Result<String, ApiError> {
     match place {
         Place::Overview => rendered(overview::view(app).await?.render()),
-        Place::Images => rendered(images::view(app).await?.render()),
+        Place::Images => rendered(images::view(app, filter.page).await?.render()),
         Place::Agents => rendered(agents::view(app).await?.render()),
         Place::Machines => rendered(machines::view(app, filter).await?.render()),
         Place::Deployments => rendered(deployments::view(app).await?.render()),
@@ -254,10 +257,7 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
         Place::Overview => {
             shell::page(&nav, notice, &OverviewPage { live: &overview::view(app).await? })
         }
-        Place::Images => {
-            let (live, files) = (&images::view(app).await?, images::files(app).await?);
-            shell::page(&nav, notice, &ImagesPage { live, files })
-        }
+        Place::Images => return images_with(app, notice, 0).await,
         Place::Agents => return agents_with(app, notice, None, None).await,
         Place::Settings => return settings::page(app, notice, None).await,
         Place::Machines => return machines_with(app, notice, Filter::default()).await,
@@ -269,6 +269,14 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
             shell::page(&nav, notice, &ArrayPage { live, images })
         }
     };
+    Ok(Html(rendered(html)?).into_response())
+}
+
+/// A page of images.
+async fn images_with(app: &App, notice: Option<&str>, number: usize) -> Result<Response, ApiError> {
+    let nav = overview::nav(app, Place::Images).await?;
+    let (live, files) = (&images::view(app, number).await?, images::files(app).await?);
+    let html = shell::page(&nav, notice, &ImagesPage { live, files });
     Ok(Html(rendered(html)?).into_response())
 }
 

@@ -15,22 +15,17 @@ pub(crate) struct EventRow {
 }
 
 impl Db {
-    /// Records an event and forgets the oldest beyond [`KEPT`].
     pub(crate) async fn record_event(&self, id: u64, kind: &str, payload: &str) -> Result<()> {
-        let mut transaction = self.write().await?;
-        sqlx::query("INSERT INTO event (id, kind, payload) VALUES ($1, $2, $3)")
-            .bind(integer(id))
-            .bind(kind)
-            .bind(payload)
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::query(
-            "DELETE FROM event WHERE id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET $1)",
-        )
-        .bind(KEPT)
-        .execute(&mut *transaction)
-        .await?;
-        Ok(transaction.commit().await?)
+        let insert = "INSERT INTO event (id, kind, payload) VALUES ($1, $2, $3)";
+        self.run(sqlx::query(insert).bind(integer(id)).bind(kind).bind(payload)).await?;
+        Ok(())
+    }
+
+    /// Forgets the oldest events beyond [`KEPT`], which takes a look at all the others.
+    pub(crate) async fn forget_old_events(&self) -> Result<()> {
+        let delete = "DELETE FROM event WHERE id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET $1)";
+        self.run(sqlx::query(delete).bind(KEPT)).await?;
+        Ok(())
     }
 
     /// Up to `limit` events after `id`, oldest first.

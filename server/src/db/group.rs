@@ -8,12 +8,17 @@ use sqlx::any::AnyRow;
 use super::{Columns as _, Db, DbError, Result, Transaction, violates};
 use crate::moment::Moment;
 
+/// An image's name and the number of a version.
+pub(crate) type Version = (String, u32);
+/// A group's name, and what its machines are to run.
+pub(crate) type Membership = (String, Option<Version>);
+
 /// A group.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupRow {
     pub(crate) name: String,
     /// What its machines are to run: the version that the image's name stands for now.
-    pub(crate) wanted: Option<(String, u32)>,
+    pub(crate) wanted: Option<Version>,
     pub(crate) machines: u64,
     pub(crate) created: Moment,
 }
@@ -46,16 +51,19 @@ const GROUPS: &str = "SELECT machine_group.name, machine_group.created, image.na
          LIMIT 1) AS number
     FROM machine_group LEFT JOIN image ON image.id = machine_group.image";
 
-fn group(row: &AnyRow) -> Result<GroupRow> {
+fn wanted(row: &AnyRow) -> Result<Option<Version>> {
     let number: Option<i64> = sqlx::Row::try_get(row, "number")?;
     // Of an image that is being removed no version is there.
-    let wanted = match (row.maybe_text("image")?, number) {
+    Ok(match (row.maybe_text("image")?, number) {
         (Some(image), Some(_)) => Some((image, row.small("number")?)),
         _ => None,
-    };
+    })
+}
+
+fn group(row: &AnyRow) -> Result<GroupRow> {
     Ok(GroupRow {
         name: row.text("name")?,
-        wanted,
+        wanted: wanted(row)?,
         machines: row.number("machines")?,
         created: row.moment("created")?,
     })
@@ -180,25 +188,36 @@ impl Db {
             .collect()
     }
 
-    /// The groups of this machine, or of all, by name.
+    /// The groups of this machine, or of all, by name, and what each is to run.
     pub(crate) async fn memberships(
         &self,
         machine: Option<MachineId>,
-    ) -> Result<HashMap<MachineId, Vec<String>>> {
-        let rows = match machine {
-            None => {
-                let all = "SELECT machine, in_group FROM group_member ORDER BY machine, in_group";
-                sqlx::query(all).fetch_all(&self.pool).await?
-            }
-            Some(machine) => {
-                let of = "SELECT machine, in_group FROM group_member WHERE machine = $1 ORDER BY in_group";
-                let of = sqlx::query(of).bind(machine.as_bytes().as_slice());
-                of.fetch_all(&self.pool).await?
-            }
-        };
-        let mut groups = HashMap::<MachineId, Vec<String>>::new();
+    ) -> Result<HashMap<MachineId, Vec<Membership>>> {
+        const OF: &str = "SELECT machine, in_group, image.name AS image, (SELECT number FROM version
+             WHERE version.image = machine_group.image AND state = 'ready'
+             ORDER BY CASE WHEN version.id = (SELECT promotion.version FROM promotion
+               WHERE promotion.image = version.image ORDER BY step DESC LIMIT 1) THEN 0 ELSE 1 END, number DESC
+             LIMIT 1) AS number
+            FROM group_member JOIN machine_group ON machine_group.name = in_group
+            LEFT JOIN image ON image.id = machine_group.image WHERE machine = $1 ORDER BY in_group";
+        let mut groups = HashMap::<MachineId, Vec<Membership>>::new();
+        if let Some(machine) = machine {
+            let of = sqlx::query(OF).bind(machine.as_bytes().as_slice());
+            let mine = of.fetch_all(&self.pool).await?;
+            let membership = |row: &AnyRow| Ok((row.text("in_group")?, wanted(row)?));
+            let mine = mine.iter().map(membership).collect::<Result<Vec<Membership>>>()?;
+            groups.insert(machine, mine);
+            return Ok(groups);
+        }
+        let known: HashMap<String, Option<Version>> =
+            self.groups().await?.into_iter().map(|group| (group.name, group.wanted)).collect();
+        let rows = sqlx::query("SELECT machine, in_group FROM group_member ORDER BY in_group")
+            .fetch_all(&self.pool)
+            .await?;
         for row in &rows {
-            groups.entry(MachineId(row.id("machine")?)).or_default().push(row.text("in_group")?);
+            let name = row.text("in_group")?;
+            let wanted = known.get(&name).cloned().flatten();
+            groups.entry(MachineId(row.id("machine")?)).or_default().push((name, wanted));
         }
         Ok(groups)
     }

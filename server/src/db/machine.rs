@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use cairn_array::wire::{DiskLine, Firmware, MachineIdentity, TargetHello};
 use cairn_core::id::{MachineId, VersionId, VolumeId};
-use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, any::AnyRow};
 
 use super::{Columns as _, Db, DbError, Result, Transaction, json, violates};
 use crate::{machines, moment::Moment};
@@ -121,7 +121,7 @@ async fn all(transaction: &mut Transaction) -> Result<Vec<MachineRow>> {
 }
 
 async fn find(
-    transaction: &mut Transaction,
+    connection: &mut AnyConnection,
     identity: &MachineIdentity,
 ) -> Result<Option<MachineId>> {
     let mut with_mac = Vec::new();
@@ -131,7 +131,7 @@ async fn find(
              JOIN machine ON machine.id = machine_mac.machine WHERE mac = $1",
         )
         .bind(mac)
-        .fetch_optional(&mut **transaction)
+        .fetch_optional(&mut *connection)
         .await?;
         if let Some(row) = row {
             with_mac.push(candidate(&row)?);
@@ -144,7 +144,7 @@ async fn find(
              FROM machine WHERE uuid = $1 ORDER BY created LIMIT 16",
         )
         .bind(uuid)
-        .fetch_all(&mut **transaction)
+        .fetch_all(&mut *connection)
         .await?;
         for row in &rows {
             with_uuid.push(candidate(row)?);
@@ -211,8 +211,7 @@ impl Db {
         &self,
         identity: &MachineIdentity,
     ) -> Result<Option<MachineId>> {
-        let mut transaction = self.pool.begin().await?;
-        find(&mut transaction, identity).await
+        find(&mut *self.pool.acquire().await?, identity).await
     }
 
     /// Keeps what a machine says of itself, as a new machine when its identity selects none.

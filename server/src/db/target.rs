@@ -135,6 +135,24 @@ impl Db {
             .collect()
     }
 
+    /// Those of one machine.
+    pub(crate) async fn live_targets_of(
+        &self,
+        machine: MachineId,
+        now: Moment,
+    ) -> Result<Vec<TargetRow>> {
+        sqlx::query(
+            "SELECT * FROM target WHERE machine = $1 AND seen >= $2 AND state <> 'ended' ORDER BY created",
+        )
+        .bind(machine.as_bytes().as_slice())
+        .bind(now.minus(LIVE).0)
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(target)
+        .collect()
+    }
+
     /// Moves a target to `to` when it is in one of `from`; says whether it moved.
     pub(crate) async fn move_target(
         &self,

@@ -30,8 +30,9 @@ const IMAGES: u32 = 200;
 const EVENTS: u32 = 10_000;
 /// Loads of each page.
 const LOADS: usize = 15;
-const READERS: usize = 16;
-const READING: Duration = Duration::from_secs(10);
+const READERS: u32 = 16;
+/// Seconds.
+const READING: u32 = 10;
 /// Pages that are open at once.
 const OPEN: usize = 200;
 const UPDATES_PER_SECOND: u32 = 1000;
@@ -67,6 +68,15 @@ for number in range(machines):
 first = now * 1000 - events
 db.executemany("INSERT INTO event (id, kind, payload) VALUES (?, 'machine-changed', '{}')", ((first + n,) for n in range(events)))
 db.commit()
+"#;
+
+/// Reads one machine after the other.
+const READS: &str = r#"
+local machine = 0
+request = function()
+  machine = (machine + 7) % 1000
+  return wrk.format("GET", string.format("/api/v1/machines/52:54:00:00:%02x:%02x", math.floor(machine / 256), machine % 256))
+end
 "#;
 
 /// A server on loopback.
@@ -133,7 +143,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
         vec![Figure::new("start to ready", server.ready.as_secs_f64(), "s", Wanted::AtMost(1.0))];
     let session = runtime.block_on(sign_in(&server.url, &password))?;
     figures.extend(runtime.block_on(pages(&session, &server.url))?);
-    figures.extend(runtime.block_on(reads(&api, &server.url))?);
+    figures.extend(reads(folder.path(), &server.url, token.trim())?);
     let alone = runtime.block_on(watched(&api, &session, &server, 0))?;
     let watched = runtime.block_on(watched(&api, &session, &server, OPEN))?;
     figures.push(Figure::new("updates of machines a second", watched.1, "/s", Wanted::Nothing));
@@ -177,7 +187,8 @@ async fn sign_in(url: &str, password: &str) -> Result<Client> {
     let (cookie, _) = cookie.split_once(';').context("read the cookie")?;
     let mut headers = header::HeaderMap::new();
     headers.insert(header::COOKIE, cookie.parse().context("read the cookie")?);
-    client().default_headers(headers).build().context("make a client")
+    // Every browser has connections of its own.
+    client().http1_only().default_headers(headers).build().context("make a client")
 }
 
 async fn get(client: &Client, url: &str) -> Result<String> {
@@ -224,32 +235,22 @@ async fn pages(session: &Client, url: &str) -> Result<Vec<Figure>> {
 }
 
 /// How often a machine is read in a second.
-async fn reads(api: &Client, url: &str) -> Result<Vec<Figure>> {
-    let (done, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let mut readers = JoinSet::new();
-    let begun = Instant::now();
-    for reader in 0..READERS {
-        let (api, url, done, failed) = (api.clone(), url.to_owned(), done.clone(), failed.clone());
-        readers.spawn(async move {
-            let mut machine = reader;
-            while begun.elapsed() < READING {
-                machine = (machine + 7) % MACHINES as usize;
-                let at = format!(
-                    "{url}/api/v1/machines/52:54:00:00:{:02x}:{:02x}",
-                    machine >> 8,
-                    machine & 255
-                );
-                let count = if get(&api, &at).await.is_ok() { &done } else { &failed };
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-    }
-    readers.join_all().await;
-    let a_second = number(done.load(Ordering::Relaxed)) / begun.elapsed().as_secs_f64();
-    let failed = number(failed.load(Ordering::Relaxed));
+fn reads(folder: &Path, url: &str, token: &str) -> Result<Vec<Figure>> {
+    let script = folder.join("reads.lua");
+    fs::write(&script, READS).context("write a script")?;
+    let mut wrk = Command::new("wrk");
+    wrk.args(["-t1", &format!("-c{READERS}"), &format!("-d{READING}s"), "-s"]).arg(&script);
+    wrk.args(["-H", &format!("Authorization: Bearer {token}"), url]);
+    let said = tool::finish(&mut wrk)?;
+    let of = |name: &str| {
+        let (_, rest) = said.split_once(name)?;
+        rest.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    let a_second = of("Requests/sec:").with_context(|| format!("wrk said {said}"))?;
+    let failed = of("Non-2xx or 3xx responses:").unwrap_or(0.0);
     Ok(vec![
         Figure::new(
-            "reads of a machine a second, the client beside it",
+            "reads of a machine a second, the reader beside it",
             a_second,
             "/s",
             Wanted::AtLeast(5000.0),
