@@ -85,6 +85,8 @@ impl Db {
         migrate(kind, &options).await?;
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
+            // Nothing lies between us and SQLite, and asking costs as much as most statements do.
+            .test_before_acquire(matches!(kind, Kind::Postgres))
             .acquire_timeout(match kind {
                 Kind::Sqlite => PATIENCE,
                 Kind::Postgres => ANSWER,
