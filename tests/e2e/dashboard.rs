@@ -82,6 +82,7 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
     watch(&server, &target, &browser).await;
     group(&server, &target, &browser).await;
     ask_what_is_left(&server, &browser).await;
+    deploy_to_many(&server, &site, &browser).await;
     fill_the_array(&server, &browser).await;
     let ann = add_a_user(&server, &browser).await;
     look_at_all_pages(&server, &browser).await;
@@ -278,6 +279,47 @@ async fn group(server: &Server, target: &Target, browser: &Browser) {
     browser.click("#change-lab-b").await;
     browser.click("#remove-lab-b").await;
     browser.sees_gone("#group-lab-b").await;
+}
+
+/// All known machines are installed at once: the map shows how far each is, and what failed is tried again.
+async fn deploy_to_many(server: &Server, site: &Site, browser: &Browser) {
+    let targets = [site.hello("52:54:00:00:00:03").await, site.hello("52:54:00:00:00:04").await];
+    browser.go(&format!("{}/machines", server.url)).await;
+    browser.click("#many").await;
+    let click = async {
+        browser.click("#many-install").await;
+        browser.sees("#deployments-live .map", "0 of 3 done, 1 not there yet").await;
+    };
+    let (one, other, ()) = tokio::join!(targets[0].ticket(), targets[1].ticket(), click);
+    assert!(matches!(one, TicketReply::Ready(_)) && matches!(other, TicketReply::Ready(_)));
+    let mut progress = InstallProgress {
+        phase: InstallPhase::Writing,
+        total: ByteCount(100),
+        from_peers: ByteCount(45),
+        from_server: ByteCount(5),
+        rebuilt: ByteCount(0),
+        already: ByteCount(0),
+        written: ByteCount(50),
+        milliseconds: 1000,
+        error: None,
+    };
+    targets[0].report(&progress).await;
+    browser.sees("#deployments-live .map", "Writing 50 %").await;
+    browser.sees("#deployments-live .map", "90 % from peers").await;
+    progress.phase = InstallPhase::Failed;
+    progress.error = Some("the disk is broken: replace it".to_owned());
+    targets[1].report(&progress).await;
+    browser.sees("#deployments-live .map", "0 of 3 done, 1 not there yet, 1 failed").await;
+    browser.shoot("deployments-map").await;
+    browser.click("form[action$='/retry'] button").await;
+    browser.sees("#deployments-live .open", "52:54:00:00:00:04").await;
+    // Both deployments, so that the image can go in the end.
+    for _ in 0..2 {
+        browser.click("article.install button[id^=cancel-]").await;
+        browser.click(".sure:popover-open button.danger").await;
+        browser.sees("#deployments-live .over", "Cancelled").await;
+    }
+    browser.sees("#deployments-live", "Nothing is being installed").await;
 }
 
 /// The only client holds nothing, and it is told what that means.

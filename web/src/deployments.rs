@@ -2,7 +2,7 @@
 
 use askama::Template;
 
-use crate::text::{Ago, Bytes, Percent, Rate, Span, counted};
+use crate::text::{Ago, Bytes, Percent, Rate, Span, counted, listed};
 
 /// The page.
 #[derive(Debug, Template)]
@@ -15,10 +15,33 @@ pub struct DeploymentsPage<'a> {
 #[derive(Clone, Debug, Default, Template)]
 #[template(path = "deployments_live.html")]
 pub struct Deployments {
-    /// Installs that are not over.
+    /// Deployments to several machines that are not over.
+    pub maps: Vec<Map>,
+    /// Installs that are not over, those that somebody should look at first.
     pub open: Vec<Install>,
+    /// How many more there are: their machines are on the maps.
+    pub open_more: usize,
     /// Those that are, newest first.
     pub over: Vec<Install>,
+}
+
+/// A deployment with a cell for each machine.
+#[derive(Clone, Debug)]
+pub struct Map {
+    pub deployment: i64,
+    /// `classroom, version 3`.
+    pub image: String,
+    pub cells: Vec<Cell>,
+}
+
+/// A machine on a map.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// Of the install, hex.
+    pub id: String,
+    pub machine: String,
+    pub state: InstallState,
+    pub progress: Option<Progress>,
 }
 
 /// One machine's share of a deployment.
@@ -30,6 +53,8 @@ pub struct Install {
     pub deployment: i64,
     /// Installs of the same deployment that are not over, this one included: they are cancelled together.
     pub together: u64,
+    /// It failed or was cancelled, and its machine has nothing else to do: it can be tried again.
+    pub again: bool,
     /// What the machine is called.
     pub machine: String,
     /// `classroom, version 3`.
@@ -148,6 +173,95 @@ impl Progress {
     }
 }
 
+/// A machine is slow that has less than this part of the pace that half of the others have.
+const SLOW: u64 = 2;
+
+impl Cell {
+    fn percent(&self) -> Percent {
+        match self.state {
+            InstallState::Done => Percent::ALL,
+            _ => self.progress.map_or(Percent::of(0, 1), |progress| progress.percent()),
+        }
+    }
+
+    fn pace(&self) -> Option<u64> {
+        let writes = self.state == InstallState::Writing;
+        self.progress?.rate.filter(|_| writes).map(|rate| rate.0)
+    }
+}
+
+impl Map {
+    /// The pace that half of the machines that write have or exceed.
+    fn median(&self) -> Option<u64> {
+        let mut paces: Vec<_> = self.cells.iter().filter_map(Cell::pace).collect();
+        paces.sort_unstable();
+        paces.get(paces.len() / 2).copied()
+    }
+
+    fn is_slow(&self, cell: &Cell) -> bool {
+        let median = self.median().unwrap_or(0);
+        cell.pace().is_some_and(|pace| pace.saturating_mul(SLOW) < median)
+    }
+
+    /// How far all of them are, how long it takes still, and who holds it up.
+    fn sentence(&self) -> String {
+        let count = |wanted: fn(InstallState) -> bool| {
+            self.cells.iter().filter(|cell| wanted(cell.state)).count()
+        };
+        let mut parts = vec![format!(
+            "{} of {} done",
+            count(|state| state == InstallState::Done),
+            self.cells.len()
+        )];
+        for (count, word) in [
+            (count(|state| state == InstallState::Scheduled), "not there yet"),
+            (count(|state| state == InstallState::Silent), "not heard of"),
+            (count(|state| state == InstallState::Failed), "failed"),
+        ] {
+            if count > 0 {
+                parts.push(format!("{count} {word}"));
+            }
+        }
+        let left =
+            self.cells.iter().filter_map(|cell| cell.progress?.left).map(|left| left.seconds);
+        if let Some(seconds) = left.max() {
+            parts.push(format!("{} left", Span { seconds }));
+        }
+        let slow: Vec<_> = self.cells.iter().filter(|cell| self.is_slow(cell)).collect();
+        if let (Some(median), Some(first)) = (self.median(), slow.first()) {
+            let names: Vec<_> = slow.iter().map(|cell| cell.machine.as_str()).collect();
+            let pace = Rate(first.pace().unwrap_or(0));
+            let verb = if slow.len() == 1 { "is slow" } else { "are slow" };
+            parts.push(format!(
+                "{} {verb}: {pace} where half of them have {} or more",
+                listed(&names),
+                Rate(median)
+            ));
+        }
+        format!("{}.", parts.join(", "))
+    }
+
+    /// Of what was fetched so far, where it came from.
+    fn sources(&self) -> Vec<Piece> {
+        let mut all = Progress::default();
+        for progress in self.cells.iter().filter_map(|cell| cell.progress) {
+            all.from_peers.0 = all.from_peers.0.saturating_add(progress.from_peers.0);
+            all.from_server.0 = all.from_server.0.saturating_add(progress.from_server.0);
+            all.rebuilt.0 = all.rebuilt.0.saturating_add(progress.rebuilt.0);
+        }
+        all.pieces()
+    }
+
+    /// The same in words.
+    fn shares(&self) -> String {
+        let [peers, rebuilt, server] = ["peers", "rebuilt", "server"].map(|class| {
+            let piece = self.sources().into_iter().find(|piece| piece.class == class);
+            piece.map_or(0, |piece| piece.width / 10)
+        });
+        format!("{peers} % from peers, {rebuilt} % rebuilt from parity, {server} % from the server")
+    }
+}
+
 impl Install {
     fn shows_progress(&self) -> bool {
         !matches!(self.state, InstallState::Scheduled | InstallState::Cancelled)
@@ -183,6 +297,7 @@ mod tests {
             id: "cc".repeat(16),
             deployment: 7,
             together: 1,
+            again: state == InstallState::Failed,
             machine: "pc-<14>".into(),
             image: "classroom, version 3".into(),
             state,
@@ -206,7 +321,8 @@ mod tests {
 
     #[test]
     fn a_running_install_shows_phase_speed_time_left_and_where_bytes_come_from() {
-        let live = Deployments { open: vec![install(InstallState::Writing)], over: vec![] };
+        let open = vec![install(InstallState::Writing)];
+        let live = Deployments { open, ..Deployments::default() };
         let html = live.render().unwrap().replace('\u{a0}', " ");
         for wanted in [
             "pc-&#60;14&#62;",
@@ -232,8 +348,10 @@ mod tests {
             error: Some("the disk is too small: choose a disk of at least 20 GiB".into()),
             ..install(InstallState::Failed)
         };
-        let html = Deployments { open: vec![], over: vec![failed] }.render().unwrap();
+        let live = Deployments { over: vec![failed], ..Deployments::default() };
+        let html = live.render().unwrap();
         assert!(html.contains("the disk is too small"), "{html}");
+        assert!(html.contains(r#"action="/deployments/7/retry""#), "{html}");
         assert!(!html.contains("/cancel"), "{html}");
     }
 
@@ -243,7 +361,7 @@ mod tests {
             silent: Some(Ago { at: "2026-11-23T10:00:00Z".into(), seconds: 180 }),
             ..install(InstallState::Silent)
         };
-        let html = Deployments { open: vec![silent], over: vec![] }
+        let html = Deployments { open: vec![silent], ..Deployments::default() }
             .render()
             .unwrap()
             .replace('\u{a0}', " ");
@@ -257,8 +375,46 @@ mod tests {
             waits: Some("without client a the clients could not read b any more".into()),
             ..install(InstallState::Scheduled)
         };
-        let html = Deployments { open: vec![waits], over: vec![] }.render().unwrap();
+        let live = Deployments { open: vec![waits], ..Deployments::default() };
+        let html = live.render().unwrap();
         assert!(html.contains("Waits for its turn: without client a"), "{html}");
+    }
+
+    #[test]
+    fn a_map_says_how_far_all_are_and_who_is_slow() {
+        let cell = |machine: &str, state, megabytes: u64, seconds| Cell {
+            id: "cc".repeat(16),
+            machine: machine.into(),
+            state,
+            progress: (megabytes > 0).then(|| Progress {
+                total: Bytes(100),
+                from_peers: Bytes(45),
+                from_server: Bytes(5),
+                rate: Some(Rate(megabytes * 1_000_000)),
+                left: Some(Span { seconds }),
+                ..Progress::default()
+            }),
+        };
+        let map = Map {
+            deployment: 7,
+            image: "classroom, version 3".into(),
+            cells: vec![
+                cell("a", InstallState::Done, 90, 0),
+                cell("b", InstallState::Writing, 90, 40),
+                cell("c", InstallState::Writing, 95, 38),
+                cell("<d>", InstallState::Writing, 38, 125),
+                cell("e", InstallState::Scheduled, 0, 0),
+                cell("f", InstallState::Failed, 0, 0),
+            ],
+        };
+        let said = map.sentence().replace('\u{a0}', " ");
+        assert_eq!(
+            said,
+            "1 of 6 done, 1 not there yet, 1 failed, 2 min 5 s left, <d> is slow: 38 MB/s where half of them have 90 MB/s or more."
+        );
+        assert_eq!(map.shares(), "90 % from peers, 0 % rebuilt from parity, 10 % from the server");
+        let html = Deployments { maps: vec![map], ..Deployments::default() }.render().unwrap();
+        assert!(html.contains("&#60;d&#62;") && html.contains("cell warn"), "{html}");
     }
 
     #[test]

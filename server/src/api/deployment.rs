@@ -345,6 +345,48 @@ pub(crate) async fn cancel(
     Ok(Json(one(&app, deployment).await?))
 }
 
+/// Deploy anew to the machines of a deployment on which it failed or was cancelled
+///
+/// Those that have something else to do by now are left out.
+#[utoipa::path(post, path = "/api/v1/deployments/{deployment}/retry", tag = "deployments",
+    params(("deployment" = i64, Path)), responses((status = 201, body = Deployment), (status = 404, body = Problem),
+    (status = 409, body = Problem)))]
+pub(crate) async fn retry(
+    State(app): State<App>,
+    Place(deployment): Place<i64>,
+) -> Result<(StatusCode, Json<Deployment>), ApiError> {
+    let row = app.db.deployment(deployment).await?.ok_or_else(unknown)?;
+    let busy = app.db.open_installs(None).await?;
+    let installs = app.db.installs_of_deployment(deployment).await?.into_iter();
+    let machines: Vec<_> = installs
+        .filter(|install| can_be_tried_again(install.state, busy.contains_key(&install.machine)))
+        .map(|install| install.machine.to_string())
+        .collect();
+    if machines.is_empty() {
+        return Err(ApiError::conflict(
+            "nothing_failed",
+            "no machine of this deployment failed, or what failed has something else to do by now",
+        ));
+    }
+    let wish = approval::Wish {
+        image: format!("{}@{}", row.image, row.number),
+        disk: row.disk,
+        after: row.after,
+        preapproved: row.preapproved,
+        at_once: row.at_once,
+        storage: row.storage,
+    };
+    let (made, codes) = approval::deploy(&app, &wish, &machines).await?;
+    let mut made = one(&app, made).await?;
+    made.approved_codes = codes;
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// Whether a machine gets an install of this state anew when its deployment is tried again.
+pub(crate) const fn can_be_tried_again(state: InstallState, is_busy: bool) -> bool {
+    matches!(state, InstallState::Failed | InstallState::Cancelled) && !is_busy
+}
+
 /// List installs, newest first
 #[utoipa::path(get, path = "/api/v1/installs", tag = "deployments", responses((status = 200, body = Vec<Install>)))]
 pub(crate) async fn list_installs(State(app): State<App>) -> Result<Json<Vec<Install>>, ApiError> {

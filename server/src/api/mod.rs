@@ -112,6 +112,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(deployment::list, deployment::create))
         .routes(routes!(deployment::show))
         .routes(routes!(deployment::cancel))
+        .routes(routes!(deployment::retry))
         .routes(routes!(deployment::list_installs))
         .routes(routes!(deployment::show_install))
         .routes(routes!(volume::list, volume::create))

@@ -31,6 +31,8 @@ enum Verb {
     },
     /// Cancel what is not over of a deployment
     Cancel { id: i64 },
+    /// Deploy anew to the machines on which it failed or was cancelled
+    Retry { id: i64 },
 }
 
 impl Args {
@@ -73,6 +75,12 @@ impl Args {
                 let deployment: Deployment =
                     client.post(&format!("/api/v1/deployments/{id}/cancel")).await?;
                 line(&format!("deployment {} is {}", deployment.id, deployment.state))
+            }
+            Verb::Retry { id } => {
+                let made: Deployment =
+                    client.post(&format!("/api/v1/deployments/{id}/retry")).await?;
+                let machines = made.installs.len();
+                line(&format!("deployment {} of {}, machines: {machines}", made.id, made.image))
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Fills the page of deployments.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use axum::{extract::State, response::Response};
 use cairn_web::{
-    deployments::{Deployments, Install, InstallState, Progress},
+    deployments::{Cell, Deployments, Install, InstallState, Map, Progress},
     shell::Place,
     text::{Bytes, Rate, Span},
 };
@@ -17,15 +17,55 @@ use crate::{
     moment::Moment,
 };
 
-/// Installs that are looked at, and finished ones that are shown.
+/// Installs that are looked at, and those that are shown with all that is known of them.
 const LOOKED_AT: u32 = 500;
-const SHOWN: usize = 50;
+const SHOWN: usize = 25;
 
 pub(super) async fn view(app: &App) -> Result<Deployments, ApiError> {
     let all = all(app).await?;
-    let (over, open): (Vec<_>, Vec<_>) =
+    let maps = maps(&all);
+    let (over, mut open): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|install| install.state.is_over());
-    Ok(Deployments { open, over: over.into_iter().take(SHOWN).collect() })
+    open.sort_by_key(urgency);
+    let open_more = open.len().saturating_sub(SHOWN);
+    open.truncate(SHOWN);
+    Ok(Deployments { maps, open, open_more, over: over.into_iter().take(SHOWN).collect() })
+}
+
+/// What somebody should look at comes first, then what takes longest.
+fn urgency(install: &Install) -> (u8, std::cmp::Reverse<u64>) {
+    let rank = match (install.state, &install.waits) {
+        (InstallState::Silent, _) => 0,
+        (_, Some(_)) => 1,
+        (InstallState::Scheduled, None) => 3,
+        _ => 2,
+    };
+    let left = install.progress.and_then(|progress| progress.left).map_or(0, |left| left.seconds);
+    (rank, std::cmp::Reverse(left))
+}
+
+/// The deployments to several machines of which one is not over, the newest first.
+fn maps(all: &[Install]) -> Vec<Map> {
+    let mut by_deployment = BTreeMap::<i64, Vec<&Install>>::new();
+    for install in all {
+        by_deployment.entry(install.deployment).or_default().push(install);
+    }
+    let is_open = |installs: &[&Install]| installs.iter().any(|install| !install.state.is_over());
+    let several = by_deployment.into_iter().rev();
+    let several = several.filter(|(_, installs)| installs.len() > 1 && is_open(installs));
+    several.filter_map(|(deployment, installs)| map(deployment, installs)).collect()
+}
+
+fn map(deployment: i64, mut installs: Vec<&Install>) -> Option<Map> {
+    let image = installs.first()?.image.clone();
+    installs.sort_by(|a, b| a.machine.cmp(&b.machine));
+    let cell = |install: &Install| Cell {
+        id: install.id.clone(),
+        machine: install.machine.clone(),
+        state: install.state,
+        progress: install.progress,
+    };
+    Some(Map { deployment, image, cells: installs.into_iter().map(cell).collect() })
 }
 
 /// The newest installs, newest first.
@@ -36,9 +76,16 @@ pub(super) async fn all(app: &App) -> Result<Vec<Install>, ApiError> {
     for install in &all {
         *open.entry(install.deployment).or_default() += u64::from(!state(install).is_over());
     }
+    let busy: HashSet<String> =
+        app.db.open_installs(None).await?.keys().map(ToString::to_string).collect();
     let together =
         |install: &api::deployment::Install| open.get(&install.deployment).copied().unwrap_or(0);
-    Ok(all.iter().map(|install| fill(install, together(install), now)).collect())
+    let fill = |install: &api::deployment::Install| {
+        let is_busy = busy.contains(&install.machine);
+        let again = api::deployment::can_be_tried_again(install.state, is_busy);
+        Install { again, ..fill(install, together(install), now) }
+    };
+    Ok(all.iter().map(fill).collect())
 }
 
 fn state(install: &api::deployment::Install) -> InstallState {
@@ -69,6 +116,7 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
         id: install.id.clone(),
         deployment: install.deployment,
         together,
+        again: false,
         machine: install.machine_label.clone(),
         image: image_label(&install.image),
         state,
@@ -96,5 +144,13 @@ pub(super) async fn cancel(
     deployment: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
     let done = api::deployment::cancel(State(app.clone()), deployment).await;
+    answer(&app, Place::Deployments, done).await
+}
+
+pub(super) async fn retry(
+    State(app): State<App>,
+    deployment: extract::Place<i64>,
+) -> Result<Response, ApiError> {
+    let done = api::deployment::retry(State(app.clone()), deployment).await;
     answer(&app, Place::Deployments, done).await
 }

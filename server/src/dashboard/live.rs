@@ -126,7 +126,7 @@ impl Default for Live {
 /// The parts of pages that were rendered since pages were told last.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
-    /// Batches that pages were told of.
+    /// How often pages were told of something, or something was done on one.
     told: AtomicU64,
     rendered: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Rendered>>>>>,
 }
@@ -176,9 +176,14 @@ impl Live {
         self.parts.get(name, render).await
     }
 
+    /// What was rendered is old: somebody did something on a page, and looks for it now.
+    pub(super) fn outdate(&self) {
+        self.parts.told.fetch_add(1, Ordering::AcqRel);
+    }
+
     fn tell(&self, topics: Topics) {
         // First, so that whoever hears of it is not answered with what was before.
-        self.parts.told.fetch_add(1, Ordering::AcqRel);
+        self.outdate();
         // Nobody looking is no failure.
         drop(self.batches.send(topics));
     }
@@ -314,8 +319,10 @@ mod tests {
         assert_eq!(ask("images").await, "1");
         live.tell(Topics::ALL);
         assert_eq!(ask("machines").await, "2");
-        tokio::time::advance(GOOD_FOR).await;
+        live.outdate();
         assert_eq!(ask("machines").await, "3");
+        tokio::time::advance(GOOD_FOR).await;
+        assert_eq!(ask("machines").await, "4");
         // Told while it is rendered: the next one is rendered anew.
         tokio::time::advance(GOOD_FOR).await;
         let late = async {
@@ -323,7 +330,7 @@ mod tests {
             live.tell(Topics::ALL);
         };
         let (html, ()) = tokio::join!(ask("machines"), late);
-        assert_eq!((html.as_str(), ask("machines").await.as_str()), ("4", "5"));
+        assert_eq!((html.as_str(), ask("machines").await.as_str()), ("5", "6"));
         for number in 0..2 * KEPT_PARTS {
             ask(&number.to_string()).await;
         }

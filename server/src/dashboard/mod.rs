@@ -80,6 +80,7 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/machines/{machine}/name", post(machines::name))
         .route("/deployments", get(deployments_page))
         .route("/deployments/{deployment}/cancel", post(deployments::cancel))
+        .route("/deployments/{deployment}/retry", post(deployments::retry))
         .route("/array", get(array_page).post(array::create))
         .route("/array/scrub", post(array::begin_scrub))
         .route("/array/rebalance", post(array::begin_rebalance))
@@ -119,7 +120,11 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Result<R
             "this form did not come from a page of this server: open the dashboard and try again",
         ));
     }
-    match auth::pass(&app, actor, request, next).await {
+    let done = auth::pass(&app, actor, request, next).await;
+    if !safe {
+        app.live.outdate();
+    }
+    match done {
         Err(error) => match error.for_people() {
             Some((status, why)) => {
                 let mut response = page(&app, Place::Overview, Some(why)).await?;

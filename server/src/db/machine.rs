@@ -193,17 +193,17 @@ impl Db {
     }
 
     pub(crate) async fn machine(&self, id: MachineId) -> Result<Option<MachineRow>> {
-        let row = sqlx::query("SELECT * FROM machine WHERE id = $1")
-            .bind(id.as_bytes().as_slice())
-            .fetch_optional(&self.pool)
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        let macs =
-            sqlx::query_scalar("SELECT mac FROM machine_mac WHERE machine = $1 ORDER BY mac")
-                .bind(id.as_bytes().as_slice())
-                .fetch_all(&self.pool)
-                .await?;
-        machine(&row, macs).map(Some)
+        // The same machine again for each of its MACs.
+        let rows = sqlx::query(
+            "SELECT machine.*, machine_mac.mac FROM machine LEFT JOIN machine_mac ON machine_mac.machine = machine.id
+             WHERE machine.id = $1 ORDER BY machine_mac.mac",
+        )
+        .bind(id.as_bytes().as_slice())
+        .fetch_all(&self.pool)
+        .await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let macs = rows.iter().filter_map(|row| row.maybe_text("mac").transpose());
+        machine(row, macs.collect::<Result<_>>()?).map(Some)
     }
 
     /// The machine that this identity selects.

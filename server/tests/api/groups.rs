@@ -177,3 +177,26 @@ async fn groups_are_made_changed_and_removed_and_two_never_disagree() {
     }
     panic!("an image that is gone is still what a group is to run");
 }
+
+#[tokio::test]
+async fn what_failed_or_was_cancelled_is_tried_again_and_nothing_else() {
+    let server = Server::start().await;
+    server.add_image("os", 1).await;
+    let made = deploy(&server, object!({ "image": "os", "machines": MACS })).await.unwrap();
+    let retry = async |deployment: i64| -> anyhow::Result<Deployment> {
+        server.api().post(&format!("/api/v1/deployments/{deployment}/retry")).await
+    };
+    assert_eq!(code(retry(made.id).await), "nothing_failed");
+    let path = format!("/api/v1/deployments/{}/cancel", made.id);
+    server.api().post::<Deployment>(&path).await.unwrap();
+    // One of them has something else to do by now.
+    install(&server, MACS[0]).await;
+    deploy(&server, object!({ "image": "os", "machines": [MACS[1]] })).await.unwrap();
+    server.add_image("os", 2).await;
+    let again = retry(made.id).await.unwrap();
+    let mut labels: Vec<_> = again.installs.iter().map(|it| it.machine_label.as_str()).collect();
+    labels.sort_unstable();
+    // What it was, not what the name stands for now.
+    assert_eq!((again.image.as_str(), labels), ("os@1", vec![MACS[0], MACS[2]]));
+    assert_eq!(code(retry(again.id + 99).await), "deployment_unknown");
+}
