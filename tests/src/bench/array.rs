@@ -216,7 +216,7 @@ fn ask(host: &Host, contenders: &[Contender], question: &Question) -> Result<Vec
 }
 
 /// Bytes that a process had written to disks.
-fn written(pid: u32) -> Result<f64> {
+pub(super) fn written(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/io")).context("read what was written")?;
     let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
     line.context("find write_bytes")?.trim().parse().context("read write_bytes")

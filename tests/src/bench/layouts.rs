@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     Figure, Wanted,
+    array::written,
     swarm::{BYTES, noise},
 };
 use crate::{
@@ -57,6 +58,7 @@ print(took[500], took[990])
 pub(super) fn measure() -> Result<Vec<Figure>> {
     let mut figures = swarm()?;
     figures.extend(mirrored()?);
+    figures.extend(full_stripes()?);
     figures.extend(server_parity()?);
     figures.extend(offline()?);
     Ok(figures)
@@ -193,6 +195,46 @@ fn mirrored() -> Result<Vec<Figure>> {
             mirrored.2 / local.2,
             "",
             Wanted::Nothing,
+        ),
+    ])
+}
+
+/// What all disks together are written when a volume is written once, in order, whose parity clients hold.
+fn full_stripes() -> Result<Vec<Figure>> {
+    let mut site = Site::start_with_stores("bench-stripes", &["one", "two"])?;
+    site.join(CLIENTS, "2GiB")?;
+    let file = site.lab.dir().join("noise");
+    noise(&file)?;
+    let size = format!("{}MiB", BYTES >> 20);
+    site.server.run(&["volume", "create", "v", "--size", &size, "--layout", "client-parity"])?;
+    site.wait_for_stand_ins(&(0..usize::from(CLIENTS)).collect::<Vec<_>>())?;
+    let all = |site: &mut Site| -> Result<f64> {
+        let clients = site.agents.iter_mut().map(|agent| agent.process().pid());
+        let pids: Vec<u32> = clients.chain([site.server.process().pid()]).collect();
+        pids.into_iter().map(written).sum()
+    };
+    let before = all(&mut site)?;
+    let file = file.to_str().context("the path is not UTF-8")?;
+    let uri = format!("{NBD}/v");
+    tool::finish(&mut site.server.host().command(&["nbdcopy", "--flush", file, &uri]))?;
+    let detail = site.wait_volume_scattered("v")?;
+    // What is on its way to the disks.
+    tool::run("sync", [""; 0])?;
+    let bytes = mega(BYTES) * 1e6;
+    let beyond_journal = (all(&mut site)? - before) / bytes - 1.0;
+    let parity = mega(detail.scatter.context("it is scattered")?.held_bytes) * 1e6 / bytes;
+    Ok(vec![
+        Figure::new(
+            "client-parity: parity held by clients, over the volume",
+            parity,
+            "",
+            Wanted::Nothing,
+        ),
+        Figure::new(
+            "client-parity: written to all disks per byte, beyond the journal and 1 + m/k",
+            beyond_journal - 1.0 - parity,
+            "",
+            Wanted::AtMost(0.1),
         ),
     ])
 }
