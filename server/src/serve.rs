@@ -402,6 +402,7 @@ async fn take_up(app: &App) -> anyhow::Result<()> {
     if cut_short || volumes_cut_short || !app.volumes.is_empty() {
         register::delete_leftovers(app, begun).await?;
     }
+    app.db.forget_unfinished().await.context("let go of requests that were cut short")?;
     let resumed = app.db.resume_jobs(Moment::now()).await?;
     if resumed > 0 {
         tracing::info!(resumed, "jobs that were cut short are begun again");

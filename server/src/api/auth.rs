@@ -8,11 +8,11 @@ use axum::{
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, Method, StatusCode, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use cairn_array::tls::Token;
 
-use super::{error::ApiError, role};
+use super::{error::ApiError, idempotency, role};
 use crate::{
     app::App,
     db::{account::Role, audit::NewAudit},
@@ -51,7 +51,13 @@ pub(crate) async fn pass(
     let least = role::least(request.method(), route);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let may = actor.role.is_at_least(least);
-    let response = if may { Some(next.run(request).await) } else { None };
+    let response = match may {
+        true => Some(match idempotency::run(app, &actor.name, request, next).await {
+            Ok(response) => response,
+            Err(error) => error.into_response(),
+        }),
+        false => None,
+    };
     if !is_safe(&method) {
         let status = response.as_ref().map_or(StatusCode::FORBIDDEN, Response::status);
         let (actor, method) = (actor.name.as_str(), method.as_str());

@@ -15,7 +15,8 @@ use axum::{
 use utoipa::{
     Modify, OpenApi, ToSchema as _,
     openapi::{
-        Content, Ref, RefOr, Response as ResponseDocument, ResponseBuilder,
+        Content, ObjectBuilder, Ref, RefOr, Response as ResponseDocument, ResponseBuilder, Type,
+        path::{Parameter, ParameterBuilder, ParameterIn},
         security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme},
     },
 };
@@ -32,6 +33,7 @@ pub mod event;
 pub(crate) mod extract;
 pub mod grant;
 pub mod group;
+mod idempotency;
 pub mod image;
 pub mod job;
 pub mod limits;
@@ -155,7 +157,11 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         .merge(administrators)
         .merge(anybody)
         .into_openapi();
-    for path in document.paths.paths.values_mut() {
+    for (place, path) in &mut document.paths.paths {
+        if let (true, Some(post)) = (idempotency::CREATES.contains(&place.as_str()), &mut path.post)
+        {
+            post.parameters.get_or_insert_default().push(RefOr::T(idempotency_key()));
+        }
         let operations =
             [&mut path.get, &mut path.put, &mut path.post, &mut path.delete, &mut path.patch];
         for operation in operations.into_iter().flatten() {
@@ -163,6 +169,23 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         }
     }
     document
+}
+
+fn idempotency_key() -> Parameter {
+    ParameterBuilder::new()
+        .name("Idempotency-Key")
+        .parameter_in(ParameterIn::Header)
+        .description(Some(
+            "1 to 64 characters of ASCII: asked for again with the same key within a day, it is done once",
+        ))
+        .schema(Some(
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .min_length(Some(1))
+                .max_length(Some(idempotency::MAX_KEY))
+                .pattern(Some("^[!-~]+$")),
+        ))
+        .build()
 }
 
 /// Whatever is refused is refused with a problem document, also where an operation does not name it.

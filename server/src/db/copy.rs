@@ -17,13 +17,14 @@ use super::{
 };
 
 /// All tables; each after those that it refers to, but for volumes and snapshots, which refer to each other.
-pub(super) const TABLES: [&str; 36] = [
+pub(super) const TABLES: [&str; 37] = [
     "setting",
     "account",
     "session",
     "token",
     "event",
     "audit",
+    "once",
     "webhook",
     "job",
     "image",

@@ -30,6 +30,7 @@ pub mod image;
 pub mod job;
 pub(crate) mod link;
 pub mod machine;
+pub(crate) mod once;
 mod pool;
 mod promotion;
 pub(crate) mod recovered;

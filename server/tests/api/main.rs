@@ -8,6 +8,7 @@ mod agents;
 mod command_line;
 mod groups;
 mod harness;
+mod idempotency;
 mod images;
 mod jobs;
 mod roles;

@@ -1,0 +1,16 @@
+-- Answers to requests that came with a key: what is asked for twice is done once.
+CREATE TABLE once (
+    -- Who asked.
+    actor   TEXT NOT NULL,
+    -- The key.
+    word    TEXT NOT NULL,
+    -- SHA-256 of the request.
+    request BYTEA NOT NULL,
+    -- None while it is under way.
+    status  BIGINT,
+    kind    TEXT,
+    body    BYTEA,
+    created BIGINT NOT NULL,
+    PRIMARY KEY (actor, word)
+);
+CREATE INDEX once_created ON once (created);
