@@ -163,11 +163,14 @@ impl Volumes {
         Some((entry.open.clone().ok()?, snapshots))
     }
 
-    /// The volumes that clients hold a part of, with the number of their last root.
-    fn roots_to_scatter(&self) -> BTreeMap<VolumeId, u64> {
+    /// The volumes that clients hold a part of, with the number of their last root, and when flushes of them are answered.
+    fn roots_to_scatter(&self) -> BTreeMap<VolumeId, (u64, Durability)> {
         let entries = self.entries();
         let scattered = entries.values().filter(|entry| entry.layout != VolumeLayout::Server);
-        let root = |entry: &Entry| Some((entry.id, entry.open.as_ref().ok()?.checkpoints()));
+        let root = |entry: &Entry| {
+            let open = entry.open.as_ref().ok()?;
+            Some((entry.id, (open.checkpoints(), open.durability())))
+        };
         scattered.filter_map(root).collect()
     }
 

@@ -14,6 +14,7 @@ use cairn_array::wire::SegmentClass;
 use cairn_core::{
     id::{SegmentId, VolumeId},
     layout::DataSegment,
+    volume::Durability,
 };
 
 use futures::{StreamExt as _, stream};
@@ -210,11 +211,16 @@ pub(crate) async fn watch(app: App) {
     loop {
         let now = app.volumes.roots_to_scatter();
         known.retain(|id, _| now.contains_key(id));
-        for (id, number) in now {
+        for (id, (number, durability)) in now {
             if known.insert(id, number) == Some(number) {
                 continue;
             }
-            if let Err(error) = app.queue_after(Kind::Scatter { set: id.into() }, SETTLE).await {
+            let delay = match durability {
+                Durability::Local => SETTLE,
+                // Its journal is not free before clients know the root.
+                Durability::Mirrored => Duration::ZERO,
+            };
+            if let Err(error) = app.queue_after(Kind::Scatter { set: id.into() }, delay).await {
                 tracing::error!(%error, volume = %id, "queue the scatter of a volume");
                 known.remove(&id);
             }
