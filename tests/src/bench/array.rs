@@ -45,16 +45,16 @@ struct Report {
 }
 
 #[derive(Deserialize)]
-struct Job {
+pub(super) struct Job {
     read: Side,
-    write: Side,
+    pub(super) write: Side,
 }
 
 #[derive(Deserialize)]
-struct Side {
+pub(super) struct Side {
     iops: f64,
     bw_bytes: f64,
-    io_bytes: f64,
+    pub(super) io_bytes: f64,
 }
 
 /// A question, and what is wanted of its answer beside others'.
@@ -170,7 +170,7 @@ fn size(host: &Host, uri: &str) -> Result<String> {
     tool::run("ip", ["netns", "exec", host.namespace(), "nbdinfo", "--size", uri])
 }
 
-fn fio(host: &Host, uri: &str, options: &[&str]) -> Result<Job> {
+pub(super) fn fio(host: &Host, uri: &str, options: &[&str]) -> Result<Job> {
     let uri = format!("--uri={uri}");
     let (size, runtime) = (format!("--size={SIZE_MIB}m"), format!("--runtime={SECONDS}"));
     let enter = ["netns", "exec", host.namespace(), "fio", "--name=bench", "--ioengine=nbd"];
