@@ -85,8 +85,15 @@ pub(super) async fn run(
         hasher.update(part);
     }
     let key = Key { actor: actor.to_owned(), key: key.to_owned(), request: hasher.finish() };
+    let (worker, request) = (app.clone(), Request::from_parts(parts, Body::from(body)));
+    // From before the key is taken on: whoever goes away must not leave it taken.
+    let done = app.tasks.spawn(async move { once(&worker, &key, request, next).await });
+    done.await.context("wait for a request")?
+}
+
+async fn once(app: &App, key: &Key, request: Request, next: Next) -> Result<Response, ApiError> {
     let now = Moment::now();
-    match app.db.begin_once(&key, now, now.minus(LIFE)).await? {
+    match app.db.begin_once(key, now, now.minus(LIFE)).await? {
         Once::First => {}
         Once::Done { status, kind, body } => return replay(status, &kind, body),
         Once::Other => {
@@ -103,12 +110,8 @@ pub(super) async fn run(
             ));
         }
     }
-    let (worker, request) = (app.clone(), Request::from_parts(parts, Body::from(body)));
-    let done = app.tasks.spawn(async move {
-        let response = next.run(request).await;
-        keep(&worker, &key, response).await
-    });
-    done.await.context("wait for a request")?
+    let response = next.run(request).await;
+    keep(app, key, response).await
 }
 
 /// Keeps the answer when something was made; what was refused can be asked for again.

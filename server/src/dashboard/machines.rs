@@ -119,7 +119,7 @@ fn wait(target: &TargetRow, machine: &Machine, wish: Wish, versions: &[Choice]) 
     }
 }
 
-/// What the machine has now in its newest version, else the first of all.
+/// What the machine has now in the version that its name stands for, else the first of all.
 fn first_offer(machine: &Machine, versions: &[Choice]) -> Option<String> {
     let name = machine.installed.as_deref().and_then(|installed| installed.rsplit_once('@'));
     let same = name.and_then(|(name, _)| {

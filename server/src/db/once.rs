@@ -5,6 +5,9 @@ use sqlx::Row as _;
 use super::{Columns as _, Db, Result};
 use crate::moment::Moment;
 
+/// The most answers that are kept.
+const KEPT: i64 = 10_000;
+
 /// A request, by who made it and the key that it has.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
@@ -30,13 +33,17 @@ pub(crate) enum Once {
 }
 
 impl Db {
-    /// Begins a request, unless its key is taken; forgets what is older than `oldest`.
+    /// Begins a request, unless its key is taken; forgets what is older than `oldest`, or beyond [`KEPT`].
     pub(crate) async fn begin_once(&self, key: &Key, now: Moment, oldest: Moment) -> Result<Once> {
         let mut transaction = self.write().await?;
-        sqlx::query("DELETE FROM once WHERE created < $1")
-            .bind(oldest.0)
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query(
+            "DELETE FROM once WHERE created < $1
+             OR created < (SELECT created FROM once ORDER BY created DESC LIMIT 1 OFFSET $2)",
+        )
+        .bind(oldest.0)
+        .bind(KEPT)
+        .execute(&mut *transaction)
+        .await?;
         let begun = sqlx::query(
             "INSERT INTO once (actor, word, request, created) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
         )
