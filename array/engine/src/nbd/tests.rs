@@ -218,8 +218,12 @@ fn real_clients_copy_and_compare() {
     let back = lab.file("back.qcow2");
     run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &lab.uri(), &back]);
     run("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", &back, &lab.uri()]);
+    let size = run("nbdsh", &["-u", &lab.uri(), "-c", "print(h.get_size())"]);
+    assert_eq!(size.trim(), "67108864");
     let map = run("nbdinfo", &["--map", "--totals", &lab.uri()]);
     assert!(map.contains("46137344") && map.contains("hole,zero"), "{map}");
+    let said = run("qemu-img", &["bench", "-w", "-c", "2000", "-d", "16", "-f", "raw", &lab.uri()]);
+    assert!(said.contains("Run completed in"), "{said}");
 }
 
 #[test]
