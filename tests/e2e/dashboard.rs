@@ -82,7 +82,8 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
     watch(&server, &target, &browser).await;
     group(&server, &target, &browser).await;
     ask_what_is_left(&server, &browser).await;
-    deploy_to_many(&server, &site, &browser).await;
+    let other = type_while_the_page_moves(&server, &site, &target, &browser).await;
+    deploy_to_many(&server, &site, other, &browser).await;
     fill_the_array(&server, &browser).await;
     let ann = add_a_user(&server, &browser).await;
     look_at_all_pages(&server, &browser).await;
@@ -281,9 +282,26 @@ async fn group(server: &Server, target: &Target, browser: &Browser) {
     browser.sees_gone("#group-lab-b").await;
 }
 
+/// What is being typed stays, and where it is typed stays open, while another machine shows up.
+async fn type_while_the_page_moves(
+    server: &Server,
+    site: &Site,
+    target: &Target,
+    browser: &Browser,
+) -> Target {
+    browser.go(&format!("{}/machines", server.url)).await;
+    browser.click(&format!("#name-{}", target.machine)).await;
+    let field = format!("#new-name-{}", target.machine);
+    browser.fill(&field, "pc-15").await;
+    let other = site.hello("52:54:00:00:00:03").await;
+    browser.sees(&format!("#waiting-{}", other.code), &other.code).await;
+    assert_eq!(browser.value(&field).await, "pc-15");
+    other
+}
+
 /// All known machines are installed at once: the map shows how far each is, and what failed is tried again.
-async fn deploy_to_many(server: &Server, site: &Site, browser: &Browser) {
-    let targets = [site.hello("52:54:00:00:00:03").await, site.hello("52:54:00:00:00:04").await];
+async fn deploy_to_many(server: &Server, site: &Site, other: Target, browser: &Browser) {
+    let targets = [other, site.hello("52:54:00:00:00:04").await];
     browser.go(&format!("{}/machines", server.url)).await;
     browser.click("#many").await;
     let click = async {

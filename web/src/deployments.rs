@@ -19,7 +19,7 @@ pub struct Deployments {
     pub maps: Vec<Map>,
     /// Installs that are not over, those that somebody should look at first.
     pub open: Vec<Install>,
-    /// How many more there are: their machines are on the maps.
+    /// How many more there are.
     pub open_more: usize,
     /// Those that are, newest first.
     pub over: Vec<Install>,

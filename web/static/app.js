@@ -5,9 +5,13 @@
 (() => {
   const byId = (id) => document.getElementById(id);
 
-  // What somebody opened or chose stays so when a live part is morphed.
+  // What somebody opened, chose or typed stays so when a live part is morphed.
   Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) =>
-    !((name === "open" && node.nodeName === "DETAILS") || (name === "selected" && node.nodeName === "OPTION"));
+    !(
+      (name === "open" && node.nodeName === "DETAILS") ||
+      (name === "selected" && node.nodeName === "OPTION") ||
+      (name === "value" && node.nodeName === "INPUT" && node.value !== node.defaultValue)
+    );
 
   // htmx tells when the stream of events breaks and when it is there again.
   // A moment without it, as when one goes to another page, is not worth a word.

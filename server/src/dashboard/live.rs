@@ -241,6 +241,8 @@ fn told(batches: Receiver<Topics>) -> impl Stream<Item = Topics> {
 }
 
 pub(super) async fn listen(State(app): State<App>) -> Response {
+    // Its page is newer than what others were answered before.
+    app.live.outdate();
     let stop = app.stop.clone().cancelled_owned();
     let events = told(app.live.batches.subscribe())
         .flat_map(|topics| stream::iter(topics.names()))
