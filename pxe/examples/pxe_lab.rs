@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use cairn_pxe::{
-    BootDecider, BootDecision, Counters, DecisionFuture, DhcpMode, FullDhcp, MachineHint,
-    PayloadFiles, PxeConfig,
+    BootDecider, BootDecision, DecisionFuture, DhcpMode, FullDhcp, MachineHint, PayloadFiles,
+    PxeConfig, Record,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -56,9 +56,9 @@ async fn main() -> anyhow::Result<()> {
         files: PayloadFiles { kernel: kernel.into(), initrd: initrd.into() },
         state_dir: ".".into(),
     };
-    let counters = Arc::new(Counters::default());
+    let record = Arc::new(Record::default());
     let decider = Arc::new(Everyone { cmdline: cmdline.join(" ") });
-    let bound = cairn_pxe::bind(config, decider, Arc::clone(&counters)).await?;
+    let bound = cairn_pxe::bind(config, decider, Arc::clone(&record)).await?;
     let stop = CancellationToken::new();
     let interrupted = stop.clone();
     let waiting = tokio::spawn(async move {
@@ -68,6 +68,6 @@ async fn main() -> anyhow::Result<()> {
     });
     bound.run(stop).await?;
     waiting.await?.context("wait for an interrupt")?;
-    tracing::info!(counts = ?counters.snapshot(), "stopped");
+    tracing::info!(counts = ?record.counters.snapshot(), "stopped");
     Ok(())
 }

@@ -6,6 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use crate::dhcp::IgnoreReason;
+use crate::trail::Trails;
+
+/// What the boot services did since the start, and for whom.
+#[derive(Debug, Default)]
+pub struct Record {
+    pub counters: Counters,
+    pub trails: Trails,
+}
 
 /// Counts since the start. Shared by reference; every field only grows.
 #[derive(Debug, Default)]

@@ -11,21 +11,24 @@ mod range;
 mod tests;
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use futures::stream;
 
 use self::hint::InvalidHint;
 use self::range::Selection;
 use crate::boot_files::{BootFiles, LookUpError, Opened, normalise};
-use crate::counters::Counters;
+use crate::counters::Record;
 use crate::decision::{BootDecider, BootDecision};
 use crate::ipxe;
+use crate::trail::Told;
 
 /// How much of a file is in memory per response.
 const CHUNK_BYTES: u64 = 256 * 1024;
@@ -34,10 +37,21 @@ const DISKS: &str = "disk/";
 /// How long a machine waits for a payload that is not built yet.
 const NO_PAYLOAD_WAIT_SECONDS: u32 = 30;
 
+/// Who asks: on every request that came over a socket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct From(pub(crate) SocketAddr);
+
+/// What goes with a request.
+struct Asked<'a> {
+    query: &'a str,
+    from: Option<Ipv4Addr>,
+    headers: &'a HeaderMap,
+}
+
 struct Shared {
     files: Arc<BootFiles>,
     decider: Arc<dyn BootDecider>,
-    counters: Arc<Counters>,
+    record: Arc<Record>,
     base_url: String,
 }
 
@@ -45,16 +59,11 @@ struct Shared {
 pub fn router(
     files: Arc<BootFiles>,
     decider: Arc<dyn BootDecider>,
-    counters: Arc<Counters>,
+    record: Arc<Record>,
     base_url: String,
 ) -> Router {
     // One handler: the paths firmware asks for are not clean enough to route by.
-    Router::new().fallback(serve).with_state(Arc::new(Shared {
-        files,
-        decider,
-        counters,
-        base_url,
-    }))
+    Router::new().fallback(serve).with_state(Arc::new(Shared { files, decider, record, base_url }))
 }
 
 async fn serve(
@@ -62,26 +71,26 @@ async fn serve(
     method: Method,
     uri: Uri,
     RawQuery(query): RawQuery,
+    from: Option<Extension<From>>,
     headers: HeaderMap,
 ) -> Response {
-    shared.counters.http_requests.add();
-    let response = answer(&shared, &method, &uri, query.as_deref(), &headers).await;
+    shared.record.counters.http_requests.add();
+    let from = from.and_then(|Extension(From(from))| match from.ip() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(address) => address.to_ipv4_mapped(),
+    });
+    let asked = Asked { query: query.as_deref().unwrap_or_default(), from, headers: &headers };
+    let response = answer(&shared, &method, &uri, &asked).await;
     match response.status() {
-        StatusCode::NOT_FOUND => shared.counters.http_not_found.add(),
-        status if status.is_client_error() => shared.counters.http_refused.add(),
+        StatusCode::NOT_FOUND => shared.record.counters.http_not_found.add(),
+        status if status.is_client_error() => shared.record.counters.http_refused.add(),
         _ => {}
     }
     tracing::debug!(%method, %uri, status = response.status().as_u16(), "boot file request");
     response
 }
 
-async fn answer(
-    shared: &Arc<Shared>,
-    method: &Method,
-    uri: &Uri,
-    query: Option<&str>,
-    headers: &HeaderMap,
-) -> Response {
+async fn answer(shared: &Arc<Shared>, method: &Method, uri: &Uri, asked: &Asked<'_>) -> Response {
     if !matches!(*method, Method::GET | Method::HEAD) {
         let allow = [(header::ALLOW, HeaderValue::from_static("GET, HEAD"))];
         return (StatusCode::METHOD_NOT_ALLOWED, allow, "boot files can only be read\n")
@@ -90,32 +99,35 @@ async fn answer(
     let Some(name) = normalise(uri.path()) else { return not_found() };
     match name.as_str() {
         ipxe::START_SCRIPT => script(shared, ipxe::ask_script(&shared.base_url)),
-        ipxe::MENU_SCRIPT => menu(shared, query.unwrap_or_default()).await,
+        ipxe::MENU_SCRIPT => menu(shared, asked).await,
         _ => {
             let is_head = *method == Method::HEAD;
             match name.strip_prefix(DISKS) {
-                Some(path) => disk(shared, path, headers, is_head).await,
-                None => file(shared, name, headers, is_head).await,
+                Some(path) => disk(shared, path, asked, is_head).await,
+                None => file(shared, name, asked, is_head).await,
             }
         }
     }
 }
 
-async fn menu(shared: &Arc<Shared>, query: &str) -> Response {
-    let hint = match hint::parse(query) {
+async fn menu(shared: &Arc<Shared>, asked: &Asked<'_>) -> Response {
+    let hint = match hint::parse(asked.query) {
         Ok(hint) => hint,
         Err(error) => return refuse_hint(&error),
     };
     let (mac, platform) = (hint.mac, hint.platform);
     let decision = shared.decider.decide(hint).await;
+    let tell = |told| shared.record.trails.told(mac, asked.from, told, SystemTime::now());
     if matches!(decision, BootDecision::Agent { .. })
         && let Some(path) = shared.files.payload_missing()
     {
         tracing::warn!(%mac, path = %path.display(), "the boot payload is not there; build it");
+        tell(Told::NoPayload);
         let why =
             "the server has no boot payload yet, build it there with: cairn-server boot build";
         return script(shared, ipxe::wait_script(&shared.base_url, NO_PAYLOAD_WAIT_SECONDS, why));
     }
+    tell(Told::of(&decision));
     tracing::info!(%mac, ?platform, ?decision, "machine was told what to boot");
     match ipxe::script_for(&decision, platform, &shared.base_url) {
         Ok(text) => script(shared, text),
@@ -131,7 +143,7 @@ async fn menu(shared: &Arc<Shared>, query: &str) -> Response {
 }
 
 fn script(shared: &Shared, text: String) -> Response {
-    shared.counters.boot_scripts.add();
+    shared.record.counters.boot_scripts.add();
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -139,7 +151,7 @@ fn script(shared: &Shared, text: String) -> Response {
     (headers, text).into_response()
 }
 
-async fn file(shared: &Arc<Shared>, name: String, headers: &HeaderMap, is_head: bool) -> Response {
+async fn file(shared: &Arc<Shared>, name: String, asked: &Asked<'_>, is_head: bool) -> Response {
     let (lookup, wanted) = (Arc::clone(shared), name.clone());
     let opened = match tokio::task::spawn_blocking(move || lookup.files.open(&wanted)).await {
         Ok(Ok(opened)) => opened,
@@ -157,24 +169,19 @@ async fn file(shared: &Arc<Shared>, name: String, headers: &HeaderMap, is_head: 
             return unreadable();
         }
     };
-    send(shared, &name, opened, headers, is_head)
+    send(shared, &name, opened, asked, is_head)
 }
 
-async fn disk(shared: &Arc<Shared>, path: &str, headers: &HeaderMap, is_head: bool) -> Response {
+async fn disk(shared: &Arc<Shared>, path: &str, asked: &Asked<'_>, is_head: bool) -> Response {
     match shared.decider.disk(path.to_owned()).await {
-        Some(disk) => send(shared, DISKS, Opened::Remote(disk), headers, is_head),
+        Some(disk) => send(shared, DISKS, Opened::Remote(disk), asked, is_head),
         None => (StatusCode::NOT_FOUND, "no such disk, or its address is over\n").into_response(),
     }
 }
 
 /// Answers with all of it, or the part that is asked for.
-fn send(
-    shared: &Shared,
-    name: &str,
-    opened: Opened,
-    headers: &HeaderMap,
-    is_head: bool,
-) -> Response {
+fn send(shared: &Shared, name: &str, opened: Opened, asked: &Asked<'_>, is_head: bool) -> Response {
+    let headers = asked.headers;
     let etag = opened.version().map(|version| format!("\"{version:x}\""));
     let selection = match headers.get(header::IF_RANGE) {
         Some(version) if Some(version.as_bytes()) != etag.as_deref().map(str::as_bytes) => {
@@ -197,7 +204,10 @@ fn send(
         }
     };
     if !is_head && status == StatusCode::OK && name != DISKS {
-        shared.counters.sent(name);
+        shared.record.counters.sent(name);
+        if let Some(from) = asked.from {
+            shared.record.trails.sent(from, name, SystemTime::now());
+        }
     }
     let body = if is_head || len == 0 {
         Body::empty()

@@ -17,7 +17,7 @@
 //! - Nothing that arrives reaches a file name: names are looked up in the closed table [`BootFiles`].
 //! - Nothing served here is a secret, but for disks, whose addresses are: DHCP, TFTP and plain HTTP are readable and forgeable by everybody on the net,
 //!   and what a machine says about itself here selects, it never authorises.
-//! - A packet that is malformed, or not for us, is never answered; it is counted in [`Counters`].
+//! - A packet that is malformed, or not for us, is never answered; it is counted in [`Counters`]. How far each machine came is in [`Trails`].
 
 mod boot_files;
 mod config;
@@ -30,11 +30,12 @@ pub mod ipxe;
 mod lease_file;
 mod sockets;
 pub mod tftp;
+mod trail;
 mod wake;
 
 pub use boot_files::{BootFiles, IPXE_PACKAGE, LoadLoaderError, LookUpError};
 pub use config::{DhcpMode, FullDhcp, InvalidConfig, PayloadFiles, PxeConfig};
-pub use counters::{Counters, Snapshot};
+pub use counters::{Counters, Record, Snapshot};
 pub use decision::{
     BootDecider, BootDecision, DecisionFuture, Disk, DiskFuture, MachineHint, Platform,
 };
@@ -42,4 +43,5 @@ pub use dhcp::LOADERS;
 pub use http::router;
 pub use identity::{MacAddr, MachineUuid, ParseIdentityError};
 pub use sockets::{Bound, address_of_interface, bind, serve, survey, wake};
+pub use trail::{Neighbour, Standing, Step, Stop, Told, Trail, Trails};
 pub use wake::{MAGIC_PACKET_BYTES, magic_packet};

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use axum::Extension;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -33,9 +34,9 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::boot_files::{BootFiles, LookUpError, Opened};
+use crate::boot_files::{BootFiles, LookUpError, Opened, normalise};
 use crate::config::{DhcpMode, PxeConfig};
-use crate::counters::Counters;
+use crate::counters::Record;
 use crate::decision::BootDecider;
 use crate::dhcp::{self, Arrival, Leases, MessageType, Outcome, Packet, UnixSeconds};
 use crate::tftp::{self, End, ErrorCode, ReadRequest, Transfer, Transmit};
@@ -70,10 +71,10 @@ impl std::fmt::Debug for Bound {
 pub async fn serve(
     config: PxeConfig,
     decider: Arc<dyn BootDecider>,
-    counters: Arc<Counters>,
+    record: Arc<Record>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    bind(config, decider, counters).await?.run(stop).await
+    bind(config, decider, record).await?.run(stop).await
 }
 
 /// Checks the configuration, loads what is served from memory, and binds every socket.
@@ -84,7 +85,7 @@ pub async fn serve(
 pub async fn bind(
     config: PxeConfig,
     decider: Arc<dyn BootDecider>,
-    counters: Arc<Counters>,
+    record: Arc<Record>,
 ) -> anyhow::Result<Bound> {
     let (dhcp_config, pool) = config.checked().context("check network boot configuration")?;
     let files = Arc::new(match &config.interface {
@@ -110,7 +111,7 @@ pub async fn bind(
                 config: dhcp_config,
                 leases,
                 lease_file,
-                counters: Arc::clone(&counters),
+                record: Arc::clone(&record),
             })
         }
     };
@@ -119,7 +120,7 @@ pub async fn bind(
             socket: interface.bind_own(tftp::SERVER_PORT)?,
             interface,
             files: Arc::clone(&files),
-            counters: Arc::clone(&counters),
+            record: Arc::clone(&record),
         }),
         None => None,
     };
@@ -127,7 +128,7 @@ pub async fn bind(
         format!("listen on {} for boot files over HTTP: is it free, and ours?", config.http_addr)
     })?;
     let base_url = config.base_url(listener.local_addr().context("read HTTP address")?.port());
-    let router = http::router(files, decider, counters, base_url);
+    let router = http::router(files, decider, record, base_url);
     Ok(Bound { dhcp, tftp, http: HttpServer { listener, router } })
 }
 
@@ -243,7 +244,7 @@ struct DhcpServer {
     config: dhcp::Config,
     leases: Leases,
     lease_file: PathBuf,
-    counters: Arc<Counters>,
+    record: Arc<Record>,
 }
 
 impl DhcpServer {
@@ -269,14 +270,16 @@ impl DhcpServer {
             Ok(request) => request,
             Err(error) => {
                 tracing::debug!(%error, "malformed DHCP packet");
-                return self.counters.ignored(dhcp::IgnoreReason::MalformedPacket);
+                return self.record.counters.ignored(dhcp::IgnoreReason::MalformedPacket);
             }
         };
+        self.record.trails.asked(&request, self.config.server, SystemTime::now());
         match dhcp::respond(&request, arrival, &self.config, &mut self.leases, unix_now()) {
             Ok(outcome) => self.carry_out(&request, outcome, arrival).await,
             Err(reason) => {
                 tracing::debug!(mac = %request.mac, reason = reason.name(), "DHCP packet ignored");
-                self.counters.ignored(reason);
+                self.record.counters.ignored(reason);
+                self.record.trails.ignored(request.mac, reason);
             }
         }
     }
@@ -298,16 +301,17 @@ impl DhcpServer {
         };
         if let Err(error) = socket.send_to(&bytes, reply.to).await {
             tracing::warn!(mac = %outcome.mac, to = %reply.to, %error, "cannot send DHCP reply");
-            return self.counters.dhcp_send_failures.add();
+            return self.record.counters.dhcp_send_failures.add();
         }
         let counter = match reply.packet.message_type() {
-            Some(MessageType::Offer) => &self.counters.dhcp_offers,
-            Some(MessageType::Nak) => &self.counters.dhcp_naks,
-            _ => &self.counters.dhcp_acks,
+            Some(MessageType::Offer) => &self.record.counters.dhcp_offers,
+            Some(MessageType::Nak) => &self.record.counters.dhcp_naks,
+            _ => &self.record.counters.dhcp_acks,
         };
         counter.add();
         let client = dhcp::Client::of(request);
         let (reply_type, address) = (reply.packet.message_type(), reply.packet.yiaddr);
+        self.record.trails.answered(request, address, SystemTime::now());
         tracing::info!(mac = %outcome.mac, firmware = ?client.firmware, architecture = ?client.architecture,
             reply = ?reply_type, %address, "DHCP reply sent");
     }
@@ -335,7 +339,7 @@ struct TftpServer {
     socket: UdpSocket,
     interface: Interface,
     files: Arc<BootFiles>,
-    counters: Arc<Counters>,
+    record: Arc<Record>,
 }
 
 /// A transfer in progress, by the client's address and port.
@@ -375,19 +379,19 @@ impl TftpServer {
         let request = match tftp::Packet::parse(bytes) {
             Ok(tftp::Packet::Read(request)) if request.is_octet => request,
             Ok(tftp::Packet::Read(_)) => {
-                self.counters.tftp_refused.add();
+                self.record.counters.tftp_refused.add();
                 return self
                     .refuse(client, ErrorCode::NotDefined, "only octet mode is served")
                     .await;
             }
             Ok(tftp::Packet::Write) => {
-                self.counters.tftp_refused.add();
+                self.record.counters.tftp_refused.add();
                 return self
                     .refuse(client, ErrorCode::AccessViolation, "boot files can only be read")
                     .await;
             }
             // The rest belongs on a transfer's own port.
-            Ok(_) | Err(_) => return self.counters.tftp_malformed.add(),
+            Ok(_) | Err(_) => return self.record.counters.tftp_malformed.add(),
         };
         if let Some(former) = running.get(&client) {
             if former.request == request {
@@ -397,12 +401,14 @@ impl TftpServer {
             former.task.abort();
         } else if running.len() >= GREATEST_TRANSFERS {
             // Dropped, not refused: the client asks again in a second or two, when others are done.
-            return self.counters.tftp_busy.add();
+            return self.record.counters.tftp_busy.add();
         }
         if let Some((socket, file)) = self.open(client, &request).await {
-            let counters = Arc::clone(&self.counters);
+            let record = Arc::clone(&self.record);
             let transfer = Transfer::new(&request, file.size(), Instant::now());
-            let task = transfers.spawn(send_file(socket, Arc::new(file), transfer, counters));
+            let name = normalise(&request.name).unwrap_or_default();
+            let file = (name, Arc::new(file));
+            let task = transfers.spawn(send_file(socket, client, file, transfer, record));
             running.insert(client, Running { request, task });
         }
     }
@@ -425,7 +431,7 @@ impl TftpServer {
             }
             // Firmware probes for many names; that is no event.
             Ok(Err(LookUpError::Unknown | LookUpError::Absent { .. })) => {
-                self.counters.tftp_not_found.add();
+                self.record.counters.tftp_not_found.add();
                 self.refuse(client, ErrorCode::NotFound, "no such boot file").await;
                 None
             }
@@ -459,17 +465,22 @@ impl TftpServer {
 
 async fn send_file(
     socket: UdpSocket,
-    file: Arc<Opened>,
+    client: SocketAddrV4,
+    (name, file): (String, Arc<Opened>),
     mut transfer: Transfer,
-    counters: Arc<Counters>,
+    record: Arc<Record>,
 ) {
     let outcome = drive(&socket, &file, &mut transfer).await;
     match (outcome, transfer.end()) {
-        (Ok(()), Some(End::Complete)) => counters.tftp_transfers.add(),
-        (Ok(()), Some(End::Probe)) => counters.tftp_probes.add(),
+        (Ok(()), Some(End::Complete)) => {
+            record.counters.tftp_transfers.add();
+            record.trails.sent(*client.ip(), &name, SystemTime::now());
+        }
+        (Ok(()), Some(End::Probe)) => record.counters.tftp_probes.add(),
         (outcome, end) => {
-            tracing::warn!(client = ?socket.peer_addr().ok(), ?outcome, ?end, "TFTP transfer broke off");
-            counters.tftp_failures.add();
+            tracing::warn!(%client, ?outcome, ?end, "TFTP transfer broke off");
+            record.counters.tftp_failures.add();
+            record.trails.broke_off(*client.ip());
         }
     }
 }
@@ -527,8 +538,8 @@ impl HttpServer {
                 accepted = self.listener.accept() => accepted,
             };
             match (accepted, Arc::clone(&places).try_acquire_owned()) {
-                (Ok((stream, _)), Ok(place)) => {
-                    let router = self.router.clone();
+                (Ok((stream, peer)), Ok(place)) => {
+                    let router = self.router.clone().layer(Extension(http::From(peer)));
                     connections.spawn(async move {
                         serve_connection(stream, router).await;
                         drop(place);

@@ -13,8 +13,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cairn_pxe::{
-    BootDecider, BootDecision, Counters, DecisionFuture, DhcpMode, FullDhcp, MachineHint,
-    PayloadFiles, Platform, PxeConfig, Snapshot,
+    BootDecider, BootDecision, DecisionFuture, DhcpMode, FullDhcp, MachineHint, PayloadFiles,
+    Platform, PxeConfig, Record, Snapshot, Step,
 };
 use cairn_tests::dhcpd::Dhcpd;
 use cairn_tests::netns::{Host, Lab};
@@ -56,7 +56,7 @@ impl BootDecider for Decider {
 struct Server {
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
-    counters: Arc<Counters>,
+    record: Arc<Record>,
     decider: Arc<Decider>,
 }
 
@@ -87,11 +87,11 @@ impl Server {
             state_dir,
         };
         let stop = CancellationToken::new();
-        let counters = Arc::new(Counters::default());
+        let record = Arc::new(Record::default());
         let decider = Arc::new(Decider { decide: Box::new(decide), hints: Mutex::default() });
         let (ready, is_ready) = mpsc::channel();
         let (token, shared, asked, host) =
-            (stop.clone(), Arc::clone(&counters), Arc::clone(&decider), host.clone());
+            (stop.clone(), Arc::clone(&record), Arc::clone(&decider), host.clone());
         let run = move || {
             // One thread: its sockets belong to the namespace the thread is in.
             let runtime =
@@ -107,13 +107,13 @@ impl Server {
             });
         };
         let thread = std::thread::spawn(move || host.enter(run).unwrap());
-        let server = Self { stop, thread: Some(thread), counters, decider };
+        let server = Self { stop, thread: Some(thread), record, decider };
         is_ready.recv().unwrap()?;
         Ok(server)
     }
 
     fn counts(&self) -> Snapshot {
-        self.counters.snapshot()
+        self.record.counters.snapshot()
     }
 
     fn stop(mut self) {
@@ -392,6 +392,12 @@ fn uefi_is_sent_to_its_next_boot_option() {
 }
 
 /// A machine and the net it boots from.
+/// The steps of a machine to its kernel. A card with iPXE in it needs no loader.
+const WAY: [Step; 7] = {
+    use Step::{Answered, Asked, Initramfs, Kernel, Loader, LoaderRan, Told};
+    [Asked, Answered, Loader, LoaderRan, Told, Kernel, Initramfs]
+};
+
 struct Room {
     firmware: Firmware,
     nic: Nic,
@@ -434,13 +440,22 @@ impl Room {
             }
         }
 
+        let is_proxy = matches!(self.dhcp, DhcpMode::Proxy);
         let server = Server::start(&lab, &host, self.dhcp).unwrap();
         let mut machine = hardware.start(&lab, OnReboot::Exit).unwrap();
-        for stage in
-            ["Cairn: loading the installer", "boot/vmlinuz.* ok", "boot/initrd.* ok", proof]
-        {
+        for stage in ["Cairn: loading the installer", "boot/vmlinuz.* ok", "boot/initrd.* ok"] {
             machine.process().wait_for_line(stage, FIRMWARE_TIMEOUT).unwrap();
         }
+        // Before the kernel, which is iPXE, asks in its turn.
+        let trail = server.record.trails.all().remove(0);
+        machine.process().wait_for_line(proof, FIRMWARE_TIMEOUT).unwrap();
+        let steps: Vec<_> = trail.steps.keys().copied().collect();
+        let skipped = if self.nic_rom { 3 } else { 0 };
+        assert_eq!(steps, &WAY[skipped..], "{trail:?}");
+        assert_eq!(trail.mac.to_string(), hardware.mac());
+        let gives = if is_proxy { 1 } else { 2 };
+        assert_eq!(trail.dhcp_server, Some(Ipv4Addr::new(10, 77, 0, gives)));
+        assert_eq!(server.record.trails.neighbours().len(), usize::from(is_proxy));
 
         let counts = server.counts();
         assert!(counts.kernels_sent >= 1 && counts.initrds_sent >= 1, "{counts:?}");

@@ -12,6 +12,7 @@ use crate::{
         holdings::FullDisks,
     },
     api::session::LoginLimit,
+    boot::BootNet,
     dashboard::live::Live,
     db::Db,
     disks::Disks,
@@ -51,8 +52,8 @@ pub struct Inner {
     pub boot_folder: PathBuf,
     /// The folder with the distribution's iPXE binaries.
     pub ipxe_dir: PathBuf,
-    /// Counts of the boot services.
-    pub boot: Arc<cairn_pxe::Counters>,
+    /// The boot services.
+    pub(crate) boot: BootNet,
     /// Fires when the server is to stop.
     pub stop: CancellationToken,
     /// Everything that runs beside the requests.

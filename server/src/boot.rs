@@ -1,12 +1,48 @@
 //! What a machine that boots from the network is told: the payload, which installs it or brings it up from its volume, or its
 //! own disk.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use cairn_array::wire::{MachineIdentity, boot_cmdline};
-use cairn_pxe::{BootDecider, BootDecision, DecisionFuture, DiskFuture, MachineHint};
+use cairn_pxe::{BootDecider, BootDecision, DecisionFuture, DiskFuture, MachineHint, Record};
 
-use crate::{app::App, db, disks, moment::Moment};
+use crate::{api::boot::Survey, app::App, config::DhcpChoice, db, disks, moment::Moment};
+
+/// How machines are answered, and what came of it.
+#[derive(Debug)]
+pub(crate) struct BootNet {
+    pub(crate) record: Arc<Record>,
+    /// Where machines are answered.
+    pub(crate) interface: Option<String>,
+    pub(crate) dhcp: DhcpChoice,
+    /// Held by who looks who else answers.
+    pub(crate) surveying: tokio::sync::Mutex<()>,
+    survey: Mutex<Option<Survey>>,
+}
+
+impl BootNet {
+    pub(crate) fn new(interface: Option<String>, dhcp: DhcpChoice) -> Self {
+        Self {
+            record: Arc::default(),
+            interface,
+            dhcp,
+            surveying: tokio::sync::Mutex::default(),
+            survey: Mutex::default(),
+        }
+    }
+
+    /// What the last look at who else answers found.
+    pub(crate) fn surveyed(&self) -> Option<Survey> {
+        self.survey.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn keep(&self, survey: Survey) {
+        *self.survey.lock().unwrap_or_else(PoisonError::into_inner) = Some(survey);
+    }
+}
 
 /// What is known about a machine that boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

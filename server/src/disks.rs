@@ -114,6 +114,11 @@ impl Disks {
         drop(self.base.set(base));
     }
 
+    /// Where boot files are, once that is known.
+    pub(crate) fn served_at(&self) -> String {
+        self.base.get().cloned().unwrap_or_default()
+    }
+
     fn kept(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -15,8 +15,9 @@ use std::{
 use cairn_array::store::{BucketAddress, DeviceAddress};
 use cairn_pxe::{BootDecider, BootDecision, DecisionFuture, MachineHint, dhcp::Offer};
 use rustix::fs::{FlockOperation, flock, statvfs};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use utoipa::ToSchema;
 
 use crate::{
     boot_build,
@@ -36,9 +37,9 @@ const LISTEN: Duration = Duration::from_secs(6);
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// How a thing is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Verdict {
+pub enum Verdict {
     Good,
     /// It works, and something should be done or known.
     Note,
@@ -88,7 +89,7 @@ pub(crate) async fn examine(options: &ServeOptions) -> Vec<Check> {
         checks.push(port("NBD", options.nbd, "--nbd").await);
         checks.push(boot_services(options).await);
     }
-    checks.push(neighbours(options).await);
+    checks.push(neighbours(options.boot_interface.as_deref(), options.dhcp).await);
     checks
 }
 
@@ -301,9 +302,9 @@ async fn boot_services(options: &ServeOptions) -> Check {
 }
 
 /// Who else answers machines that boot.
-async fn neighbours(options: &ServeOptions) -> Check {
+pub(crate) async fn neighbours(interface: Option<&str>, dhcp: DhcpChoice) -> Check {
     let name = "DHCP";
-    let Some(interface) = &options.boot_interface else {
+    let Some(interface) = interface else {
         return note(name, "not looked for: --boot-interface names the network".to_owned());
     };
     let ours = match cairn_pxe::address_of_interface(interface) {
@@ -311,7 +312,7 @@ async fn neighbours(options: &ServeOptions) -> Check {
         Err(error) => return bad(name, format!("{error:#}")),
     };
     match cairn_pxe::survey(interface, LISTEN).await {
-        Ok(offers) => judge(name, interface, options.dhcp, ours, &offers),
+        Ok(offers) => judge(name, interface, dhcp, ours, &offers),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => note(
             name,
             "not looked for: this machine's own DHCP client has port 68. Look from another machine"

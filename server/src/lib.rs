@@ -26,7 +26,7 @@ mod dashboard;
 pub mod db;
 mod deployments;
 mod disks;
-mod doctor;
+pub mod doctor;
 pub mod events;
 pub mod finder;
 pub mod jobs;

@@ -35,7 +35,7 @@ use crate::{
     announce, api,
     app::{App, Changes, Inner},
     backup,
-    boot::Decider,
+    boot::{BootNet, Decider},
     boot_build, bundle,
     config::{DhcpChoice, ServeOptions, reachable},
     dashboard::{self, live::Live},
@@ -192,7 +192,7 @@ async fn bind_boot(
     let address = app.address;
     let decider = Arc::new(Decider::new(app.clone(), address));
     let config = pxe_config(options, address)?;
-    let pxe = cairn_pxe::bind(config, decider, Arc::clone(&app.boot)).await?;
+    let pxe = cairn_pxe::bind(config, decider, Arc::clone(&app.boot.record)).await?;
     let boot = pxe.http_addr().context("read the address of boot files")?;
     app.disks.serve_at(format!("http://{}/boot", SocketAddr::new(address.ip(), boot.port())));
     Ok((pxe, boot))
@@ -232,7 +232,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         names,
         boot_folder: options.boot_folder(),
         ipxe_dir: options.ipxe_dir.clone(),
-        boot: Arc::default(),
+        boot: BootNet::new(options.boot_interface.clone(), options.dhcp),
         stop: stop.clone(),
         tasks: TaskTracker::new(),
         directory,

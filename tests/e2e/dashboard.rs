@@ -78,6 +78,7 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
     approve_an_agent(&server, &site, &browser).await;
     register(&server, &browser, dir.path()).await;
     register_what_is_there(&server, &browser, dir.path()).await;
+    follow_a_machine_that_boots(&server, &site, &browser).await;
     let target = install(&server, &site, &browser).await;
     watch(&server, &target, &browser).await;
     group(&server, &target, &browser).await;
@@ -306,7 +307,7 @@ async fn deploy_to_many(server: &Server, site: &Site, other: Target, browser: &B
     browser.click("#many").await;
     let click = async {
         browser.click("#many-install").await;
-        browser.sees("#deployments-live .map", "0 of 3 done, 1 not there yet").await;
+        browser.sees("#deployments-live .map", "0 of 4 done, 2 not there yet").await;
     };
     let (one, other, ()) = tokio::join!(targets[0].ticket(), targets[1].ticket(), click);
     assert!(matches!(one, TicketReply::Ready(_)) && matches!(other, TicketReply::Ready(_)));
@@ -327,7 +328,7 @@ async fn deploy_to_many(server: &Server, site: &Site, other: Target, browser: &B
     progress.phase = InstallPhase::Failed;
     progress.error = Some("the disk is broken: replace it".to_owned());
     targets[1].report(&progress).await;
-    browser.sees("#deployments-live .map", "0 of 3 done, 1 not there yet, 1 failed").await;
+    browser.sees("#deployments-live .map", "0 of 4 done, 2 not there yet, 1 failed").await;
     browser.shoot("deployments-map").await;
     browser.click("form[action$='/retry'] button").await;
     browser.sees("#deployments-live .open", "52:54:00:00:00:04").await;
@@ -442,9 +443,33 @@ async fn empty_the_array(server: &Server, browser: &Browser) {
     browser.sees("#array-live", "No volumes yet").await;
 }
 
+/// A machine's loader asks; why it does not go on is shown, and that it did, both by themselves.
+async fn follow_a_machine_that_boots(server: &Server, site: &Site, browser: &Browser) {
+    let mac = "52:54:00:00:00:09";
+    browser.go(&format!("{}/boot", server.url)).await;
+    browser.sees("#boot-live", "None since the server started").await;
+    browser.mark().await;
+    let files = browser.text("#boot-files").await;
+    let asked = format!("{files}/menu.ipxe?mac={mac}&platform=efi");
+    let asked = tokio::process::Command::new("curl").args(["-sSf", &asked]).output().await;
+    assert!(asked.unwrap().status.success());
+    let machine = format!("[id='boot-{mac}']");
+    browser.sees(&machine, "There is nothing to boot yet.").await;
+    browser.sees(&format!("{machine} .last"), "Told what to boot").await;
+    browser.sees("nav .badge", "1").await;
+    browser.shoot("boot-stopped").await;
+    let target = site.hello(mac).await;
+    browser.sees(&machine, "arrived").await;
+    browser.sees(&format!("{machine} .done:last-child"), "Agent said hello").await;
+    assert!(browser.is_marked().await, "the page was loaded again");
+    browser.go(&format!("{}/machines", server.url)).await;
+    browser.click(&format!("#refuse-{}", target.code)).await;
+    browser.sees("#machines-live", "No machine is waiting").await;
+}
+
 /// Every page fits a phone and a desk, can be used by everybody, light and dark, and breaks no rule of its own policy.
 async fn look_at_all_pages(server: &Server, browser: &Browser) {
-    for page in ["", "images", "agents", "machines", "deployments", "array", "settings"] {
+    for page in ["", "images", "agents", "machines", "deployments", "boot", "array", "settings"] {
         let name = if page.is_empty() { "overview" } else { page };
         browser.go(&format!("{}/{page}", server.url)).await;
         browser.sees("main", "").await;
@@ -473,7 +498,7 @@ async fn the_pages_can_be_read_without_javascript_and_without_a_session_nothing_
     let target = site.hello("52:54:00:00:00:02").await;
     let browser = Browser::start(dir.path()).await;
     browser.scripts(false).await;
-    for page in ["", "images", "agents", "machines", "deployments", "array", "settings"] {
+    for page in ["", "images", "agents", "machines", "deployments", "boot", "array", "settings"] {
         browser.go(&format!("{}/{page}", server.url)).await;
         browser.sees("form", "The server printed the password of admin").await;
     }

@@ -33,6 +33,11 @@ fn a_machine_comes_up_from_its_volume_works_through_a_kill_of_the_server_and_fin
         Ok(machines.iter().any(|machine| machine.codes.contains(&code)).then_some(()))
     })
     .unwrap();
+    // Its way from the firmware to here was followed.
+    let said = site.server.run(&["boot", "status"]).unwrap();
+    for wanted in [&hardware.mac(), "arrived", "agent", "10.77.0.2 gave an address"] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
     site.server.run(&["machine", "boot", &code, "--volume", "desk1"]).unwrap();
     machine.wait_for(&["coming up from volume desk1", LOGIN_PROMPT], &[], BOOT).unwrap();
     log_in(&mut machine);

@@ -41,6 +41,11 @@ fn it_says_what_is_wrong_and_what_to_do_and_changes_nothing() {
     assert!(line(&said, "DHCP").contains("10.77.0.2 gives addresses on eth0"), "{said}");
     assert!(line(&said, "ports").starts_with("ok"), "{said}");
     assert!(line(&said, "secrets").contains("recovery-key.txt is still here"), "{said}");
+    let survey = site.server.run(&["boot", "survey"]).unwrap();
+    assert!(survey.contains("10.77.0.2 gives addresses on eth0"), "{survey}");
+    let said = site.server.run(&["boot", "status"]).unwrap();
+    assert!(line(&said, "survey").contains("10.77.0.2 gives addresses"), "{said}");
+    assert!(said.contains("no machine booted"), "{said}");
     let secret = site.server.data_dir().join("secrets/ca.key");
     let mode = |mode: &str| {
         assert!(Command::new("chmod").arg(mode).arg(&secret).status().unwrap().success());

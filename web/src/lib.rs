@@ -10,6 +10,7 @@
 pub mod agents;
 pub mod array;
 pub mod assets;
+pub mod boot;
 pub mod deployments;
 pub mod groups;
 pub mod images;

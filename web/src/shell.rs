@@ -10,17 +10,19 @@ pub enum Place {
     Agents,
     Machines,
     Deployments,
+    Boot,
     Array,
     /// For administrators.
     Settings,
 }
 
 impl Place {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Overview,
         Self::Images,
         Self::Machines,
         Self::Deployments,
+        Self::Boot,
         Self::Agents,
         Self::Array,
         Self::Settings,
@@ -35,6 +37,7 @@ impl Place {
             Self::Agents => "/agents",
             Self::Machines => "/machines",
             Self::Deployments => "/deployments",
+            Self::Boot => "/boot",
             Self::Array => "/array",
             Self::Settings => "/settings",
         }
@@ -49,6 +52,7 @@ impl Place {
             Self::Agents => "Agents",
             Self::Machines => "Machines",
             Self::Deployments => "Deployments",
+            Self::Boot => "Boot",
             Self::Array => "Array",
             Self::Settings => "Settings",
         }
@@ -63,6 +67,7 @@ impl Place {
             Self::Agents => "agents",
             Self::Machines => "machines",
             Self::Deployments => "deployments",
+            Self::Boot => "boot",
             Self::Array => "array",
             Self::Settings => "settings",
         }
@@ -83,6 +88,8 @@ pub struct Nav {
     pub agents_pending: u64,
     pub machines_waiting: u64,
     pub installs_running: u64,
+    /// On their way from the firmware to the agent, lately.
+    pub machines_stopped: u64,
 }
 
 impl Nav {
@@ -92,6 +99,7 @@ impl Nav {
             Place::Agents => (self.agents_pending, "to approve"),
             Place::Machines => (self.machines_waiting, "waiting"),
             Place::Deployments => (self.installs_running, "running"),
+            Place::Boot => (self.machines_stopped, "stopped"),
             Place::Overview | Place::Images | Place::Array | Place::Settings => return None,
         };
         (count > 0).then_some((count, what))
@@ -129,7 +137,13 @@ mod tests {
     use super::*;
 
     fn nav() -> Nav {
-        Nav { at: Place::Agents, agents_pending: 2, machines_waiting: 1, installs_running: 0 }
+        Nav {
+            at: Place::Agents,
+            agents_pending: 2,
+            machines_waiting: 1,
+            installs_running: 0,
+            machines_stopped: 0,
+        }
     }
 
     #[test]

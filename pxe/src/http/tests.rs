@@ -66,7 +66,7 @@ async fn a_disk_is_read_in_ranges_by_who_knows_its_path() {
 
 struct Service {
     router: Router,
-    counters: Arc<Counters>,
+    record: Arc<Record>,
 }
 
 fn service(folder: &Path, decision: BootDecision) -> Service {
@@ -75,9 +75,9 @@ fn service(folder: &Path, decision: BootDecision) -> Service {
     std::fs::write(folder.join("snponly.efi"), b"snp").unwrap();
     std::fs::write(folder.join("undionly.kpxe"), b"bios").unwrap();
     let files = Arc::new(BootFiles::load(folder, &payload).unwrap());
-    let counters = Arc::new(Counters::default());
-    let router = router(files, Arc::new(Fixed(decision)), Arc::clone(&counters), BASE.to_owned());
-    Service { router, counters }
+    let record = Arc::new(Record::default());
+    let router = router(files, Arc::new(Fixed(decision)), Arc::clone(&record), BASE.to_owned());
+    Service { router, record }
 }
 
 impl Service {
@@ -139,7 +139,7 @@ async fn a_file_is_read_whole_in_parts_and_by_head() {
     let etag = head[header::ETAG].to_str().unwrap();
     let fresh = [("range", "bytes=0-9"), ("if-range", etag)];
     assert_eq!(service.send("GET", "/boot/vmlinuz", &fresh).await.0, StatusCode::PARTIAL_CONTENT);
-    assert_eq!(service.counters.snapshot().kernels_sent, 2);
+    assert_eq!(service.record.counters.snapshot().kernels_sent, 2);
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn nothing_but_the_table_is_served_and_nothing_is_written() {
         assert_eq!(headers[header::ALLOW], "GET, HEAD");
     }
     assert_eq!(service.send("GET", "/ipxe.efi", &[]).await.2, b"efi");
-    let counts = service.counters.snapshot();
+    let counts = service.record.counters.snapshot();
     assert_eq!(
         (counts.http_not_found, counts.http_refused, counts.loaders_sent),
         (paths.len() as u64, 4, 1)

@@ -26,6 +26,7 @@ pub mod agent;
 pub mod audit;
 pub(crate) mod auth;
 mod backup;
+pub mod boot;
 pub mod deployment;
 pub mod disk;
 pub mod error;
@@ -129,6 +130,8 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(scrub::show, scrub::begin))
         .routes(routes!(rebalance::begin))
         .routes(routes!(backup::make))
+        .routes(routes!(boot::show))
+        .routes(routes!(boot::survey))
         .routes(routes!(status::show))
         .routes(routes!(metrics::show))
         .routes(routes!(job::list))

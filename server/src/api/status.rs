@@ -99,7 +99,8 @@ pub(crate) async fn summary(app: &App) -> Result<Status, ApiError> {
     }
     let live = app.db.live_targets(now).await?;
     let waiting = live.iter().filter(|target| target.state == TargetState::Waiting).count();
-    let boot = serde_json::to_value(app.boot.snapshot()).map_err(anyhow::Error::from)?;
+    let boot =
+        serde_json::to_value(app.boot.record.counters.snapshot()).map_err(anyhow::Error::from)?;
     let payload = crate::boot_build::built(&app.boot_folder)?;
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -79,7 +79,7 @@ enum Command {
     Limit(limit::Args),
     /// Show the fleet
     Status(status::Args),
-    /// The boot payload: build
+    /// Network boot: build the payload, see how far machines come, look who else answers
     Boot(boot::Args),
     /// Look whether this machine and its network are as `serve` needs them, and say what to do; takes the options of `serve`
     Doctor(Box<doctor::Args>),
@@ -145,7 +145,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Job(args) => args.run().await,
             Command::Limit(args) => args.run().await,
             Command::Status(args) => args.run().await,
-            Command::Boot(args) => args.run(),
+            Command::Boot(args) => args.run().await,
             Command::Doctor(args) => args.run().await,
             Command::Completions { shell } => completions(shell),
             Command::Man { folder } => manual(&folder),

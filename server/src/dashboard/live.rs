@@ -27,7 +27,10 @@ use axum::{
 };
 use futures::{Stream, StreamExt as _, stream};
 use tokio::{
-    sync::broadcast::{Receiver, Sender, channel, error::RecvError},
+    sync::{
+        broadcast::{Receiver, Sender, channel, error::RecvError},
+        watch,
+    },
     time::Instant,
 };
 
@@ -50,6 +53,7 @@ enum Topic {
     Agents = 2,
     Machines = 4,
     Installs = 8,
+    Boot = 16,
 }
 
 /// A set of topics.
@@ -57,7 +61,7 @@ enum Topic {
 struct Topics(u8);
 
 impl Topic {
-    const ALL: [Self; 4] = [Self::Images, Self::Agents, Self::Machines, Self::Installs];
+    const ALL: [Self; 5] = [Self::Images, Self::Agents, Self::Machines, Self::Installs, Self::Boot];
 
     const fn name(self) -> &'static str {
         match self {
@@ -65,12 +69,13 @@ impl Topic {
             Self::Agents => "agents",
             Self::Machines => "machines",
             Self::Installs => "installs",
+            Self::Boot => "boot",
         }
     }
 }
 
 impl Topics {
-    const ALL: Self = Self(15);
+    const ALL: Self = Self(31);
 
     const fn of(topics: &[Topic]) -> Self {
         let mut set = 0;
@@ -191,7 +196,7 @@ impl Live {
 
 /// Tells pages what changed, until the server stops.
 pub(crate) async fn watch(app: App) {
-    let mut follower = Follower::new(app.events.listen());
+    let mut follower = Follower::new(app.events.listen(), app.boot.record.trails.watch());
     while let Some(Some(topics)) = app.stop.run_until_cancelled(follower.next()).await {
         app.live.tell(topics);
     }
@@ -199,14 +204,16 @@ pub(crate) async fn watch(app: App) {
 
 struct Follower {
     events: Receiver<Arc<Emitted>>,
+    /// A machine went on, on its way to the agent.
+    boot: watch::Receiver<()>,
     pending: Topics,
     /// When the next batch may go out.
     free: Instant,
 }
 
 impl Follower {
-    fn new(events: Receiver<Arc<Emitted>>) -> Self {
-        Self { events, pending: Topics::default(), free: Instant::now() }
+    fn new(events: Receiver<Arc<Emitted>>, boot: watch::Receiver<()>) -> Self {
+        Self { events, boot, pending: Topics::default(), free: Instant::now() }
     }
 
     /// Waits for the next batch; none when the server stops.
@@ -218,6 +225,7 @@ impl Follower {
                     self.free = Instant::now() + PAUSE;
                     return Some(std::mem::take(&mut self.pending));
                 }
+                Ok(()) = self.boot.changed() => self.pending = self.pending.with(Topics::of(&[Topic::Boot])),
                 event = self.events.recv() => match event {
                     Ok(event) => self.pending = self.pending.with(Topics::of_event(&event.kind)),
                     Err(RecvError::Lagged(_)) => self.pending = Topics::ALL,
@@ -268,7 +276,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_storm_of_events_becomes_two_batches_a_second() {
         let (sender, events) = channel(1024);
-        let mut batches = Follower::new(events);
+        let boot = watch::channel(()).0;
+        let mut batches = Follower::new(events, boot.subscribe());
         sender.send(event("agent-forgotten")).unwrap();
         assert_eq!(names(batches.next().await.unwrap()), ["images", "agents"]);
         let began = Instant::now();
@@ -285,12 +294,16 @@ mod tests {
         sender.send(event("agent-changed")).unwrap();
         assert_eq!(names(batches.next().await.unwrap()), ["images", "agents"]);
         assert!(quiet.elapsed() < Duration::from_millis(10));
+        tokio::time::advance(PAUSE * 2).await;
+        boot.send_replace(());
+        assert_eq!(names(batches.next().await.unwrap()), ["boot"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_was_too_slow_looks_at_everything_again() {
         let (sender, events) = channel(2);
-        let mut batches = Follower::new(events);
+        let boot = watch::channel(()).0;
+        let mut batches = Follower::new(events, boot.subscribe());
         for _ in 0..9 {
             sender.send(event("registering")).unwrap();
         }

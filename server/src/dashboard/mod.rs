@@ -3,7 +3,7 @@
 //! | path | what |
 //! |---|---|
 //! | `/sign-in`, `/sign-out` | a session begins and ends |
-//! | `/`, `/images`, `/agents`, `/machines`, `/deployments`, `/array`, `/settings` | the pages |
+//! | `/`, `/images`, `/agents`, `/machines`, `/deployments`, `/boot`, `/array`, `/settings` | the pages |
 //! | `/parts/…` | the live part of each page alone, and the navigation |
 //! | `/live` | names what changed, for a browser to fetch the parts again ([`live`]) |
 //! | `POST /…` | a form; goes back to its page, or shows the page with why not |
@@ -24,6 +24,7 @@ use cairn_web::{
     CONTENT_SECURITY_POLICY, Template,
     agents::{AgentsPage, JoinCommand},
     array::ArrayPage,
+    boot::BootPage,
     deployments::DeploymentsPage,
     groups::Filter,
     images::ImagesPage,
@@ -35,6 +36,7 @@ use serde::Deserialize;
 
 mod agents;
 mod array;
+mod boot;
 mod deployments;
 mod door;
 mod files;
@@ -81,6 +83,8 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/deployments", get(deployments_page))
         .route("/deployments/{deployment}/cancel", post(deployments::cancel))
         .route("/deployments/{deployment}/retry", post(deployments::retry))
+        .route("/boot", get(boot_page))
+        .route("/boot/survey", post(boot::survey))
         .route("/array", get(array_page).post(array::create))
         .route("/array/scrub", post(array::begin_scrub))
         .route("/array/rebalance", post(array::begin_rebalance))
@@ -201,6 +205,10 @@ async fn deployments_page(State(app): State<App>) -> Result<Response, ApiError> 
     page(&app, Place::Deployments, None).await
 }
 
+async fn boot_page(State(app): State<App>) -> Result<Response, ApiError> {
+    page(&app, Place::Boot, None).await
+}
+
 async fn array_page(State(app): State<App>) -> Result<Response, ApiError> {
     page(&app, Place::Array, None).await
 }
@@ -237,6 +245,7 @@ async fn render_part(app: &App, place: Place, filter: Filter) -> Result<String, 
         Place::Agents => rendered(agents::view(app).await?.render()),
         Place::Machines => rendered(machines::view(app, filter).await?.render()),
         Place::Deployments => rendered(deployments::view(app).await?.render()),
+        Place::Boot => rendered(boot::view(app).await?.render()),
         Place::Array => rendered(array::view(app).await?.render()),
         // Whoever may look at parts may not look at this.
         Place::Settings => Err(unknown_part()),
@@ -269,6 +278,7 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
         Place::Deployments => {
             shell::page(&nav, notice, &DeploymentsPage { live: &deployments::view(app).await? })
         }
+        Place::Boot => shell::page(&nav, notice, &BootPage { live: &boot::view(app).await? }),
         Place::Array => {
             let (live, images) = (&array::view(app).await?, array::images(app).await?);
             shell::page(&nav, notice, &ArrayPage { live, images })

@@ -1,7 +1,11 @@
 //! Fills the overview and the navigation.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, SystemTime},
+};
 
+use cairn_pxe::{Standing, Trail};
 use cairn_web::{
     agents::AgentState,
     deployments::{Install, InstallState},
@@ -21,6 +25,8 @@ use crate::{
 
 /// How long a failure is worth showing when nothing came after it.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a machine that stopped while it booted is worth showing.
+const LATELY: Duration = Duration::from_secs(60 * 60);
 /// Jobs that are looked at.
 const JOBS: u32 = 200;
 
@@ -37,7 +43,18 @@ pub(super) async fn nav(app: &App, at: Place) -> Result<Nav, ApiError> {
         agents_pending: number(pending),
         machines_waiting: number(waiting),
         installs_running: counts.installs_running,
+        machines_stopped: number(stopped_lately(app)),
     })
+}
+
+/// Machines that stopped on their way to the agent, if that is not long ago: they may have been switched off since.
+fn stopped_lately(app: &App) -> usize {
+    let now = SystemTime::now();
+    let stopped = |trail: &Trail| {
+        let lately = trail.last().and_then(|(_, at)| now.duration_since(at).ok());
+        matches!(trail.standing(now), Standing::Stopped(_)) && lately.is_some_and(|it| it < LATELY)
+    };
+    app.boot.record.trails.all().iter().filter(|trail| stopped(trail)).count()
 }
 
 fn number(count: usize) -> u64 {

@@ -30,6 +30,14 @@ pub struct MachineRow {
     pub root: Option<RootVolume>,
 }
 
+/// The machine that has a network card.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CardOwner {
+    pub(crate) machine: MachineId,
+    /// Unknown until its agent said hello.
+    pub(crate) secure_boot: Option<bool>,
+}
+
 /// The volume that a machine comes up from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RootVolume {
@@ -190,6 +198,24 @@ impl Db {
             }
         }
         Ok(labels)
+    }
+
+    /// Whose each network card is.
+    pub(crate) async fn card_owners(&self) -> Result<HashMap<String, CardOwner>> {
+        let rows = sqlx::query(
+            "SELECT mac, machine, secure_boot, firmware FROM machine_mac JOIN machine ON machine.id = machine_mac.machine",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let owner = |row: &AnyRow| -> Result<CardOwner> {
+            let told = row.maybe_text("firmware")?.is_some();
+            let secure_boot = row.flag("secure_boot")?;
+            Ok(CardOwner {
+                machine: MachineId(row.id("machine")?),
+                secure_boot: told.then_some(secure_boot),
+            })
+        };
+        rows.iter().map(|row| Ok((row.text("mac")?, owner(row)?))).collect()
     }
 
     pub(crate) async fn machine(&self, id: MachineId) -> Result<Option<MachineRow>> {

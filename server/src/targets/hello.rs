@@ -1,5 +1,7 @@
 //! `POST /target/v1/hello`: a machine introduces itself and gets a bearer for this run.
 
+use std::time::SystemTime;
+
 use axum::{Extension, Json, extract::State};
 use cairn_array::{
     tidy::tidy,
@@ -64,6 +66,10 @@ pub(super) async fn hello(
         HelloError::Db(error) => error.into(),
     })?;
     tracing::info!(machine = %machine, code = target.code, from = %peer.addr, "a target said hello");
+    app.boot
+        .record
+        .trails
+        .arrived(hello.identity.macs.iter().map(String::as_str), SystemTime::now());
     app.targets_changed.notify();
     api::machine::tell(&app, machine).await?;
     Ok(Json(HelloReply { session, machine, code: target.code }))

@@ -79,6 +79,7 @@ pub(crate) struct Server {
     pub(crate) folder: TempDir,
     pub(crate) bound: SocketAddr,
     pub(crate) nbd: SocketAddr,
+    pub(crate) boot: SocketAddr,
     pub(crate) first_start: Option<FirstStart>,
     pub(crate) ca_pem: String,
     api: Client,
@@ -110,7 +111,8 @@ impl Server {
                 .build()?;
             let result = runtime.block_on(async {
                 let running = Box::pin(serve::start(options, stopper)).await?;
-                tell.send((running.bound, running.nbd, running.first_start.clone())).unwrap();
+                let at = (running.bound, running.nbd, running.boot);
+                tell.send((at, running.first_start.clone())).unwrap();
                 tokio::select! {
                     result = running.run() => result,
                     () = killer.cancelled() => Ok(()),
@@ -120,14 +122,25 @@ impl Server {
             runtime.shutdown_timeout(Duration::ZERO);
             result
         });
-        let Ok((bound, nbd, first_start)) = told.await else {
+        let Ok(((bound, nbd, boot), first_start)) = told.await else {
             panic!("{:#}", thread.join().unwrap().unwrap_err());
         };
         let token: Token = read(folder.path(), "secrets/cli-token").parse().unwrap();
         let api = Client::new(&format!("https://{bound}"), &token).unwrap();
         let ca_pem = read(folder.path(), "secrets/ca.pem");
         let thread = Some(thread);
-        Self { folder, bound, nbd, first_start, ca_pem, api, stop, kill: kill.drop_guard(), thread }
+        Self {
+            folder,
+            bound,
+            nbd,
+            boot,
+            first_start,
+            ca_pem,
+            api,
+            stop,
+            kill: kill.drop_guard(),
+            thread,
+        }
     }
 
     /// Stops it as SIGTERM does.

@@ -5,6 +5,7 @@
 )]
 
 mod agents;
+mod boot;
 mod command_line;
 mod groups;
 mod harness;
