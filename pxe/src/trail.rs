@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::decision::BootDecision;
+use crate::dhcp::survey::is_survey;
 use crate::dhcp::{Architecture, Client, Firmware, IgnoreReason, MessageType, Op, Packet, code};
 use crate::identity::MacAddr;
 
@@ -275,7 +276,7 @@ impl Trails {
     /// A DHCP packet came in; `ours` is our own address.
     pub(crate) fn asked(&self, request: &Packet, ours: Ipv4Addr, now: SystemTime) {
         let (client, mac) = (Client::of(request), request.mac);
-        let boots = client.firmware != Firmware::Other;
+        let boots = client.firmware != Firmware::Other && !is_survey(request);
         let kind = request.message_type();
         let discovers = boots && kind == Some(MessageType::Discover);
         let address = request.options.address(code::REQUESTED_ADDRESS).unwrap_or(request.ciaddr);
@@ -305,7 +306,7 @@ impl Trails {
     /// What it asked was answered, with an address perhaps.
     pub(crate) fn answered(&self, request: &Packet, address: Ipv4Addr, now: SystemTime) {
         let firmware = Client::of(request).firmware;
-        if firmware == Firmware::Other {
+        if firmware == Firmware::Other || is_survey(request) {
             return;
         }
         self.change(|kept| {
@@ -418,6 +419,18 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
     }
 
+    /// What a machine says first.
+    fn boots(mac: MacAddr, xid: u32) -> Packet {
+        let mut packet = discover(mac, xid);
+        let mut options = crate::dhcp::Options::default();
+        options.push(code::MESSAGE_TYPE, vec![MessageType::Discover.into()]);
+        for kept in [code::CLASS, code::ARCHITECTURE] {
+            options.push(kept, packet.options.get(kept).unwrap().to_vec());
+        }
+        packet.options = options;
+        packet
+    }
+
     /// What a machine says once it has chosen the router's address.
     fn request(mac: MacAddr) -> Packet {
         let mut packet = discover(mac, 1);
@@ -443,10 +456,10 @@ mod tests {
     fn a_whole_way_is_followed_by_hardware_address_and_by_what_address_it_took() {
         let trails = Trails::default();
         let mut changes = trails.watch();
-        trails.asked(&discover(MAC, 1), OURS, at(0));
+        trails.asked(&boots(MAC, 1), OURS, at(0));
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
-        trails.answered(&discover(MAC, 1), Ipv4Addr::UNSPECIFIED, at(0));
+        trails.answered(&boots(MAC, 1), Ipv4Addr::UNSPECIFIED, at(0));
         trails.asked(&request(MAC), OURS, at(1));
         trails.sent(ADDRESS, "snponly.efi", at(2));
         assert_eq!(only(&trails).standing(at(3)), Standing::OnItsWay);
@@ -465,18 +478,18 @@ mod tests {
         assert_eq!((trail.address, trail.dhcp_server), (Some(ADDRESS), Some(ROUTER)));
         assert_eq!(trails.neighbours(), [Neighbour { address: ROUTER, seen: at(1) }]);
         // It is switched on again.
-        trails.asked(&discover(MAC, 2), OURS, at(500));
+        trails.asked(&boots(MAC, 2), OURS, at(500));
         assert_eq!(steps(&trails), [Step::Asked]);
     }
 
     #[test]
     fn where_a_machine_stopped_is_told() {
         let trails = Trails::default();
-        trails.asked(&discover(MAC, 1), OURS, at(0));
+        trails.asked(&boots(MAC, 1), OURS, at(0));
         trails.ignored(MAC, IgnoreReason::UnsupportedArchitecture);
         assert_eq!(only(&trails).standing(at(1)), Standing::Stopped(Stop::NoLoader));
         trails.ignored(MAC, IgnoreReason::ForAnotherServer);
-        trails.answered(&discover(MAC, 1), ADDRESS, at(2));
+        trails.answered(&boots(MAC, 1), ADDRESS, at(2));
         assert_eq!(only(&trails).standing(at(3)), Standing::OnItsWay);
         assert_eq!(only(&trails).standing(at(63)), Standing::Stopped(Stop::NotFetched));
         trails.broke_off(ADDRESS);
@@ -505,7 +518,9 @@ mod tests {
         plain.options.push(code::SERVER_IDENTIFIER, ROUTER.octets().to_vec());
         trails.asked(&plain, OURS, at(0));
         trails.answered(&plain, ADDRESS, at(0));
-        trails.asked(&discover(MacAddr([1, 0, 0, 0, 0, 1]), 1), OURS, at(0));
+        trails.asked(&boots(MacAddr([1, 0, 0, 0, 0, 1]), 1), OURS, at(0));
+        trails.asked(&discover(MAC, 1), OURS, at(0));
+        trails.answered(&discover(MAC, 1), ADDRESS, at(0));
         trails.told(MacAddr([0; 6]), Some(ADDRESS), Told::Agent, at(0));
         trails.sent(ADDRESS, "vmlinuz", at(0));
         trails.arrived(["52:54:00:01:02:03"], at(0));

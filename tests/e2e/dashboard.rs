@@ -406,6 +406,12 @@ async fn add_a_user(server: &Server, browser: &Browser) -> String {
     browser.type_into("#token-note", "monitoring").await;
     browser.click("#token-add").await;
     browser.sees("#made-title", "A token for monitoring").await;
+    // Nobody listens there.
+    browser.type_into("#webhook-url", "http://127.0.0.1:1/hook").await;
+    browser.click("#webhook-add").await;
+    browser.sees("#made-title", "The secret of http://127.0.0.1:1/hook").await;
+    browser.click("[action$='/ping'] button").await;
+    browser.sees("[role=alert]", "the webhook was not told").await;
     browser.go(&format!("{}/settings", server.url)).await;
     browser.sees("#user-ann", "viewer").await;
     browser.sees("main", "a program, as viewer").await;
@@ -420,7 +426,16 @@ async fn what_a_viewer_may(server: &Server, browser: &Browser, password: &str) {
     browser.click("button.main").await;
     browser.sees("nav", "Overview").await;
     browser.go(&format!("{}/settings", server.url)).await;
-    browser.sees("[role=alert]", "this needs the role admin; you are viewer").await;
+    browser.sees("main", "You are ann, viewer.").await;
+    browser.sees_gone("#user-name").await;
+    browser.type_into("#own-current", "not it at all").await;
+    browser.type_into("#own-new", "a better password").await;
+    browser.click("#own-change").await;
+    browser.sees("[role=alert]", "name or password is wrong").await;
+    browser.type_into("#own-current", password).await;
+    browser.type_into("#own-new", "a better password").await;
+    browser.click("#own-change").await;
+    browser.sees("[role=status]", "Your password is changed.").await;
     browser.go(&format!("{}/array", server.url)).await;
     browser.click("#scrub").await;
     browser.sees("[role=alert]", "this needs the role operator; you are viewer").await;

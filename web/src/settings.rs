@@ -1,19 +1,64 @@
-//! Settings: who may sign in, which programs may ask, and who asked for what.
+//! Settings: one's own password; for administrators who may sign in, which programs may ask and are told, and who asked for what.
 
 use askama::Template;
 
-use crate::text::Ago;
+use crate::text::{Ago, counted};
 
-/// The page. For administrators only, so no part of it is served alone.
+/// The page. What it shows depends on who looks, so no part of it is served alone.
 #[derive(Clone, Debug, Default, Template)]
 #[template(path = "settings.html")]
 pub struct SettingsPage {
-    pub users: Vec<User>,
-    pub tokens: Vec<Token>,
-    /// The newest first.
-    pub audit: Vec<Asked>,
+    /// Who looks.
+    pub me: String,
+    /// `admin`, …
+    pub role: &'static str,
+    /// Something was done, in words.
+    pub done: Option<&'static str>,
     /// A secret that was made just now; it is shown once.
     pub made: Option<Made>,
+    /// For administrators.
+    pub site: Option<Site>,
+}
+
+/// What administrators see.
+#[derive(Clone, Debug, Default)]
+pub struct Site {
+    pub users: Vec<User>,
+    pub tokens: Vec<Token>,
+    pub webhooks: Vec<Webhook>,
+    /// Kinds of events that a webhook can be told of.
+    pub events: Vec<&'static str>,
+    /// Of the site's CA.
+    pub fingerprint: String,
+    /// Until when its certificate is valid, RFC 3339, and how many days that is.
+    pub ca_until: String,
+    pub ca_days: u64,
+    /// The newest first.
+    pub audit: Vec<Asked>,
+}
+
+/// A program that is told of events.
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    pub id: i64,
+    pub url: String,
+    /// Empty: all.
+    pub events: Vec<String>,
+    pub created: Ago,
+    /// Why the next event was not delivered yet.
+    pub problem: Option<String>,
+}
+
+impl Webhook {
+    fn told(&self) -> String {
+        if self.events.is_empty() { "everything".to_owned() } else { self.events.join(", ") }
+    }
+}
+
+impl Site {
+    fn left(&self) -> String {
+        counted(self.ca_days, "day", "days")
+    }
 }
 
 /// A secret, and what it is.
@@ -110,7 +155,7 @@ mod tests {
 
     #[test]
     fn it_shows_users_tokens_and_what_was_asked_for_and_escapes_what_they_say() {
-        let page = SettingsPage {
+        let site = Site {
             users: vec![User { name: "ann".into(), role: "operator", created: ago() }],
             tokens: vec![Token {
                 id: 7,
@@ -127,7 +172,24 @@ mod tests {
                 what: "POST /array/scrub".into(),
                 status: 403,
             }],
+            webhooks: vec![Webhook {
+                id: 3,
+                url: "https://chat.example/<hook>".into(),
+                events: Vec::new(),
+                created: ago(),
+                problem: Some("it answered 500".into()),
+            }],
+            events: vec!["machine-changed"],
+            fingerprint: "ab:cd".into(),
+            ca_until: "2056-11-29T10:00:00Z".into(),
+            ca_days: 10_950,
+        };
+        let page = SettingsPage {
+            me: "root".into(),
+            role: "admin",
+            done: None,
             made: Some(Made { what: "The password of ann".into(), secret: "s3cret".into() }),
+            site: Some(site),
         };
         let html = page.render().unwrap();
         for wanted in [
@@ -139,10 +201,24 @@ mod tests {
             "refused",
             "The password of ann",
             "s3cret",
+            r#"action="/settings/webhooks/3/ping""#,
+            "https://chat.example/&#60;hook&#62;",
+            "it answered 500",
+            "ab:cd",
+            r#"href="/api/v1/backup""#,
         ] {
             assert!(html.contains(wanted), "{wanted}: {html}");
         }
-        let empty = SettingsPage::default().render().unwrap();
+        let site = Some(Site::default());
+        let empty = SettingsPage { site, ..SettingsPage::default() }.render().unwrap();
         assert!(empty.contains("Nothing was asked for yet"), "{empty}");
+    }
+
+    #[test]
+    fn whoever_is_no_administrator_sees_what_is_theirs() {
+        let me = SettingsPage { me: "ann".into(), role: "viewer", ..SettingsPage::default() };
+        let html = me.render().unwrap();
+        assert!(html.contains(r#"action="/settings/own-password""#) && html.contains("ann"));
+        assert!(!html.contains("Users") && !html.contains("/settings/tokens"), "{html}");
     }
 }

@@ -12,7 +12,6 @@ pub enum Place {
     Deployments,
     Boot,
     Array,
-    /// For administrators.
     Settings,
 }
 
@@ -71,6 +70,12 @@ impl Place {
             Self::Array => "array",
             Self::Settings => "settings",
         }
+    }
+
+    /// The page at that path.
+    #[must_use]
+    pub fn of_path(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|place| place.path() == path)
     }
 
     /// The page of that word.

@@ -9,6 +9,8 @@ use crate::identity::MacAddr;
 const BROADCAST_FLAG: u16 = 0x8000;
 /// An x86 machine with UEFI (RFC 4578).
 const ARCHITECTURE: u16 = 7;
+/// Tells our own servers that no machine asks; others do not look at it (RFC 3004's option, as text).
+const USER_CLASS: &[u8] = b"Cairn survey";
 const CLASS: &[u8] = b"PXEClient:Arch:00007:UNDI:003016";
 
 /// What one server offers.
@@ -26,6 +28,7 @@ pub(crate) fn discover(mac: MacAddr, xid: u32) -> Packet {
     let mut options = Options::default();
     options.push(code::MESSAGE_TYPE, vec![MessageType::Discover.into()]);
     options.push(code::CLASS, CLASS.to_vec());
+    options.push(code::USER_CLASS, USER_CLASS.to_vec());
     options.push(code::ARCHITECTURE, ARCHITECTURE.to_be_bytes().to_vec());
     let nowhere = Ipv4Addr::UNSPECIFIED;
     Packet {
@@ -42,6 +45,11 @@ pub(crate) fn discover(mac: MacAddr, xid: u32) -> Packet {
         file: Vec::new(),
         options,
     }
+}
+
+/// Whether nobody would boot with the answer to this.
+pub(crate) fn is_survey(request: &Packet) -> bool {
+    request.options.get(code::USER_CLASS) == Some(USER_CLASS)
 }
 
 /// Reads an answer to it; none when it is no offer, or to another question.

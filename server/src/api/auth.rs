@@ -33,6 +33,13 @@ pub(crate) struct Actor {
     pub(crate) role: Role,
 }
 
+impl Actor {
+    /// Somebody, and no program.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.name.strip_prefix("user ")
+    }
+}
+
 /// Whose session a request has, if it has one that lives.
 pub(crate) async fn user_of(app: &App, headers: &HeaderMap) -> Result<Option<Actor>, ApiError> {
     let Some(session) = session(headers) else { return Ok(None) };
@@ -44,9 +51,10 @@ pub(crate) async fn user_of(app: &App, headers: &HeaderMap) -> Result<Option<Act
 pub(crate) async fn pass(
     app: &App,
     actor: Actor,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
+    request.extensions_mut().insert(actor.clone());
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let least = role::least(request.method(), route);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());

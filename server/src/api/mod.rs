@@ -140,6 +140,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(webhook::remove))
         .routes(routes!(webhook::ping))
         .routes(routes!(session::sign_out))
+        .routes(routes!(session::change_password))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     // An image is streamed and bounded by its declared size, not by a limit of bodies.
     let uploads =

@@ -23,11 +23,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    auth,
+    auth::{self, Actor},
     error::{ApiError, Problem},
     extract::Body,
+    user,
 };
-use crate::{app::App, moment::Moment, secret};
+use crate::{app::App, db::account::Account, moment::Moment, secret};
 
 /// The account that the first start makes.
 pub(crate) const ADMIN: &str = "admin";
@@ -113,12 +114,13 @@ fn password_is(password: &str, kept: &str) -> anyhow::Result<bool> {
     Ok(Argon2::default().verify_password(password.as_bytes(), &kept).is_ok())
 }
 
-/// Begins a session for somebody who knows the password; returns the cookie's secret.
-pub(crate) async fn sign_in_with(
+/// The account of somebody who knows its password.
+async fn verify(
     app: &App,
     from: IpAddr,
-    sign_in: SignIn,
-) -> Result<(String, Moment), ApiError> {
+    name: &str,
+    password: String,
+) -> Result<Account, ApiError> {
     let wrong = || ApiError::unauthorized("wrong_password", "name or password is wrong");
     if app.login_limit.is_reached(from, Instant::now()) {
         return Err(ApiError::too_many(
@@ -128,19 +130,29 @@ pub(crate) async fn sign_in_with(
     }
     // Counted before the slow hash, so that many guesses at once do not slip through.
     app.login_limit.count(from, Instant::now());
-    if sign_in.password.len() > MAX_PASSWORD {
+    if password.len() > MAX_PASSWORD {
         return Err(wrong());
     }
-    let name = sign_in.name.unwrap_or_else(|| ADMIN.to_owned());
-    let account = app.db.account_named(&name).await?.ok_or_else(wrong)?;
-    let right =
-        tokio::task::spawn_blocking(move || password_is(&sign_in.password, &account.password))
-            .await
-            .context("verify a password")??;
+    let account = app.db.account_named(name).await?.ok_or_else(wrong)?;
+    let kept = account.password.clone();
+    let right = tokio::task::spawn_blocking(move || password_is(&password, &kept))
+        .await
+        .context("verify a password")??;
     if !right {
         return Err(wrong());
     }
     app.login_limit.forgive(from, Instant::now());
+    Ok(account)
+}
+
+/// Begins a session for somebody who knows the password; returns the cookie's secret.
+pub(crate) async fn sign_in_with(
+    app: &App,
+    from: IpAddr,
+    sign_in: SignIn,
+) -> Result<(String, Moment), ApiError> {
+    let name = sign_in.name.as_deref().unwrap_or(ADMIN);
+    let account = verify(app, from, name, sign_in.password).await?;
     let cookie = secret::random_text()?;
     let now = Moment::now();
     let expires = now.plus(SESSION_LIFE);
@@ -170,6 +182,58 @@ pub(crate) async fn sign_in(
     let (secret, expires) = sign_in_with(&app, peer.addr.ip(), sign_in).await?;
     let body = Json(SignedIn { expires: expires.to_text() });
     Ok(([(header::SET_COOKIE, cookie(&secret)?)], body).into_response())
+}
+
+/// A password of one's own.
+#[derive(Clone, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OwnPassword {
+    pub current: String,
+    /// At least 10 characters.
+    pub new: String,
+}
+
+impl std::fmt::Debug for OwnPassword {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OwnPassword").finish_non_exhaustive()
+    }
+}
+
+/// Gives whoever asks another password, if the present one is known.
+pub(crate) async fn change_own(
+    app: &App,
+    (actor, from): (&Actor, IpAddr),
+    session: Option<&str>,
+    change: OwnPassword,
+) -> Result<(), ApiError> {
+    let Some(name) = actor.user() else {
+        return Err(ApiError::conflict(
+            "no_password",
+            "a token has no password: sign in as a user, or change it with `cairn-server user password NAME`",
+        ));
+    };
+    verify(app, from, name, change.current).await?;
+    let (kept, _) = user::password(Some(change.new), false).await?;
+    let kept = kept.context("hash a password")?;
+    app.db.change_password(name, &kept, session.map(secret::hash)).await?;
+    Ok(())
+}
+
+/// Change your own password
+///
+/// Your other sessions end.
+#[utoipa::path(put, path = "/api/v1/session/password", tag = "session", request_body = OwnPassword, responses(
+    (status = 204), (status = 400, body = Problem), (status = 401, body = Problem),
+    (status = 409, description = "A token has no password", body = Problem), (status = 429, body = Problem)))]
+pub(crate) async fn change_password(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Extension(actor): Extension<Actor>,
+    headers: HeaderMap,
+    Body(change): Body<OwnPassword>,
+) -> Result<StatusCode, ApiError> {
+    change_own(&app, (&actor, peer.addr.ip()), auth::session(&headers), change).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Sign out

@@ -101,7 +101,7 @@ fn refuse(error: AccountError) -> ApiError {
 }
 
 /// The password to be kept, and the one to be shown.
-async fn password(
+pub(super) async fn password(
     wished: Option<String>,
     make: bool,
 ) -> Result<(Option<String>, Option<String>), ApiError> {

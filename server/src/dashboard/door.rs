@@ -7,7 +7,10 @@ use axum::{
     response::{Html, IntoResponse as _, Redirect, Response},
 };
 use cairn_array::tls::Peer;
-use cairn_web::{Template as _, shell};
+use cairn_web::{
+    Template as _,
+    shell::{self, Place},
+};
 use serde::Deserialize;
 
 use super::{rendered, session_of};
@@ -37,10 +40,7 @@ pub(super) struct Entry {
 
 /// Where to go on to: one of the pages, never an address that somebody else chose.
 fn onward(next: &str) -> &'static str {
-    ["/images", "/agents", "/machines", "/deployments", "/array", "/settings"]
-        .into_iter()
-        .find(|path| *path == next)
-        .unwrap_or("/")
+    Place::of_path(next).unwrap_or(Place::Overview).path()
 }
 
 pub(super) async fn show(Query(ask): Query<Ask>) -> Result<Response, ApiError> {

@@ -98,6 +98,10 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/settings/users/{name}/remove", post(settings::remove_user))
         .route("/settings/tokens", post(settings::add_token))
         .route("/settings/tokens/{token}/revoke", post(settings::revoke_token))
+        .route("/settings/own-password", post(settings::own_password))
+        .route("/settings/webhooks", post(settings::add_webhook))
+        .route("/settings/webhooks/{webhook}/ping", post(settings::try_webhook))
+        .route("/settings/webhooks/{webhook}/remove", post(settings::remove_webhook))
         .route("/parts/nav", get(nav_part))
         .route("/parts/{part}", get(part))
         .route("/live", get(live::listen))
@@ -247,7 +251,7 @@ async fn render_part(app: &App, place: Place, filter: Filter) -> Result<String, 
         Place::Deployments => rendered(deployments::view(app).await?.render()),
         Place::Boot => rendered(boot::view(app).await?.render()),
         Place::Array => rendered(array::view(app).await?.render()),
-        // Whoever may look at parts may not look at this.
+        // It depends on who looks.
         Place::Settings => Err(unknown_part()),
     }
 }
@@ -273,7 +277,8 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
         }
         Place::Images => return images_with(app, notice, 0).await,
         Place::Agents => return agents_with(app, notice, None, None).await,
-        Place::Settings => return settings::page(app, notice, None).await,
+        // Its forms show it themselves, as it depends on who looks.
+        Place::Settings => return Ok(Redirect::to(place.path()).into_response()),
         Place::Machines => return machines_with(app, notice, Filter::default()).await,
         Place::Deployments => {
             shell::page(&nav, notice, &DeploymentsPage { live: &deployments::view(app).await? })

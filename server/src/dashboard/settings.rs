@@ -1,34 +1,43 @@
 //! Fills the page of settings.
 
 use axum::{
-    Form,
+    Extension, Form,
     extract::State,
-    response::{Html, IntoResponse as _, Response},
+    http::HeaderMap,
+    response::{Html, IntoResponse as _, Redirect, Response},
 };
+use cairn_array::tls::{Peer, valid_until};
 use cairn_web::{
-    settings::{Asked, Made, SettingsPage, Token, TokenState, User},
+    settings::{Asked, Made, SettingsPage, Site, Token, TokenState, User, Webhook},
     shell::{self, Place},
 };
 use serde::Deserialize;
 
-use super::{ago, answer, overview, rendered};
+use super::{ago, overview, rendered};
 use crate::{
     api::{
         self,
+        auth::{self, Actor},
         error::ApiError,
         extract::{self, Body},
+        session::OwnPassword,
         token::TokenRequest,
-        user::{UserChange, UserRequest},
+        user::{ChangedUser, UserChange, UserRequest},
+        webhook::WebhookRequest,
     },
     app::App,
     db::{account::Role, token::TokenKind},
+    events::RECORDED,
     moment::Moment,
 };
 
 /// Lines of the audit log that are shown.
 const AUDIT: u32 = 50;
 
-async fn fill(app: &App, made: Option<Made>) -> Result<SettingsPage, ApiError> {
+/// Who asks, as `guard` found.
+type Who = Extension<Actor>;
+
+async fn site(app: &App) -> Result<Site, ApiError> {
     let now = Moment::now();
     let users = app.db.accounts().await?.into_iter().map(|account| User {
         role: account.role.word(),
@@ -54,27 +63,110 @@ async fn fill(app: &App, made: Option<Made>) -> Result<SettingsPage, ApiError> {
         what: format!("{} {}", row.method, row.path),
         status: row.status,
     });
-    Ok(SettingsPage {
+    let axum::Json(webhooks) = api::webhook::list(State(app.clone())).await?;
+    let webhooks = webhooks.into_iter().map(|hook| Webhook {
+        id: hook.id,
+        url: hook.url,
+        events: hook.events,
+        created: ago(&hook.created, now),
+        problem: hook.problem,
+    });
+    let until = Moment(valid_until(app.site.authority().ca_pem())?.saturating_mul(1000));
+    Ok(Site {
         users: users.collect(),
         tokens: tokens.collect(),
+        webhooks: webhooks.collect(),
+        events: RECORDED.to_vec(),
+        fingerprint: app.site.fingerprint().to_string(),
+        ca_until: until.to_text(),
+        ca_days: until.since(now).as_secs() / 86_400,
         audit: audit.collect(),
-        made,
     })
 }
 
-/// The page, with a secret that was made just now.
-pub(super) async fn page(
-    app: &App,
-    notice: Option<&str>,
+/// What to say above the page.
+#[derive(Default)]
+struct Words<'a> {
+    notice: Option<&'a str>,
+    done: Option<&'static str>,
+    /// A secret that was made just now.
     made: Option<Made>,
-) -> Result<Response, ApiError> {
+}
+
+async fn page(app: &App, actor: &Actor, words: Words<'_>) -> Result<Response, ApiError> {
     let nav = overview::nav(app, Place::Settings).await?;
-    let html = shell::page(&nav, notice, &fill(app, made).await?);
+    let is_admin = actor.role.is_at_least(Role::Admin);
+    let view = SettingsPage {
+        me: actor.user().unwrap_or_default().to_owned(),
+        role: actor.role.word(),
+        done: words.done,
+        made: words.made,
+        site: if is_admin { Some(site(app).await?) } else { None },
+    };
+    let html = shell::page(&nav, words.notice, &view);
     Ok(Html(rendered(html)?).into_response())
 }
 
-pub(super) async fn show(State(app): State<App>) -> Result<Response, ApiError> {
-    page(&app, None, None).await
+/// The page again, with why what was asked for was not done.
+async fn refuse(app: &App, actor: &Actor, error: ApiError) -> Result<Response, ApiError> {
+    let Some((status, why)) = error.for_people() else { return Err(error) };
+    let mut response = page(app, actor, Words { notice: Some(why), ..Words::default() }).await?;
+    *response.status_mut() = status;
+    Ok(response)
+}
+
+async fn answer<T>(
+    app: &App,
+    actor: &Actor,
+    done: Result<T, ApiError>,
+) -> Result<Response, ApiError> {
+    match done {
+        Ok(_) => Ok(Redirect::to(Place::Settings.path()).into_response()),
+        Err(error) => refuse(app, actor, error).await,
+    }
+}
+
+/// The page with a secret that was made just now, or why it was not.
+async fn show_made(
+    app: &App,
+    actor: &Actor,
+    made: Result<Option<Made>, ApiError>,
+) -> Result<Response, ApiError> {
+    match made {
+        Ok(made) => page(app, actor, Words { made, ..Words::default() }).await,
+        Err(error) => refuse(app, actor, error).await,
+    }
+}
+
+pub(super) async fn show(
+    State(app): State<App>,
+    Extension(actor): Who,
+) -> Result<Response, ApiError> {
+    page(&app, &actor, Words::default()).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct OwnPasswordForm {
+    current: String,
+    new: String,
+}
+
+pub(super) async fn own_password(
+    State(app): State<App>,
+    Extension(actor): Who,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    Form(form): Form<OwnPasswordForm>,
+) -> Result<Response, ApiError> {
+    let change = OwnPassword { current: form.current, new: form.new };
+    let asker = (&actor, peer.addr.ip());
+    match api::session::change_own(&app, asker, auth::session(&headers), change).await {
+        Ok(()) => {
+            let done = Some("Your password is changed.");
+            page(&app, &actor, Words { done, ..Words::default() }).await
+        }
+        Err(error) => refuse(&app, &actor, error).await,
+    }
 }
 
 #[derive(Deserialize)]
@@ -83,24 +175,20 @@ pub(super) struct NewUser {
     role: Role,
 }
 
+fn password_of(user: ChangedUser) -> Option<Made> {
+    let what = format!("The password of {}", user.name);
+    user.password.map(|secret| Made { what, secret })
+}
+
 pub(super) async fn add_user(
     State(app): State<App>,
+    Extension(actor): Who,
     Form(form): Form<NewUser>,
 ) -> Result<Response, ApiError> {
     let request = UserRequest { name: form.name, role: form.role, password: None };
-    match api::user::create(State(app.clone()), Body(request)).await {
-        Ok((_, axum::Json(user))) => show_password(&app, user.name, user.password).await,
-        Err(error) => answer::<()>(&app, Place::Settings, Err(error)).await,
-    }
-}
-
-async fn show_password(
-    app: &App,
-    name: String,
-    password: Option<String>,
-) -> Result<Response, ApiError> {
-    let what = format!("The password of {name}");
-    page(app, None, password.map(|secret| Made { what, secret })).await
+    let made = api::user::create(State(app.clone()), Body(request)).await;
+    let made = made.map(|(_, axum::Json(user))| password_of(user));
+    show_made(&app, &actor, made).await
 }
 
 #[derive(Deserialize)]
@@ -110,31 +198,32 @@ pub(super) struct RoleForm {
 
 pub(super) async fn change_role(
     State(app): State<App>,
+    Extension(actor): Who,
     name: extract::Place<String>,
     Form(form): Form<RoleForm>,
 ) -> Result<Response, ApiError> {
     let change = UserChange { role: Some(form.role), password: None, new_password: false };
     let done = api::user::change(State(app.clone()), name, Body(change)).await;
-    answer(&app, Place::Settings, done).await
+    answer(&app, &actor, done).await
 }
 
 pub(super) async fn new_password(
     State(app): State<App>,
+    Extension(actor): Who,
     name: extract::Place<String>,
 ) -> Result<Response, ApiError> {
     let change = UserChange { role: None, password: None, new_password: true };
-    match api::user::change(State(app.clone()), name, Body(change)).await {
-        Ok(axum::Json(user)) => show_password(&app, user.name, user.password).await,
-        Err(error) => answer::<()>(&app, Place::Settings, Err(error)).await,
-    }
+    let made = api::user::change(State(app.clone()), name, Body(change)).await;
+    show_made(&app, &actor, made.map(|axum::Json(user)| password_of(user))).await
 }
 
 pub(super) async fn remove_user(
     State(app): State<App>,
+    Extension(actor): Who,
     name: extract::Place<String>,
 ) -> Result<Response, ApiError> {
     let done = api::user::remove(State(app.clone()), name).await;
-    answer(&app, Place::Settings, done).await
+    answer(&app, &actor, done).await
 }
 
 #[derive(Deserialize)]
@@ -145,6 +234,7 @@ pub(super) struct NewToken {
 
 pub(super) async fn add_token(
     State(app): State<App>,
+    Extension(actor): Who,
     Form(form): Form<NewToken>,
 ) -> Result<Response, ApiError> {
     let what = format!("A token for {}", form.note);
@@ -155,18 +245,59 @@ pub(super) async fn add_token(
         expires_in: None,
         note: form.note,
     };
-    match api::token::create(State(app.clone()), Body(request)).await {
-        Ok((_, axum::Json(made))) => {
-            page(&app, None, Some(Made { what, secret: made.token })).await
-        }
-        Err(error) => answer::<()>(&app, Place::Settings, Err(error)).await,
-    }
+    let made = api::token::create(State(app.clone()), Body(request)).await;
+    let made = made.map(|(_, axum::Json(made))| Some(Made { what, secret: made.token }));
+    show_made(&app, &actor, made).await
 }
 
 pub(super) async fn revoke_token(
     State(app): State<App>,
+    Extension(actor): Who,
     token: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
     let done = api::token::revoke(State(app.clone()), token).await;
-    answer(&app, Place::Settings, done).await
+    answer(&app, &actor, done).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct NewWebhook {
+    url: String,
+    /// Empty: everything.
+    event: String,
+}
+
+pub(super) async fn add_webhook(
+    State(app): State<App>,
+    Extension(actor): Who,
+    Form(form): Form<NewWebhook>,
+) -> Result<Response, ApiError> {
+    let what = format!("The secret of {}", form.url);
+    let events = Some(form.event).filter(|event| !event.is_empty());
+    let request = WebhookRequest { url: form.url, events: events.into_iter().collect() };
+    let made = api::webhook::create(State(app.clone()), Body(request)).await;
+    let made = made.map(|(_, axum::Json(made))| Some(Made { what, secret: made.secret }));
+    show_made(&app, &actor, made).await
+}
+
+pub(super) async fn try_webhook(
+    State(app): State<App>,
+    Extension(actor): Who,
+    webhook: extract::Place<i64>,
+) -> Result<Response, ApiError> {
+    match api::webhook::ping(State(app.clone()), webhook).await {
+        Ok(_) => {
+            let done = Some("The webhook took it.");
+            page(&app, &actor, Words { done, ..Words::default() }).await
+        }
+        Err(error) => refuse(&app, &actor, error).await,
+    }
+}
+
+pub(super) async fn remove_webhook(
+    State(app): State<App>,
+    Extension(actor): Who,
+    webhook: extract::Place<i64>,
+) -> Result<Response, ApiError> {
+    let done = api::webhook::remove(State(app.clone()), webhook).await;
+    answer(&app, &actor, done).await
 }

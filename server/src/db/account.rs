@@ -140,6 +140,29 @@ impl Db {
         Ok(transaction.commit().await?)
     }
 
+    /// Gives an account another password, and ends its sessions but one.
+    pub(crate) async fn change_password(
+        &self,
+        name: &str,
+        password: &str,
+        but: Option<[u8; 32]>,
+    ) -> Result<()> {
+        let mut transaction = self.write().await?;
+        sqlx::query("UPDATE account SET password = $2 WHERE name = $1")
+            .bind(name)
+            .bind(password)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(
+            "DELETE FROM session WHERE account = (SELECT id FROM account WHERE name = $1) AND hash <> $2",
+        )
+        .bind(name)
+        .bind(but.unwrap_or_default().as_slice())
+        .execute(&mut *transaction)
+        .await?;
+        Ok(transaction.commit().await?)
+    }
+
     /// Removes an account with its sessions.
     pub(crate) async fn remove_account(&self, name: &str) -> Result<(), AccountError> {
         let mut transaction = self.write().await?;

@@ -47,6 +47,43 @@ async fn a_session_reads_writes_from_our_pages_only_and_ends() {
 }
 
 #[tokio::test]
+async fn whoever_knows_their_password_changes_it_and_their_other_sessions_end() {
+    let server = Server::start().await;
+    let password = server.first_start.clone().unwrap().password;
+    let cookie = async |password: &str| {
+        let response = sign_in(&server, password).await;
+        let cookie = response.headers()[header::SET_COOKIE].to_str().unwrap();
+        cookie.split(';').next().unwrap().to_owned()
+    };
+    let (here, elsewhere) = (cookie(&password).await, cookie(&password).await);
+    let client = server.client(None);
+    let change = async |cookie: &str, current: &str, new: &str| {
+        let request = client.put(url(&Member::Server, "/api/v1/session/password"));
+        let request = request.header(header::COOKIE, cookie).header("x-cairn-request", "1");
+        let body = serde_json::json!({ "current": current, "new": new });
+        request.json(&body).send().await.unwrap()
+    };
+    let reads = async |cookie: &str| {
+        let request = client.get(url(&Member::Server, "/api/v1/agents"));
+        request.header(header::COOKIE, cookie).send().await.unwrap().status()
+    };
+    let wrong = change(&here, "not the password", "a better password").await;
+    assert_eq!(problem(wrong).await, (401, "wrong_password".to_owned()));
+    let short = change(&here, &password, "short").await;
+    assert_eq!(problem(short).await, (400, "bad_password".to_owned()));
+    assert_eq!(reads(&elsewhere).await, StatusCode::OK);
+    let done = change(&here, &password, "a better password").await;
+    assert_eq!(done.status(), StatusCode::NO_CONTENT);
+    assert_eq!(reads(&here).await, StatusCode::OK);
+    assert_eq!(reads(&elsewhere).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(sign_in(&server, &password).await.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(sign_in(&server, "a better password").await.status(), StatusCode::OK);
+    let body = serde_json::json!({ "current": "x", "new": "a better password" });
+    let token = server.api().request(Method::PUT, "/api/v1/session/password").json(&body);
+    assert_eq!(problem(token.send().await.unwrap()).await, (409, "no_password".to_owned()));
+}
+
+#[tokio::test]
 async fn guessing_the_password_is_slowed_down() {
     let server = Server::start().await;
     let mut codes = Vec::new();

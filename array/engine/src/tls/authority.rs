@@ -8,8 +8,9 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use time::OffsetDateTime;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
-use super::{Member, Papers};
+use super::{Member, Papers, key::certificate};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// A site outlives its hardware.
@@ -132,6 +133,16 @@ impl Authority {
         let certificate = params.signed_by(key, &self.issuer).context("sign a certificate")?;
         Ok(Certified { certificate_pem: certificate.pem(), serial: serial.to_vec() })
     }
+}
+
+/// Until when a certificate (PEM) is valid, in seconds since 1970.
+///
+/// # Errors
+/// When it is none.
+pub fn valid_until(certificate_pem: &str) -> anyhow::Result<i64> {
+    let der = certificate(certificate_pem)?;
+    let (_, certificate) = X509Certificate::from_der(&der).context("read a certificate")?;
+    Ok(certificate.validity().not_after.timestamp())
 }
 
 fn params(name: &str, life: Duration) -> anyhow::Result<CertificateParams> {

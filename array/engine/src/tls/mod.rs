@@ -15,7 +15,7 @@ mod service;
 mod token;
 
 pub use addresses::{card_towards, local_addresses};
-pub use authority::{Authority, Certified, new_authority};
+pub use authority::{Authority, Certified, new_authority, valid_until};
 pub use client::{Trust, client, client_config, client_of_strangers, url};
 pub use key::{Fingerprint, KeyAndCsr, Papers, new_key_and_csr, public_key_of_csr};
 pub use member::Member;
