@@ -164,6 +164,14 @@ impl Home {
         self.write(MEMBERSHIP, &text)
     }
 
+    /// Keeps the certificate of these papers in place of the one before, whose key it is for.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_certificate(&self, papers: &Papers) -> Result<()> {
+        self.write(CERTIFICATE, papers.certificate_pem.as_bytes())
+    }
+
     /// How much of the disk the guest may use.
     ///
     /// # Errors

@@ -12,7 +12,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use cairn_array::store::{BucketAddress, DeviceAddress};
+use cairn_array::{
+    store::{BucketAddress, DeviceAddress},
+    tls::valid_until,
+};
 use cairn_pxe::{BootDecider, BootDecision, DecisionFuture, MachineHint, dhcp::Offer};
 use rustix::fs::{FlockOperation, flock, statvfs};
 use serde::{Deserialize, Serialize};
@@ -22,9 +25,11 @@ use utoipa::ToSchema;
 use crate::{
     boot_build,
     config::{DhcpChoice, ServeOptions, reachable},
+    moment::Moment,
     recover,
     serve::pxe_config,
     site::{Secrets, secrets::RECOVERY_FILE},
+    timekeeping,
 };
 
 /// Under this the server will soon stand still.
@@ -33,6 +38,8 @@ const LEAST_FREE: u64 = 1 << 30;
 const LOW_SHARE: u64 = 10;
 /// Servers that answer at all answer within this; some first look for three seconds whether an address is in use.
 const LISTEN: Duration = Duration::from_secs(6);
+/// When a CA has less than this left, somebody should think of it.
+const CA_LOW: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 /// A clock may differ by this from the newest file.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
@@ -80,7 +87,9 @@ pub(crate) async fn examine(options: &ServeOptions) -> Vec<Check> {
     }
     checks.extend(folders.iter().map(|folder| room(folder)));
     checks.extend(secrets(&options.data_dir));
+    checks.extend(authority(&options.data_dir));
     checks.push(clock(&options.data_dir));
+    checks.extend(time_service());
     checks.push(payload(options));
     if runs {
         checks.push(good("ports", "a server with this data folder has them".to_owned()));
@@ -223,6 +232,37 @@ fn right(name: &'static str, now: SystemTime, newest: Option<SystemTime>) -> Che
             ),
         ),
         None => good(name, "not behind what was written last".to_owned()),
+    }
+}
+
+/// Said only where it should be mended: not every kernel of a container says.
+fn time_service() -> Option<Check> {
+    let finding = "no time service steers this machine's clock: install one (chrony, systemd-timesyncd), or it drifts from the clients'";
+    (!timekeeping::is_steered().ok()?).then(|| note("time service", finding.to_owned()))
+}
+
+/// The site's CA, once there is one. Clients have theirs renewed, and the server makes its own at each start.
+fn authority(data_dir: &Path) -> Option<Check> {
+    let pem = fs::read_to_string(data_dir.join("secrets/ca.pem")).ok()?;
+    let until = valid_until(&pem).map(|until| Moment(until.saturating_mul(1000)));
+    Some(match until {
+        Ok(until) => lasting("certificates", until, Moment::now()),
+        Err(error) => bad("certificates", format!("secrets/ca.pem: {error:#}")),
+    })
+}
+
+fn lasting(name: &'static str, until: Moment, now: Moment) -> Check {
+    let said = format!("the site's CA is valid until {}", until.to_text());
+    let left = until.since(now);
+    if left.is_zero() {
+        bad(
+            name,
+            format!("{said}, which is over, or the clock is wrong: set it, or begin a new site"),
+        )
+    } else if left < CA_LOW {
+        note(name, format!("{said}: begin a new site before that, its clients join anew"))
+    } else {
+        good(name, said)
     }
 }
 
@@ -385,6 +425,15 @@ mod tests {
         assert_eq!(verdict(None), Verdict::Good);
         assert_eq!(verdict(Some(now - CLOCK_TOLERANCE)), Verdict::Good);
         assert_eq!(verdict(Some(now + CLOCK_TOLERANCE * 2)), Verdict::Bad);
+    }
+
+    #[test]
+    fn a_ca_that_is_about_to_end_is_told_of() {
+        let now = Moment(1_795_000_000_000);
+        let verdict = |until| lasting("x", until, now).verdict;
+        assert_eq!(verdict(now.plus(CA_LOW)), Verdict::Good);
+        assert_eq!(verdict(now.plus(CA_LOW / 2)), Verdict::Note);
+        assert_eq!(verdict(now), Verdict::Bad);
     }
 
     #[test]

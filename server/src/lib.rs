@@ -46,6 +46,7 @@ pub mod serve;
 pub mod site;
 mod standby;
 mod targets;
+mod timekeeping;
 pub mod volumes;
 mod wake;
 mod waves;

@@ -41,6 +41,7 @@ fn it_says_what_is_wrong_and_what_to_do_and_changes_nothing() {
     assert!(line(&said, "DHCP").contains("10.77.0.2 gives addresses on eth0"), "{said}");
     assert!(line(&said, "ports").starts_with("ok"), "{said}");
     assert!(line(&said, "secrets").contains("recovery-key.txt is still here"), "{said}");
+    assert!(line(&said, "certificates").starts_with("ok"), "{said}");
     let survey = site.server.run(&["boot", "survey"]).unwrap();
     assert!(survey.contains("10.77.0.2 gives addresses on eth0"), "{survey}");
     let said = site.server.run(&["boot", "status"]).unwrap();

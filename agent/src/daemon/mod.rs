@@ -20,6 +20,7 @@ mod difference;
 mod gossip;
 mod guest;
 mod mirror;
+mod renew;
 mod roster;
 mod scrub;
 mod service;
@@ -34,7 +35,7 @@ use cairn_array::{
     dsf::{Dsf, DsfHandle, DsfOwner},
     peer::{self, PeerClient},
     tails::Tails,
-    tls::{self, NameTable, Trust},
+    tls::{self, LivePapers, NameTable},
 };
 use tokio::{
     net::TcpListener,
@@ -96,10 +97,10 @@ pub async fn run(home: Home) -> Result<()> {
 }
 
 async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()> {
-    let papers = home.papers()?;
+    let shown = LivePapers::new(&home.papers()?)?;
     let names = Arc::new(NameTable::default());
     membership.server.announce(&names);
-    let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), Arc::clone(&names))?;
+    let client = tls::live_client(shown.clone(), Arc::clone(&names))?;
     let link = ServerLink::new(client.clone());
     let gossip = gossip::Gossip::new(membership.agent, client.clone());
     let (listener, peer_port) = listen(&membership).await?;
@@ -107,7 +108,6 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let (events, mailbox) = mpsc::channel(EVENTS);
     let (assign, assignment) = watch::channel(None);
     let (tell_sync, sync_status) = watch::channel(SyncStatus::default());
-    let sync_problem = sync_status.clone();
     let (tell_work, work_status) = watch::channel(WorkStatus::default());
 
     let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
@@ -122,16 +122,17 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let writable = guest::writable(guest_status.clone(), Arc::clone(&seen.writes));
     let keeps = peer::tails::routes(Arc::clone(&tails), Arc::clone(&admits), writable);
     let app = peer::routes(shelf, admits, limits.upload()).merge(mirror.routes()).merge(keeps);
-    tasks.spawn(tls::serve(listener, tls::server_tls(&papers)?, app, stop.clone()));
+    tasks.spawn(tls::serve(listener, tls::live_server_tls(shown.clone())?, app, stop.clone()));
     let status = status::Source {
         membership: membership.clone(),
-        sync_status,
+        sync_status: sync_status.clone(),
         work_status,
         guest: guest_status.clone(),
         dsf: dsf.clone(),
         tails,
         limits: limits.clone(),
     };
+    tasks.spawn(renew::run(home.clone(), link.clone(), shown, stop.clone()));
     tasks.spawn(status::listen(home.socket(), status, stop.clone()));
     tasks.spawn(guest.run(limits.clone(), stop.clone()));
     let scrub = scrub::Scrub::new(dsf.clone(), events.clone(), guest_status.clone());
@@ -162,7 +163,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     };
     tasks.spawn(sync.run(stop.clone()));
     let (me, stopped) = (membership.clone(), stop.clone());
-    tasks.spawn(meet_others(me, peer_port, names, directory, sync_problem, stopped));
+    tasks.spawn(meet_others(me, peer_port, names, directory, sync_status, stopped));
     tracing::info!(agent = %membership.agent, server = %membership.server, peer_port, "agent runs");
     supervise(tasks, stop).await
 }

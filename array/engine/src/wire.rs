@@ -8,6 +8,7 @@
 //! | `GET /agent/v1/assignment` | approved agent | [`Assignment`] |
 //! | `POST /agent/v1/holdings` | approved agent | [`Holdings`] → 204 |
 //! | `GET /agent/v1/images` | approved agent | `Vec<`[`ImageLine`]`>` |
+//! | `POST /agent/v1/renew` | agent | [`RenewRequest`] → [`RenewReply`] |
 //! | `POST /agent/v1/leave` | agent | nothing → 204 |
 //! | `POST /target/v1/hello` | anybody (no certificate) | [`TargetHello`] → [`HelloReply`] |
 //! | `GET /target/v1/ticket` | session bearer | [`TicketReply`], held up to [`SYNC_HOLD`] while waiting |
@@ -64,6 +65,19 @@ pub struct JoinReply {
     pub ca_pem: String,
     pub signing_key: VerifyingKey,
     pub state: MemberState,
+}
+
+/// An agent whose certificate will end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// PKCS #10; as in [`JoinRequest`].
+    pub csr_pem: String,
+}
+
+/// Its certificate from now on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RenewReply {
+    pub certificate_pem: String,
 }
 
 /// Where a member stands.

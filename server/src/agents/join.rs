@@ -3,8 +3,8 @@
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use cairn_array::{
     tidy::tidy_text,
-    tls::{Member, Peer, public_key_of_csr},
-    wire::{JoinReply, JoinRequest, MemberState},
+    tls::{Certified, Member, Peer, public_key_of_csr},
+    wire::{JoinReply, JoinRequest, MemberState, RenewReply, RenewRequest},
 };
 use cairn_core::id::AgentId;
 
@@ -25,21 +25,8 @@ pub(super) async fn join(
     let now = Moment::now();
     // Before the costly part: a stranger without a token gets no signature checked.
     app.db.join_token(&request.secret, now).await.map_err(refuse)?;
-    let csr = request.csr_pem.clone();
-    let public_key = tokio::task::spawn_blocking(move || public_key_of_csr(&csr))
-        .await
-        .map_err(anyhow::Error::from)?
-        .map_err(|error| {
-            ApiError::bad_request(
-                "bad_csr",
-                format!("the certificate request is no good: {error:#}"),
-            )
-        })?;
     let agent = AgentId(secret::random()?);
-    let certified =
-        app.site.authority().certify(&Member::Agent(agent), &public_key).map_err(|error| {
-            ApiError::bad_request("bad_csr", format!("the key cannot be certified: {error:#}"))
-        })?;
+    let certified = certify(&app, agent, request.csr_pem).await?;
     let name = tidy_text(&request.hostname).unwrap_or_else(|| peer.addr.ip().to_string());
     let new = NewAgent {
         id: agent,
@@ -59,6 +46,34 @@ pub(super) async fn join(
         signing_key: app.site.verifying_key(),
         state,
     }))
+}
+
+async fn certify(app: &App, agent: AgentId, csr_pem: String) -> Result<Certified, ApiError> {
+    // Elliptic curves cost: off the threads that serve others.
+    let public_key = tokio::task::spawn_blocking(move || public_key_of_csr(&csr_pem))
+        .await
+        .map_err(anyhow::Error::from)?
+        .map_err(|error| {
+            ApiError::bad_request(
+                "bad_csr",
+                format!("the certificate request is no good: {error:#}"),
+            )
+        })?;
+    app.site.authority().certify(&Member::Agent(agent), &public_key).map_err(|error| {
+        ApiError::bad_request("bad_csr", format!("the key cannot be certified: {error:#}"))
+    })
+}
+
+/// Another certificate for an agent that has one.
+pub(super) async fn renew(
+    State(app): State<App>,
+    Joined(agent): Joined,
+    Body(request): Body<RenewRequest>,
+) -> Result<Json<RenewReply>, ApiError> {
+    let certified = certify(&app, agent.id, request.csr_pem).await?;
+    app.db.set_serial(agent.id, &certified.serial).await?;
+    tracing::info!(agent = %agent.id, name = agent.name, "an agent's certificate was renewed");
+    Ok(Json(RenewReply { certificate_pem: certified.certificate_pem }))
 }
 
 fn refuse(error: SpendError) -> ApiError {

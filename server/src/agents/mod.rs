@@ -45,6 +45,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/agent/v1/directory", get(directory::directory))
         .route("/agent/v1/assignment", get(holdings::assignment))
         .route("/agent/v1/images", get(holdings::images))
+        .route("/agent/v1/renew", post(join::renew))
         .route("/agent/v1/leave", post(join::leave))
         .layer(DefaultBodyLimit::max(MAX_SMALL_BODY));
     let large = Router::new()

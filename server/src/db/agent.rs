@@ -142,6 +142,13 @@ impl Db {
         Ok(state)
     }
 
+    /// An agent's certificate is another from now on.
+    pub(crate) async fn set_serial(&self, id: AgentId, serial: &[u8]) -> Result<()> {
+        let query = sqlx::query("UPDATE agent SET serial = $2 WHERE id = $1");
+        self.run(query.bind(id.as_bytes().as_slice()).bind(serial)).await?;
+        Ok(())
+    }
+
     pub(crate) async fn agent(&self, id: AgentId) -> Result<Option<AgentRow>> {
         sqlx::query("SELECT * FROM agent WHERE id = $1")
             .bind(id.as_bytes().as_slice())

@@ -48,6 +48,36 @@ fn an_install_goes_on_by_parity_when_the_server_and_a_client_are_killed() {
 }
 
 #[test]
+fn its_certificate_is_renewed_long_before_it_ends() {
+    let mut site = Site::start("renewal", NetworkBoot::Off).unwrap();
+    site.join(1, "64MiB").unwrap();
+    let certificate = site.agents[0].state_dir().join("certificate.pem");
+    let first = fs::read(&certificate).unwrap();
+    let at = |site: &mut Site, offset: &str| {
+        site.server.process().terminate().unwrap();
+        site.agents[0].process().terminate().unwrap();
+        site.server.restart_with_clock(&site.lab, offset).unwrap();
+        let (host, state) = (site.agents[0].host().clone(), site.agents[0].state_dir().to_owned());
+        site.agents[0] = Agent::run_with_clock(&site.lab, &host, &state, offset).unwrap();
+        eventually("the server to answer it", SOON, || {
+            let Ok(status) = site.agents[0].command(&["status", "--json"]) else { return Ok(None) };
+            let status: serde_json::Value = serde_json::from_str(&status)?;
+            Ok((status["state"] == "approved").then_some(()))
+        })
+        .unwrap();
+    };
+    at(&mut site, "+300d");
+    assert_eq!(fs::read(&certificate).unwrap(), first, "it was renewed too soon");
+    at(&mut site, "+400d");
+    eventually("the certificate to be renewed", SOON, || {
+        Ok((fs::read(&certificate)? != first).then_some(()))
+    })
+    .unwrap();
+    // The first one would be over.
+    at(&mut site, "+900d");
+}
+
+#[test]
 fn rot_on_one_is_noticed_reported_and_repaired_and_installs_come_out_right() {
     let (mut site, image) = scattered("rot", 3, 24);
     // What is replaced soon would be dropped before anybody finds it rotten.

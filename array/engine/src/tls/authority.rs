@@ -17,7 +17,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const CA_LIFE: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 /// The longest that all browsers accept; it is made anew at each start.
 const SERVER_LIFE: Duration = Duration::from_secs(820 * 24 * 60 * 60);
-const AGENT_LIFE: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
+/// Renewed when half of it is over.
+pub const AGENT_LIFE: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 const TARGET_LIFE: Duration = DAY;
 /// Clocks of blank machines are wrong by hours, and those of old clients by weeks: a clock that is behind must not keep a
 /// member from talking to the others.

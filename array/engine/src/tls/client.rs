@@ -13,7 +13,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use super::{Fingerprint, Member, NameTable, Papers, key::certificate, window};
+use super::{Fingerprint, LivePapers, Member, NameTable, Papers, key::certificate, window};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -42,7 +42,19 @@ pub fn client(
     papers: Option<&Papers>,
     names: Arc<NameTable>,
 ) -> anyhow::Result<reqwest::Client> {
-    let mut tls = client_tls(trust, papers)?;
+    http_client(client_tls(trust, papers.map(LivePapers::new).transpose()?)?, names)
+}
+
+/// A client that trusts the site of these papers only, and shows those that were put in last.
+///
+/// # Errors
+/// When the CA cannot be read.
+pub fn live_client(papers: LivePapers, names: Arc<NameTable>) -> anyhow::Result<reqwest::Client> {
+    let trust = Trust::Ca(papers.ca_pem.to_string());
+    http_client(client_tls(&trust, Some(papers))?, names)
+}
+
+fn http_client(mut tls: ClientConfig, names: Arc<NameTable>) -> anyhow::Result<reqwest::Client> {
     tls.alpn_protocols = http();
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
@@ -62,7 +74,7 @@ pub fn client(
         .context("build the HTTPS client")
 }
 
-fn client_tls(trust: &Trust, papers: Option<&Papers>) -> anyhow::Result<ClientConfig> {
+fn client_tls(trust: &Trust, papers: Option<LivePapers>) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -76,12 +88,10 @@ fn client_tls(trust: &Trust, papers: Option<&Papers>) -> anyhow::Result<ClientCo
             }))
         }
     };
-    match papers {
-        Some(papers) => builder
-            .with_client_auth_cert(papers.chain()?, papers.key()?)
-            .context("use the certificate"),
-        None => Ok(builder.with_no_client_auth()),
-    }
+    Ok(match papers {
+        Some(papers) => builder.with_client_cert_resolver(Arc::new(papers)),
+        None => builder.with_no_client_auth(),
+    })
 }
 
 /// TLS for whoever has papers of this site and speaks something else than HTTP.
@@ -89,7 +99,7 @@ fn client_tls(trust: &Trust, papers: Option<&Papers>) -> anyhow::Result<ClientCo
 /// # Errors
 /// When the papers cannot be read.
 pub fn client_config(papers: &Papers) -> anyhow::Result<ClientConfig> {
-    client_tls(&Trust::Ca(papers.ca_pem.clone()), Some(papers))
+    client_tls(&Trust::Ca(papers.ca_pem.clone()), Some(LivePapers::new(papers)?))
 }
 
 /// A preconfigured TLS offers only what it says itself: without this every connection would speak HTTP/1.1, and an upload that

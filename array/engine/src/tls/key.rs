@@ -85,16 +85,26 @@ impl fmt::Debug for KeyAndCsr {
     }
 }
 
+fn request(key: &rcgen::KeyPair) -> anyhow::Result<String> {
+    let request = rcgen::CertificateParams::default().serialize_request(key);
+    request.context("make a certificate request")?.pem().context("write the certificate request")
+}
+
+/// The request to certify a private key (PEM) that is there already.
+///
+/// # Errors
+/// When it is none.
+pub fn csr_of(key_pem: &str) -> anyhow::Result<String> {
+    request(&rcgen::KeyPair::from_pem(key_pem).context("read the private key")?)
+}
+
 /// Makes an ECDSA P-256 key. The request names nobody: names are the server's to choose.
 ///
 /// # Errors
 /// When the system has no randomness to give.
 pub fn new_key_and_csr() -> anyhow::Result<KeyAndCsr> {
     let key = rcgen::KeyPair::generate().context("make a private key")?;
-    let request = rcgen::CertificateParams::default()
-        .serialize_request(&key)
-        .context("make a certificate request")?;
-    let csr_pem = request.pem().context("write the certificate request")?;
+    let csr_pem = request(&key)?;
     let public_key_der = public_key_of_csr(&csr_pem)?;
     Ok(KeyAndCsr { key_pem: key.serialize_pem(), csr_pem, public_key_der })
 }

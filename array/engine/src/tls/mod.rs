@@ -9,19 +9,21 @@ mod addresses;
 mod authority;
 mod client;
 mod key;
+mod live;
 mod member;
 mod names;
 mod service;
 mod token;
 
 pub use addresses::{card_towards, local_addresses};
-pub use authority::{Authority, Certified, new_authority, valid_until};
-pub use client::{Trust, client, client_config, client_of_strangers, url};
-pub use key::{Fingerprint, KeyAndCsr, Papers, new_key_and_csr, public_key_of_csr};
+pub use authority::{AGENT_LIFE, Authority, Certified, new_authority, valid_until};
+pub use client::{Trust, client, client_config, client_of_strangers, live_client, url};
+pub use key::{Fingerprint, KeyAndCsr, Papers, csr_of, new_key_and_csr, public_key_of_csr};
+pub use live::LivePapers;
 pub use member::Member;
 pub use names::NameTable;
 pub(crate) use service::member_of;
-pub use service::{Peer, serve, server_tls};
+pub use service::{Peer, live_server_tls, serve, server_tls};
 pub use token::{BadToken, Token, TokenKind};
 
 /// HTTP/2 flow control for segment-sized bodies: with the defaults a 4 MiB body waits for the window four times.

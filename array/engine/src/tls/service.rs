@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
-use super::{Member, Papers, client::roots, key::certificate, window};
+use super::{LivePapers, Member, Papers, client::roots, key::certificate, window};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -45,6 +45,14 @@ pub struct Peer {
 /// # Errors
 /// When the papers cannot be read.
 pub fn server_tls(papers: &Papers) -> anyhow::Result<Arc<ServerConfig>> {
+    live_server_tls(LivePapers::new(papers)?)
+}
+
+/// As [`server_tls`], with papers that may be replaced.
+///
+/// # Errors
+/// As [`server_tls`].
+pub fn live_server_tls(papers: LivePapers) -> anyhow::Result<Arc<ServerConfig>> {
     let provider = Arc::new(default_provider());
     let ca = certificate(&papers.ca_pem)?;
     let clients =
@@ -56,8 +64,7 @@ pub fn server_tls(papers: &Papers) -> anyhow::Result<Arc<ServerConfig>> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("choose TLS 1.3")?
         .with_client_cert_verifier(clients)
-        .with_single_cert(papers.chain()?, papers.key()?)
-        .context("use the certificate")?;
+        .with_cert_resolver(Arc::new(papers));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // A resumed session would outlive a revocation that a full handshake notices.
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -98,6 +98,46 @@ async fn a_ticket_that_has_expired_is_refused() {
     stop.cancel();
 }
 
+#[tokio::test]
+async fn papers_are_renewed_at_both_ends_while_they_are_shown() {
+    let site = Site::new();
+    let late = time::OffsetDateTime::now_utc() - time::Duration::MINUTE;
+    let (server, agent) = (Member::Server.dns_name(), Member::Agent(AgentId([7; 16])).dns_name());
+    let theirs = LivePapers::new(&site.papers_until(&server, late)).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (tls, app) = (live_server_tls(theirs.clone()).unwrap(), Router::new());
+    let stop = CancellationToken::new();
+    tokio::spawn(serve(listener, tls, app.route("/who", get(who)), stop.clone()));
+    let ours = LivePapers::new(&site.papers_until(&agent, late)).unwrap();
+    let names = Arc::new(NameTable::default());
+    names.set(Member::Server, addr);
+    let client = live_client(ours.clone(), names).unwrap();
+    let ask = async || {
+        let answer = client.get(url(&Member::Server, "/who")).send().await?;
+        answer.text().await
+    };
+    assert!(ask().await.unwrap_err().is_connect(), "the server's are over");
+    theirs.replace(&site.papers(&server)).unwrap();
+    assert!(ask().await.is_err(), "the client's are over");
+    let renewed = site.papers(&agent);
+    // Those of another key are refused, and change nothing.
+    let mut odd = renewed.clone();
+    odd.key_pem = new_key_and_csr().unwrap().key_pem;
+    assert!(ours.replace(&odd).is_err() && ask().await.is_err());
+    ours.replace(&renewed).unwrap();
+    assert_eq!(ask().await.unwrap(), agent);
+    stop.cancel();
+}
+
+#[test]
+fn a_key_that_is_there_is_requested_to_be_certified() {
+    let key = new_key_and_csr().unwrap();
+    let again = csr_of(&key.key_pem).unwrap();
+    assert_eq!(public_key_of_csr(&again).unwrap(), key.public_key_der);
+    assert!(csr_of("junk").is_err() && valid_until("junk").is_err());
+}
+
 #[test]
 fn member_names_round_trip_and_nothing_else_parses() {
     for member in
