@@ -22,6 +22,7 @@ use crate::{
     limits::SiteLimits,
     register::{Registrations, Sources},
     site::Site,
+    targets::reports::Reports,
     volumes::{ServerId, Volumes},
     waves::Waves,
 };
@@ -68,6 +69,8 @@ pub struct Inner {
     pub(crate) conditions: Conditions,
     pub(crate) complaints: Complaints,
     pub(crate) limits: SiteLimits,
+    /// How far installs are, before it is written.
+    pub(crate) reports: Reports,
     /// Who installs now and serves others.
     pub(crate) swarms: Swarms,
     /// Who waits until others hold what goes with its disk.

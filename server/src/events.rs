@@ -19,8 +19,8 @@ use crate::{
 /// A listener that is this far behind misses events and is told so.
 const BACKLOG: usize = 1024;
 
-/// Old events are forgotten whenever so many were recorded.
-const FORGET_EVERY: u32 = 100;
+/// Old events are forgotten whenever so many were recorded: it takes a look at all that are kept.
+const FORGET_EVERY: u32 = 1000;
 
 /// The kinds of events that are recorded.
 pub(crate) const RECORDED: [&str; 10] = [

@@ -51,6 +51,7 @@ use crate::{
     scrub, secret,
     site::{Opened, Site, secrets},
     standby,
+    targets::reports::{self, Reports},
     volumes::{self, Served, ServerId, Volumes},
     webhooks,
 };
@@ -244,6 +245,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         conditions: Conditions::default(),
         complaints: crate::agents::complaint::Complaints::default(),
         limits,
+        reports: Reports::default(),
         swarms: Swarms::default(),
         waves: crate::waves::Waves::default(),
         live: Live::default(),
@@ -261,9 +263,8 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let server = tls::server_tls(&papers)?;
     let (pxe, boot) = bind_boot(&options, &app).await?;
     let mut services = JoinSet::new();
-    let (served, stopped) = (Arc::new(Served(app.clone())), stop.clone());
-    let secure = Some(Arc::clone(&server));
-    services.spawn(cairn_array::nbd::serve(nbd_listener, served, secure, stopped));
+    let (served, secure) = (Arc::new(Served(app.clone())), Some(Arc::clone(&server)));
+    services.spawn(cairn_array::nbd::serve(nbd_listener, served, secure, stop.clone()));
     services.spawn(tls::serve(listener, server, api::router(&app), stop.clone()));
     services.spawn(pxe.run(stop.clone()));
     run_beside(&app, (papers, moved), &mut services);
@@ -312,6 +313,7 @@ fn run_beside(
     app.tasks.spawn(rebalance::watch(app.clone()));
     app.tasks.spawn(webhooks::watch(app.clone()));
     app.tasks.spawn(dashboard::live::watch(app.clone()));
+    app.tasks.spawn(reports::write(app.clone()));
     app.tasks.spawn(tell_clients(app.clone(), papers, moved));
     let (db, stop) = (app.db.clone(), app.stop.clone());
     services.spawn(async move { db.watch(&stop).await.context("keep the database") });

@@ -144,7 +144,7 @@ pub(crate) async fn install_view(app: &App, row: InstallRow) -> Result<Install, 
     Ok(view_of(app, row, &labels))
 }
 
-fn view_of(app: &App, row: InstallRow, labels: &HashMap<MachineId, String>) -> Install {
+pub(crate) fn view_of(app: &App, row: InstallRow, labels: &HashMap<MachineId, String>) -> Install {
     let label = labels.get(&row.machine).cloned().unwrap_or_else(|| row.machine.to_string());
     let progress = row.progress.as_ref();
     let bytes = |pick: fn(&cairn_array::wire::InstallProgress) -> ByteCount| {

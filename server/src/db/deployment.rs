@@ -1,6 +1,6 @@
 //! Deployments and installs. Every change of an install's state goes through `crate::deployments::next`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use cairn_array::wire::{AfterInstall, DiskSelector, InstallProgress};
 use cairn_core::{
@@ -357,6 +357,28 @@ impl Db {
         }
         transaction.commit().await?;
         Ok(state)
+    }
+
+    /// Keeps how far installs are that go on; returns those that do.
+    pub(crate) async fn note_progress_of(
+        &self,
+        installs: &[InstallRow],
+    ) -> Result<HashSet<InstallId>> {
+        let mut transaction = self.write().await?;
+        let mut running = HashSet::new();
+        for install in installs {
+            let done =
+                sqlx::query("UPDATE install SET progress = $2 WHERE id = $1 AND state = 'running'")
+                    .bind(install.id.as_bytes().as_slice())
+                    .bind(json("progress", &install.progress)?)
+                    .execute(&mut *transaction)
+                    .await?;
+            if done.rows_affected() > 0 {
+                running.insert(install.id);
+            }
+        }
+        transaction.commit().await?;
+        Ok(running)
     }
 
     /// Hands an install to a target: the target counts as approved, every other run of the same machine that had the

@@ -3,7 +3,7 @@
 use super::{Columns as _, Db, Result, integer};
 
 /// The most events that are kept.
-const KEPT: i64 = 10_000;
+const KEPT: i64 = 100_000;
 
 /// An event as it was recorded.
 #[derive(Clone, Debug)]

@@ -10,6 +10,8 @@ use crate::moment::Moment;
 
 /// A target that has not asked for its ticket for this long is not there any more.
 pub(crate) const LIVE: Duration = Duration::from_secs(60);
+/// That it was seen is written down no more often: it may ask many times a second.
+const SEEN_EVERY: Duration = Duration::from_secs(5);
 /// The most targets that wait for approval at once: what strangers can make us keep.
 const MAX_WAITING: u64 = 2_000;
 /// A target is forgotten when it was not heard of for this long.
@@ -114,14 +116,16 @@ impl Db {
         hash: [u8; 32],
         now: Moment,
     ) -> Result<Option<TargetRow>> {
-        let mut transaction = self.write().await?;
-        let row = sqlx::query("UPDATE target SET seen = $2 WHERE hash = $1 RETURNING *")
+        let row = sqlx::query("SELECT * FROM target WHERE hash = $1")
             .bind(hash.as_slice())
-            .bind(now.0)
-            .fetch_optional(&mut *transaction)
+            .fetch_optional(&self.pool)
             .await?;
-        transaction.commit().await?;
-        row.as_ref().map(target).transpose()
+        let Some(row) = row else { return Ok(None) };
+        if now.since(row.moment("seen")?) >= SEEN_EVERY {
+            let seen = sqlx::query("UPDATE target SET seen = $2 WHERE hash = $1");
+            self.run(seen.bind(hash.as_slice()).bind(now.0)).await?;
+        }
+        Some(target(&row)).transpose()
     }
 
     /// The targets that are there: seen within [`LIVE`] and not ended.

@@ -13,6 +13,7 @@ pub(crate) mod approval;
 mod document;
 mod hello;
 mod progress;
+pub(crate) mod reports;
 mod session;
 mod swarm;
 mod ticket;

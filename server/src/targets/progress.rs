@@ -14,8 +14,8 @@ use crate::{
     agents,
     api::{self, error::ApiError, extract::Body},
     app::App,
-    db::deployment::InstallState,
-    deployments::is_over,
+    db::deployment::{InstallRow, InstallState},
+    deployments::{self, is_over},
     events::Event,
     moment::Moment,
 };
@@ -41,17 +41,16 @@ pub(super) async fn progress(
             .collect();
     }
     let now = Moment::now();
+    let goes_on = deployments::next(install.state, progress.phase.into()) == Some(install.state);
+    if goes_on && install.state == InstallState::Running && progress.error.is_none() {
+        let progress = Some(progress);
+        app.reports.put(InstallRow { progress, heard: Some(now), ..install });
+        return Ok(Json(reply(&app, false)));
+    }
     let state = app.db.note_install_progress(install.id, &progress, now).await?;
     let Some(state) = state else {
         return Ok(Json(reply(&app, install.state == InstallState::Cancelled)));
     };
-    if state == install.state {
-        if let Some(row) = app.db.install(install.id).await? {
-            let view = api::deployment::install_view(&app, row).await?;
-            app.events.emit(Event::InstallProgress(Box::new(view))).await;
-        }
-        return Ok(Json(reply(&app, false)));
-    }
     if let Some(error) = &progress.error {
         tracing::warn!(install = %install.id, machine = %install.machine, error, "an install failed");
     }
