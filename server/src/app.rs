@@ -11,7 +11,7 @@ use crate::{
         complaint::Complaints, condition::Conditions, directory::DirectoryKeeper,
         holdings::FullDisks,
     },
-    api::session::LoginLimit,
+    api::{edit::Edits, session::LoginLimit},
     boot::BootNet,
     dashboard::live::Live,
     db::Db,
@@ -69,6 +69,8 @@ pub struct Inner {
     pub(crate) conditions: Conditions,
     pub(crate) complaints: Complaints,
     pub(crate) limits: SiteLimits,
+    /// Held by who edits.
+    pub(crate) edits: Edits,
     /// How far installs are, before it is written.
     pub(crate) reports: Reports,
     /// Who installs now and serves others.

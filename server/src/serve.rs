@@ -211,8 +211,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     let db = open_database(&options.database()).await?;
     let (listener, bound) = bind(options.listen, "--listen").await?;
     let (nbd_listener, nbd) = bind(options.nbd, "--nbd").await?;
-    let boot_ip = boot_address(&options)?;
-    let address = reachable(bound, boot_ip, &local_addresses()?);
+    let address = reachable(bound, boot_address(&options)?, &local_addresses()?);
     let directory = DirectoryKeeper::open(&db, &site).await?;
     let limits = SiteLimits::open(&db).await?;
     let generation = db.next_generation().await?;
@@ -245,6 +244,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         conditions: Conditions::default(),
         complaints: crate::agents::complaint::Complaints::default(),
         limits,
+        edits: api::edit::Edits::default(),
         reports: Reports::default(),
         swarms: Swarms::default(),
         waves: crate::waves::Waves::default(),

@@ -175,6 +175,8 @@ impl Progress {
 
 /// A machine is slow that has less than this part of the pace that half of the others have.
 const SLOW: u64 = 2;
+/// Machines of a deployment from which on each is shown with little.
+const LARGE: usize = 60;
 
 impl Cell {
     fn percent(&self) -> Percent {
@@ -198,9 +200,23 @@ impl Map {
         paces.get(paces.len() / 2).copied()
     }
 
-    fn is_slow(&self, cell: &Cell) -> bool {
+    /// Each machine, and whether it is slow beside the others.
+    fn judged(&self) -> impl Iterator<Item = (&Cell, bool)> {
         let median = self.median().unwrap_or(0);
-        cell.pace().is_some_and(|pace| pace.saturating_mul(SLOW) < median)
+        let is_slow =
+            move |cell: &Cell| cell.pace().is_some_and(|pace| pace.saturating_mul(SLOW) < median);
+        self.cells.iter().map(move |cell| (cell, is_slow(cell)))
+    }
+
+    /// So many that each is shown with little.
+    fn is_large(&self) -> bool {
+        self.cells.len() > LARGE
+    }
+
+    /// What is installed where, and how far that is.
+    #[must_use]
+    pub fn headline(&self) -> String {
+        format!("{} on {} machines: {}", self.image, self.cells.len(), self.sentence())
     }
 
     /// How far all of them are, how long it takes still, and who holds it up.
@@ -227,7 +243,7 @@ impl Map {
         if let Some(seconds) = left.max() {
             parts.push(format!("{} left", Span { seconds }));
         }
-        let slow: Vec<_> = self.cells.iter().filter(|cell| self.is_slow(cell)).collect();
+        let slow: Vec<_> = self.judged().filter(|(_, slow)| *slow).map(|(cell, _)| cell).collect();
         if let (Some(median), Some(first)) = (self.median(), slow.first()) {
             let names: Vec<_> = slow.iter().map(|cell| cell.machine.as_str()).collect();
             let pace = Rate(first.pace().unwrap_or(0));
@@ -415,6 +431,24 @@ mod tests {
         assert_eq!(map.shares(), "90 % from peers, 0 % rebuilt from parity, 10 % from the server");
         let html = Deployments { maps: vec![map], ..Deployments::default() }.render().unwrap();
         assert!(html.contains("&#60;d&#62;") && html.contains("cell warn"), "{html}");
+    }
+
+    #[test]
+    fn a_large_map_has_a_small_cell_for_each_machine() {
+        let cell = |number: usize| Cell {
+            id: format!("{number:032x}"),
+            machine: format!("pc-{number}"),
+            state: InstallState::Writing,
+            progress: None,
+        };
+        let render = |count: usize| {
+            let cells = (0..count).map(cell).collect();
+            let map = Map { deployment: 7, image: "classroom, version 3".into(), cells };
+            Deployments { maps: vec![map], ..Deployments::default() }.render().unwrap()
+        };
+        let (small, large) = (render(LARGE), render(1000));
+        assert!(small.contains("<progress") && !large.contains("<progress"));
+        assert!(large.contains("pc-999") && large.len() < 60_000, "{}", large.len());
     }
 
     #[test]

@@ -21,7 +21,12 @@ pub struct OverviewPage<'a> {
 pub struct Overview {
     pub verdict: Verdict,
     pub needs: Vec<Need>,
+    /// Deployments to several machines that are under way, each in a sentence.
+    pub rooms: Vec<String>,
+    /// What needs somebody comes first.
     pub running: Vec<Install>,
+    /// How many are installed beside these.
+    pub running_more: usize,
     pub tiles: Vec<Tile>,
 }
 
@@ -295,7 +300,9 @@ mod tests {
         let overview = Overview {
             verdict: judge(&[]),
             needs: needs(&[], &["<script>x</script>"], &[], 1),
+            rooms: vec![],
             running: vec![],
+            running_more: 0,
             tiles: vec![Tile {
                 label: "Images",
                 value: "0".into(),

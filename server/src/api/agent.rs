@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 
 use super::{
     error::{ApiError, Problem},
-    extract::{Place, id},
+    extract::{Params, Place, id},
+    part::{Listed, Part, Placed},
 };
 use crate::{
     agents,
@@ -125,10 +126,20 @@ fn unknown() -> ApiError {
     )
 }
 
+impl Placed for Agent {
+    fn place(&self) -> String {
+        format!("{} {}", self.joined, self.id)
+    }
+}
+
 /// List agents
-#[utoipa::path(get, path = "/api/v1/agents", tag = "agents", responses((status = 200, body = Vec<Agent>)))]
-pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Agent>>, ApiError> {
-    Ok(Json(all(&app).await?))
+#[utoipa::path(get, path = "/api/v1/agents", tag = "agents", params(Part),
+    responses((status = 200, body = Vec<Agent>), (status = 400, body = Problem)))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(part): Params<Part>,
+) -> Result<Listed<Agent>, ApiError> {
+    part.of(all(&app).await?)
 }
 
 /// Show an agent

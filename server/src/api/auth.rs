@@ -12,7 +12,7 @@ use axum::{
 };
 use cairn_array::tls::Token;
 
-use super::{error::ApiError, idempotency, role};
+use super::{edit, error::ApiError, idempotency, role};
 use crate::{
     app::App,
     db::{account::Role, audit::NewAudit},
@@ -60,10 +60,9 @@ pub(crate) async fn pass(
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let may = actor.role.is_at_least(least);
     let response = match may {
-        true => Some(match idempotency::run(app, &actor.name, request, next).await {
-            Ok(response) => response,
-            Err(error) => error.into_response(),
-        }),
+        true => Some(
+            answer(app, &actor, request, next).await.unwrap_or_else(|error| error.into_response()),
+        ),
         false => None,
     };
     if !is_safe(&method) {
@@ -79,6 +78,21 @@ pub(crate) async fn pass(
             format!("this needs the role {least}; you are {}: ask an administrator", actor.role),
         )
     })
+}
+
+/// What is asked for, done once where its sender wants that, and only where things are as its sender thinks.
+async fn answer(
+    app: &App,
+    actor: &Actor,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let (request, thing) = edit::begin(app, request).await?;
+    let mut response = idempotency::run(app, &actor.name, request, next).await?;
+    if let Some(thing) = thing.filter(|_| response.status().is_success()) {
+        thing.label(app, response.headers_mut()).await?;
+    }
+    Ok(response)
 }
 
 /// Lets only those in who may; everything behind it may assume so.

@@ -1,6 +1,6 @@
 //! Deployments (what an administrator wants) and installs (one machine's share of it).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use axum::{Json, extract::State, http::StatusCode};
 use cairn_array::wire::{AfterInstall, DiskSelector, InstallPhase};
@@ -13,7 +13,8 @@ use utoipa::ToSchema;
 
 use super::{
     error::{ApiError, Problem},
-    extract::{Body, Place, id},
+    extract::{Body, Params, Place, id},
+    part::{Listed, Part, Placed, newest_first},
 };
 use crate::{
     app::App,
@@ -189,6 +190,17 @@ pub(crate) async fn all_installs(app: &App, limit: u32) -> Result<Vec<Install>, 
     Ok(installs.map(|row| view_of(app, row, &labels)).collect())
 }
 
+/// The installs of deployments of which one is not over, and of the newest others; newest first.
+pub(crate) async fn recent_installs(app: &App, others: u32) -> Result<Vec<Install>, ApiError> {
+    let labels = app.db.machine_labels(None).await?;
+    let mut installs = app.db.installs_of_open_deployments().await?;
+    let open: HashSet<_> = installs.iter().map(|install| install.deployment).collect();
+    let newest = app.db.installs(others).await?.into_iter();
+    installs.extend(newest.filter(|install| !open.contains(&install.deployment)));
+    installs.sort_by_key(|install| std::cmp::Reverse(install.deployment));
+    Ok(installs.into_iter().map(|row| view_of(app, row, &labels)).collect())
+}
+
 /// A deployment as the API shows it.
 async fn view(
     app: &App,
@@ -311,16 +323,31 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(made)))
 }
 
-/// List deployments, newest first
-#[utoipa::path(get, path = "/api/v1/deployments", tag = "deployments",
-    responses((status = 200, body = Vec<Deployment>)))]
-pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Deployment>>, ApiError> {
-    let labels = app.db.machine_labels(None).await?;
-    let mut deployments = Vec::new();
-    for row in app.db.deployments(200).await? {
-        deployments.push(view(&app, row, &labels).await?);
+impl Placed for DeploymentRow {
+    fn place(&self) -> String {
+        newest_first(self.id)
     }
-    Ok(Json(deployments))
+}
+
+/// Deployments and installs that are listed when no part is asked for.
+const NEWEST: u32 = 200;
+const NEWEST_INSTALLS: u32 = 500;
+
+/// List deployments, newest first
+#[utoipa::path(get, path = "/api/v1/deployments", tag = "deployments", params(Part),
+    responses((status = 200, body = Vec<Deployment>), (status = 400, body = Problem)))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(part): Params<Part>,
+) -> Result<Listed<Deployment>, ApiError> {
+    let labels = app.db.machine_labels(None).await?;
+    let most = if part.is_asked() { u32::MAX } else { NEWEST };
+    let listed = part.of(app.db.deployments(most).await?)?;
+    let mut deployments = Vec::new();
+    for row in &listed.entries {
+        deployments.push(view(&app, row.clone(), &labels).await?);
+    }
+    Ok(listed.with(deployments))
 }
 
 /// Show a deployment
@@ -387,10 +414,21 @@ pub(crate) const fn can_be_tried_again(state: InstallState, is_busy: bool) -> bo
     matches!(state, InstallState::Failed | InstallState::Cancelled) && !is_busy
 }
 
+impl Placed for Install {
+    fn place(&self) -> String {
+        format!("{} {}", newest_first(self.deployment), self.id)
+    }
+}
+
 /// List installs, newest first
-#[utoipa::path(get, path = "/api/v1/installs", tag = "deployments", responses((status = 200, body = Vec<Install>)))]
-pub(crate) async fn list_installs(State(app): State<App>) -> Result<Json<Vec<Install>>, ApiError> {
-    Ok(Json(all_installs(&app, 500).await?))
+#[utoipa::path(get, path = "/api/v1/installs", tag = "deployments", params(Part),
+    responses((status = 200, body = Vec<Install>), (status = 400, body = Problem)))]
+pub(crate) async fn list_installs(
+    State(app): State<App>,
+    Params(part): Params<Part>,
+) -> Result<Listed<Install>, ApiError> {
+    let most = if part.is_asked() { u32::MAX } else { NEWEST_INSTALLS };
+    part.of(all_installs(&app, most).await?)
 }
 
 /// Show an install

@@ -7,8 +7,9 @@ use utoipa::ToSchema;
 
 use super::{
     error::{ApiError, Problem},
-    extract::{Body, Place},
+    extract::{Body, Params, Place},
     image, machine,
+    part::{Listed, Part, Placed},
 };
 use crate::{
     app::App,
@@ -120,10 +121,20 @@ pub(crate) async fn all(app: &App) -> Result<Vec<Group>, ApiError> {
     Ok(app.db.groups().await?.into_iter().map(Group::from).collect())
 }
 
+impl Placed for Group {
+    fn place(&self) -> String {
+        self.name.clone()
+    }
+}
+
 /// List groups of machines
-#[utoipa::path(get, path = "/api/v1/groups", tag = "groups", responses((status = 200, body = Vec<Group>)))]
-pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Group>>, ApiError> {
-    Ok(Json(all(&app).await?))
+#[utoipa::path(get, path = "/api/v1/groups", tag = "groups", params(Part),
+    responses((status = 200, body = Vec<Group>), (status = 400, body = Problem)))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(part): Params<Part>,
+) -> Result<Listed<Group>, ApiError> {
+    part.of(all(&app).await?)
 }
 
 /// Make a group of machines

@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use super::{
     error::{ApiError, Problem},
     extract::{Params, Place},
+    part::{Listed, Part, Placed},
     snapshot,
 };
 use crate::{
@@ -213,10 +214,20 @@ async fn one(app: &App, name: &str) -> Result<Image, ApiError> {
     view(app, row, &versions, &promoted).await
 }
 
+impl Placed for Image {
+    fn place(&self) -> String {
+        self.name.clone()
+    }
+}
+
 /// List images
-#[utoipa::path(get, path = "/api/v1/images", tag = "images", responses((status = 200, body = Vec<Image>)))]
-pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Image>>, ApiError> {
-    Ok(Json(all(&app).await?))
+#[utoipa::path(get, path = "/api/v1/images", tag = "images", params(Part),
+    responses((status = 200, body = Vec<Image>), (status = 400, body = Problem)))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(part): Params<Part>,
+) -> Result<Listed<Image>, ApiError> {
+    part.of(all(&app).await?)
 }
 
 /// Show an image

@@ -1,14 +1,21 @@
 //! Jobs, for looking at.
 
-use axum::{Json, extract::State};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::error::ApiError;
+use super::{
+    error::{ApiError, Problem},
+    extract::Params,
+    part::{Listed, Part, Placed, newest_first},
+};
 use crate::{
     app::App,
     db::job::{JobProgress, JobRow, JobState, Kind},
 };
+
+/// Jobs that are listed when no part is asked for.
+const NEWEST: u32 = 200;
 
 /// A job.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -53,8 +60,19 @@ impl From<JobRow> for Job {
     }
 }
 
+impl Placed for Job {
+    fn place(&self) -> String {
+        newest_first(self.id)
+    }
+}
+
 /// List jobs, newest first
-#[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", responses((status = 200, body = Vec<Job>)))]
-pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Job>>, ApiError> {
-    Ok(Json(app.db.jobs(200).await?.into_iter().map(Job::from).collect()))
+#[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", params(Part),
+    responses((status = 200, body = Vec<Job>), (status = 400, body = Problem)))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(part): Params<Part>,
+) -> Result<Listed<Job>, ApiError> {
+    let most = if part.is_asked() { u32::MAX } else { NEWEST };
+    part.of(app.db.jobs(most).await?.into_iter().map(Job::from).collect())
 }

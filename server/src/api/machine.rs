@@ -10,8 +10,9 @@ use utoipa::ToSchema;
 
 use super::{
     error::{ApiError, Problem},
-    extract::{Body, Place},
+    extract::{Body, Params, Place},
     group,
+    part::{Listed, Part, Placed},
 };
 use crate::{
     app::App,
@@ -62,6 +63,9 @@ pub struct Machine {
     /// It gets that volume without being approved by the code on its screen.
     #[serde(default)]
     pub unattended: bool,
+    /// When it was first seen, or expected.
+    #[serde(default)]
+    pub created: String,
     pub seen: String,
 }
 
@@ -218,6 +222,7 @@ fn view(row: MachineRow, around: &Around) -> Machine {
         install: open.map(|(install, _)| install.to_string()),
         volume: volume.cloned(),
         unattended: row.root.is_some_and(|root| root.unattended),
+        created: row.created.to_text(),
         seen: row.seen.to_text(),
     }
 }
@@ -249,10 +254,20 @@ pub(crate) fn unknown() -> ApiError {
     )
 }
 
+impl Placed for Machine {
+    fn place(&self) -> String {
+        format!("{} {}", self.created, self.id)
+    }
+}
+
 /// List machines
-#[utoipa::path(get, path = "/api/v1/machines", tag = "machines", responses((status = 200, body = Vec<Machine>)))]
-pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Machine>>, ApiError> {
-    Ok(Json(all(&app).await?))
+#[utoipa::path(get, path = "/api/v1/machines", tag = "machines", params(Part),
+    responses((status = 200, body = Vec<Machine>), (status = 400, body = Problem)))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(part): Params<Part>,
+) -> Result<Listed<Machine>, ApiError> {
+    part.of(all(&app).await?)
 }
 
 /// Show a machine, by id, code, name, MAC or UUID

@@ -29,6 +29,7 @@ mod backup;
 pub mod boot;
 pub mod deployment;
 pub mod disk;
+pub(crate) mod edit;
 pub mod error;
 pub mod event;
 pub(crate) mod extract;
@@ -41,6 +42,7 @@ pub mod limits;
 pub mod loss;
 pub mod machine;
 mod metrics;
+mod part;
 pub(crate) mod rebalance;
 pub mod role;
 pub(crate) mod scrub;
@@ -93,7 +95,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(token::list, token::create))
         .routes(routes!(token::revoke))
         .routes(routes!(user::list, user::create))
-        .routes(routes!(user::change, user::remove))
+        .routes(routes!(user::show, user::change, user::remove))
         .routes(routes!(audit::list))
         .routes(routes!(agent::list))
         .routes(routes!(agent::show, agent::forget))
@@ -166,6 +168,12 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         {
             post.parameters.get_or_insert_default().push(RefOr::T(idempotency_key()));
         }
+        if edit::is_edited(place) {
+            let edits = [&mut path.put, &mut path.post, &mut path.delete, &mut path.patch];
+            for edit in edits.into_iter().flatten() {
+                edit.parameters.get_or_insert_default().push(RefOr::T(if_match()));
+            }
+        }
         let operations =
             [&mut path.get, &mut path.put, &mut path.post, &mut path.delete, &mut path.patch];
         for operation in operations.into_iter().flatten() {
@@ -173,6 +181,16 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         }
     }
     document
+}
+
+fn if_match() -> Parameter {
+    let text = ObjectBuilder::new().schema_type(Type::String).build();
+    ParameterBuilder::new()
+        .name("If-Match")
+        .parameter_in(ParameterIn::Header)
+        .description(Some("The `ETag` that it was shown with: 412 when it was edited since"))
+        .schema(Some(text))
+        .build()
 }
 
 fn idempotency_key() -> Parameter {

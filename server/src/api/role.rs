@@ -69,6 +69,7 @@ const RULES: &[(Method, &str, Role)] = &[
     (Method::DELETE, "/api/v1/tokens/{token}", Admin),
     (Method::GET, "/api/v1/users", Admin),
     (Method::POST, "/api/v1/users", Admin),
+    (Method::GET, "/api/v1/users/{name}", Admin),
     (Method::PATCH, "/api/v1/users/{name}", Admin),
     (Method::DELETE, "/api/v1/users/{name}", Admin),
     (Method::GET, "/api/v1/volumes", Viewer),

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     app::App,
-    db::account::{AccountError, Role},
+    db::account::{Account, AccountError, Role},
     moment::Moment,
     secret,
 };
@@ -28,6 +28,12 @@ pub struct User {
     pub name: String,
     pub role: Role,
     pub created: String,
+}
+
+impl From<Account> for User {
+    fn from(account: Account) -> Self {
+        Self { name: account.name, role: account.role, created: account.created.to_text() }
+    }
 }
 
 /// Who is to be added.
@@ -136,13 +142,18 @@ pub(super) async fn password(
 /// List users
 #[utoipa::path(get, path = "/api/v1/users", tag = "users", responses((status = 200, body = Vec<User>)))]
 pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<User>>, ApiError> {
-    let accounts = app.db.accounts().await?.into_iter();
-    let user = |account: crate::db::account::Account| User {
-        name: account.name,
-        role: account.role,
-        created: account.created.to_text(),
-    };
-    Ok(Json(accounts.map(user).collect()))
+    Ok(Json(app.db.accounts().await?.into_iter().map(User::from).collect()))
+}
+
+/// Show a user
+#[utoipa::path(get, path = "/api/v1/users/{name}", tag = "users", params(("name" = String, Path)),
+    responses((status = 200, body = User), (status = 404, body = Problem)))]
+pub(crate) async fn show(
+    State(app): State<App>,
+    Place(name): Place<String>,
+) -> Result<Json<User>, ApiError> {
+    let account = app.db.account_named(&name).await?.ok_or(AccountError::Unknown);
+    Ok(Json(account.map_err(refuse)?.into()))
 }
 
 /// Add a user

@@ -17,8 +17,9 @@ use utoipa::ToSchema;
 
 use super::{
     error::{ApiError, Problem},
-    extract::{Body, Place},
+    extract::{Body, Params, Place},
     image::{self, Scatter},
+    part::{Listed, Part, Placed},
     snapshot::{self, in_order},
 };
 use crate::{
@@ -307,10 +308,20 @@ pub(crate) async fn row(app: &App, name: &str) -> Result<VolumeRow, ApiError> {
     rows.into_iter().find(|row| row.name == name).ok_or_else(|| unknown(name))
 }
 
+impl Placed for Volume {
+    fn place(&self) -> String {
+        self.name.clone()
+    }
+}
+
 /// List volumes
-#[utoipa::path(get, path = "/api/v1/volumes", tag = "volumes", responses((status = 200, body = Vec<Volume>)))]
-pub(crate) async fn list(State(app): State<App>) -> Result<Json<Vec<Volume>>, ApiError> {
-    Ok(Json(all(&app).await?))
+#[utoipa::path(get, path = "/api/v1/volumes", tag = "volumes", params(Part),
+    responses((status = 200, body = Vec<Volume>), (status = 400, body = Problem)))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(part): Params<Part>,
+) -> Result<Listed<Volume>, ApiError> {
+    part.of(all(&app).await?)
 }
 
 pub(crate) async fn all(app: &App) -> Result<Vec<Volume>, ApiError> {

@@ -17,8 +17,8 @@ use crate::{
     moment::Moment,
 };
 
-/// Installs that are looked at, and those that are shown with all that is known of them.
-const LOOKED_AT: u32 = 500;
+/// Installs of deployments that are over that are looked at, and those that are shown with all that is known of them.
+const LOOKED_AT: u32 = 200;
 const SHOWN: usize = 25;
 
 pub(super) async fn view(app: &App) -> Result<Deployments, ApiError> {
@@ -33,7 +33,7 @@ pub(super) async fn view(app: &App) -> Result<Deployments, ApiError> {
 }
 
 /// What somebody should look at comes first, then what takes longest.
-fn urgency(install: &Install) -> (u8, std::cmp::Reverse<u64>) {
+pub(super) fn urgency(install: &Install) -> (u8, std::cmp::Reverse<u64>) {
     let rank = match (install.state, &install.waits) {
         (InstallState::Silent, _) => 0,
         (_, Some(_)) => 1,
@@ -45,7 +45,7 @@ fn urgency(install: &Install) -> (u8, std::cmp::Reverse<u64>) {
 }
 
 /// The deployments to several machines of which one is not over, the newest first.
-fn maps(all: &[Install]) -> Vec<Map> {
+pub(super) fn maps(all: &[Install]) -> Vec<Map> {
     let mut by_deployment = BTreeMap::<i64, Vec<&Install>>::new();
     for install in all {
         by_deployment.entry(install.deployment).or_default().push(install);
@@ -68,10 +68,10 @@ fn map(deployment: i64, mut installs: Vec<&Install>) -> Option<Map> {
     Some(Map { deployment, image, cells: installs.into_iter().map(cell).collect() })
 }
 
-/// The newest installs, newest first.
+/// What is under way, and the newest of what is over; newest first.
 pub(super) async fn all(app: &App) -> Result<Vec<Install>, ApiError> {
     let now = Moment::now();
-    let all = api::deployment::all_installs(app, LOOKED_AT).await?;
+    let all = api::deployment::recent_installs(app, LOOKED_AT).await?;
     let mut open = HashMap::<i64, u64>::new();
     for install in &all {
         *open.entry(install.deployment).or_default() += u64::from(!state(install).is_over());

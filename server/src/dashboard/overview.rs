@@ -8,7 +8,7 @@ use std::{
 use cairn_pxe::{Standing, Trail};
 use cairn_web::{
     agents::AgentState,
-    deployments::{Install, InstallState},
+    deployments::{Install, InstallState, Map},
     images::Image,
     overview::{Overview, Safety, Tile, judge, needs},
     shell::{Nav, Place},
@@ -27,6 +27,8 @@ use crate::{
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a machine that stopped while it booted is worth showing.
 const LATELY: Duration = Duration::from_secs(60 * 60);
+/// Installs that are shown with all that is known of them.
+const RUNNING: usize = 6;
 /// Jobs that are looked at.
 const JOBS: u32 = 200;
 
@@ -84,12 +86,16 @@ pub(super) async fn view(app: &App) -> Result<Overview, ApiError> {
     let safety: Vec<_> =
         images.iter().map(|image| Safety { name: &image.name, lives: &image.lives }).collect();
     let codes: Vec<_> = codes.iter().map(String::as_str).collect();
-    Ok(Overview {
-        verdict: judge(&safety),
-        needs: needs(&codes, &pending, &failed_installs(&installs), failed_jobs(app, now).await?),
-        tiles: tiles(&images, &agents, &machines, &installs, now),
-        running: installs.into_iter().filter(|install| !install.state.is_over()).collect(),
-    })
+    let rooms = deployments::maps(&installs).iter().map(Map::headline).collect();
+    let tiles = tiles(&images, &agents, &machines, &installs, now);
+    let (needs_somebody, failed) = (failed_installs(&installs), failed_jobs(app, now).await?);
+    let needs = needs(&codes, &pending, &needs_somebody, failed);
+    let mut running: Vec<_> =
+        installs.into_iter().filter(|install| !install.state.is_over()).collect();
+    running.sort_by_key(deployments::urgency);
+    let running_more = running.len().saturating_sub(RUNNING);
+    running.truncate(RUNNING);
+    Ok(Overview { verdict: judge(&safety), needs, tiles, rooms, running, running_more })
 }
 
 /// The machines whose newest install failed within [`FRESH`].

@@ -286,6 +286,20 @@ impl Db {
         .collect()
     }
 
+    /// The installs of deployments of which one is not over, newest first.
+    pub(crate) async fn installs_of_open_deployments(&self) -> Result<Vec<InstallRow>> {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{INSTALLS} WHERE install.deployment IN
+               (SELECT deployment FROM install WHERE state IN ('scheduled', 'ticketed', 'running'))
+             ORDER BY install.deployment DESC, install.id"
+        )))
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(install)
+        .collect()
+    }
+
     /// The newest installs, newest first.
     pub(crate) async fn installs(&self, limit: u32) -> Result<Vec<InstallRow>> {
         sqlx::query(sqlx::AssertSqlSafe(format!(

@@ -7,6 +7,7 @@
 mod agents;
 mod boot;
 mod command_line;
+mod edits;
 mod groups;
 mod harness;
 mod idempotency;
