@@ -71,6 +71,12 @@ fn the_server_sends_little_more_than_one_image_to_a_room_without_clients() {
     let mut room = room("swarm", 0, 4);
     let (before, _) = room.site.server.host().traffic().unwrap();
     let deployment = room.site.server.deploy_to_all(NAME, &room.codes).unwrap();
+    eventually("the link to be found what holds them up", SOON, || {
+        let installs = room.site.server.deployment(deployment.id)?.installs;
+        let network = installs.iter().filter(|it| it.bottleneck.as_deref() == Some("network"));
+        Ok((network.count() > 0).then_some(()))
+    })
+    .unwrap();
     room.assert_installed();
     let (after, _) = room.site.server.host().traffic().unwrap();
     let installs = room.site.server.deployment(deployment.id).unwrap().installs;

@@ -18,6 +18,7 @@ mod dashboard;
 mod holders;
 mod images;
 mod layouts;
+mod lighthouse;
 mod link;
 mod overhead;
 mod owner;
@@ -26,7 +27,7 @@ mod simulation;
 mod swarm;
 
 /// A bench: add it here.
-pub const BENCHES: [Bench; 15] = [
+pub const BENCHES: [Bench; 16] = [
     Bench {
         name: "lab-link",
         about: "what plain TCP gets out of a shaped link of the lab: the ceiling of every other figure",
@@ -86,6 +87,11 @@ pub const BENCHES: [Bench; 15] = [
         name: "dashboard",
         about: "pages and the API with 1,000 machines and 200 images, and 200 people who look on",
         run: dashboard::measure,
+    },
+    Bench {
+        name: "lighthouse",
+        about: "Lighthouse on the pages of the dashboard: accessibility and best practices",
+        run: lighthouse::measure,
     },
     Bench {
         name: "overhead",

@@ -178,6 +178,8 @@ pub struct Install {
     /// Plain bytes that were right already, and that were written.
     pub already: u64,
     pub written: u64,
+    /// What holds it up.
+    pub bottleneck: Option<String>,
     pub error: Option<String>,
 }
 

@@ -103,6 +103,26 @@ pub struct Progress {
     pub written: Bytes,
     pub rate: Option<Rate>,
     pub left: Option<Span>,
+    /// What holds it up.
+    pub bottleneck: Option<Bottleneck>,
+}
+
+/// What holds an install up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bottleneck {
+    Network,
+    Disk,
+    Processor,
+}
+
+impl Bottleneck {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Network => "it waits for the network",
+            Self::Disk => "its disk holds it up, the network waits",
+            Self::Processor => "its processor holds it up, disk and network wait",
+        }
+    }
 }
 
 /// A piece of the bar, in thousandths of it.
@@ -247,9 +267,11 @@ impl Map {
         if let (Some(median), Some(first)) = (self.median(), slow.first()) {
             let names: Vec<_> = slow.iter().map(|cell| cell.machine.as_str()).collect();
             let pace = Rate(first.pace().unwrap_or(0));
+            let why = first.progress.and_then(|progress| progress.bottleneck);
+            let why = why.map(|why| format!(" ({})", why.words())).unwrap_or_default();
             let verb = if slow.len() == 1 { "is slow" } else { "are slow" };
             parts.push(format!(
-                "{} {verb}: {pace} where half of them have {} or more",
+                "{} {verb}: {pace} where half of them have {} or more{why}",
                 listed(&names),
                 Rate(median)
             ));
@@ -326,6 +348,7 @@ mod tests {
                 written: Bytes(900 << 20),
                 rate: Some(Rate(98_000_000)),
                 left: Some(Span { seconds: 64 }),
+                bottleneck: Some(Bottleneck::Network),
             }),
             error: None,
             waits: None,
@@ -411,6 +434,10 @@ mod tests {
                 ..Progress::default()
             }),
         };
+        let mut disk_bound = cell("<d>", InstallState::Writing, 38, 125);
+        if let Some(progress) = &mut disk_bound.progress {
+            progress.bottleneck = Some(Bottleneck::Disk);
+        }
         let map = Map {
             deployment: 7,
             image: "classroom, version 3".into(),
@@ -418,7 +445,7 @@ mod tests {
                 cell("a", InstallState::Done, 90, 0),
                 cell("b", InstallState::Writing, 90, 40),
                 cell("c", InstallState::Writing, 95, 38),
-                cell("<d>", InstallState::Writing, 38, 125),
+                disk_bound,
                 cell("e", InstallState::Scheduled, 0, 0),
                 cell("f", InstallState::Failed, 0, 0),
             ],
@@ -426,7 +453,7 @@ mod tests {
         let said = map.sentence().replace('\u{a0}', " ");
         assert_eq!(
             said,
-            "1 of 6 done, 1 not there yet, 1 failed, 2 min 5 s left, <d> is slow: 38 MB/s where half of them have 90 MB/s or more."
+            "1 of 6 done, 1 not there yet, 1 failed, 2 min 5 s left, <d> is slow: 38 MB/s where half of them have 90 MB/s or more (its disk holds it up, the network waits)."
         );
         assert_eq!(map.shares(), "90 % from peers, 0 % rebuilt from parity, 10 % from the server");
         let html = Deployments { maps: vec![map], ..Deployments::default() }.render().unwrap();

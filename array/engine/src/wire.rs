@@ -393,8 +393,23 @@ pub struct InstallProgress {
     /// Plain bytes written.
     pub written: ByteCount,
     pub milliseconds: u64,
+    /// What holds it up, while it writes and that is clear.
+    #[serde(default)]
+    pub bottleneck: Option<Bottleneck>,
     /// Why it failed and what to do, when it did.
     pub error: Option<String>,
+}
+
+/// What holds an install up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bottleneck {
+    /// It waits for segments.
+    Network,
+    /// It waits for its own disk.
+    Disk,
+    /// It decrypts and decompresses.
+    Processor,
 }
 
 impl InstallProgress {
@@ -410,6 +425,7 @@ impl InstallProgress {
             already: ByteCount(0),
             written: ByteCount(0),
             milliseconds: 0,
+            bottleneck: None,
             error: None,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use axum::{Json, extract::State, http::StatusCode};
-use cairn_array::wire::{AfterInstall, DiskSelector, InstallPhase};
+use cairn_array::wire::{AfterInstall, Bottleneck, DiskSelector, InstallPhase};
 use cairn_core::{
     id::{InstallId, MachineId},
     units::ByteCount,
@@ -107,6 +107,9 @@ pub struct Install {
     /// Sealed bytes per second since it began.
     pub bytes_per_second: u64,
     pub seconds_left: Option<u64>,
+    /// What holds it up, while it writes: `network`, `disk` or `processor`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bottleneck: Option<String>,
     /// Why it failed and what to do.
     pub error: Option<String>,
     pub created: String,
@@ -128,6 +131,14 @@ const fn phase_word(phase: InstallPhase) -> &'static str {
         InstallPhase::Finishing => "finishing",
         InstallPhase::Done => "done",
         InstallPhase::Failed => "failed",
+    }
+}
+
+const fn bottleneck_word(bottleneck: Bottleneck) -> &'static str {
+    match bottleneck {
+        Bottleneck::Network => "network",
+        Bottleneck::Disk => "disk",
+        Bottleneck::Processor => "processor",
     }
 }
 
@@ -174,6 +185,10 @@ pub(crate) fn view_of(app: &App, row: InstallRow, labels: &HashMap<MachineId, St
         milliseconds,
         bytes_per_second: if silent.is_some() { 0 } else { bytes_per_second },
         seconds_left: left.filter(|_| writing),
+        bottleneck: progress
+            .and_then(|progress| progress.bottleneck)
+            .filter(|_| writing)
+            .map(|bottleneck| bottleneck_word(bottleneck).to_owned()),
         error: row.error,
         created: row.created.to_text(),
         started: row.started.map(|moment| moment.to_text()),
@@ -372,6 +387,37 @@ pub(crate) async fn cancel(
     Ok(Json(one(&app, deployment).await?))
 }
 
+/// Cancel one install: its machine is left out of its deployment
+#[utoipa::path(post, path = "/api/v1/installs/{install}/cancel", tag = "deployments", params(("install" = String, Path)),
+    responses((status = 200, body = Install), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn cancel_install(
+    State(app): State<App>,
+    Place(install): Place<String>,
+) -> Result<Json<Install>, ApiError> {
+    let row = find_install(&app, &install).await?;
+    if deployments::is_over(row.state) {
+        return Err(ApiError::conflict(
+            "install_over",
+            format!("this install is over, it is {}", row.state.word()),
+        ));
+    }
+    approval::cancel_install(&app, &row).await?;
+    let row = app.db.install(row.id).await?.ok_or_else(unknown_install)?;
+    Ok(Json(install_view(&app, row).await?))
+}
+
+fn unknown_install() -> ApiError {
+    ApiError::not_found(
+        "install_unknown",
+        "there is no such install: GET /api/v1/installs lists them",
+    )
+}
+
+async fn find_install(app: &App, install: &str) -> Result<InstallRow, ApiError> {
+    let install: InstallId = id("install", install)?;
+    app.db.install(install).await?.ok_or_else(unknown_install)
+}
+
 /// Deploy anew to the machines of a deployment on which it failed or was cancelled
 ///
 /// Those that have something else to do by now are left out.
@@ -438,13 +484,7 @@ pub(crate) async fn show_install(
     State(app): State<App>,
     Place(install): Place<String>,
 ) -> Result<Json<Install>, ApiError> {
-    let install: InstallId = id("install", &install)?;
-    let row = app.db.install(install).await?.ok_or_else(|| {
-        ApiError::not_found(
-            "install_unknown",
-            "there is no such install: GET /api/v1/installs lists them",
-        )
-    })?;
+    let row = find_install(&app, &install).await?;
     Ok(Json(install_view(&app, row).await?))
 }
 

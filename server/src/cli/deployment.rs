@@ -1,12 +1,16 @@
 //! `cairn-server deployment …`
 
+use anyhow::Context as _;
 use clap::Subcommand;
 
 use super::{
-    client::Remote,
+    client::{Remote, part},
     output::{bytes, json, line, or_dash, table},
 };
-use crate::api::deployment::{Deployment, Install};
+use crate::api::{
+    deployment::{Deployment, Install},
+    machine::Machine,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -30,7 +34,12 @@ enum Verb {
         json: bool,
     },
     /// Cancel what is not over of a deployment
-    Cancel { id: i64 },
+    Cancel {
+        id: i64,
+        /// Leave out this machine only, by name, MAC or id
+        #[arg(long)]
+        machine: Option<String>,
+    },
     /// Deploy anew to the machines on which it failed or was cancelled
     Retry { id: i64 },
 }
@@ -71,7 +80,19 @@ impl Args {
                     ["MACHINE", "STATE", "PHASE", "PEERS", "SERVER", "REBUILT", "WRITTEN", "ERROR"];
                 table(&header, deployment.installs.into_iter().map(row).collect(), "no installs")
             }
-            Verb::Cancel { id } => {
+            Verb::Cancel { id, machine: Some(machine) } => {
+                let path = format!("/api/v1/machines/{}", part(&machine));
+                let machine: Machine = client.get(&path).await?;
+                let deployment: Deployment =
+                    client.get(&format!("/api/v1/deployments/{id}")).await?;
+                let mut installs = deployment.installs.into_iter();
+                let install = installs.find(|install| install.machine == machine.id);
+                let install = install.context("this machine is not in this deployment")?;
+                let path = format!("/api/v1/installs/{}/cancel", install.id);
+                let install: Install = client.post(&path).await?;
+                line(&format!("{} is left out", install.machine_label))
+            }
+            Verb::Cancel { id, machine: None } => {
                 let deployment: Deployment =
                     client.post(&format!("/api/v1/deployments/{id}/cancel")).await?;
                 line(&format!("deployment {} is {}", deployment.id, deployment.state))

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use axum::{extract::State, response::Response};
 use cairn_web::{
-    deployments::{Cell, Deployments, Install, InstallState, Map, Progress},
+    deployments::{Bottleneck, Cell, Deployments, Install, InstallState, Map, Progress},
     shell::Place,
     text::{Bytes, Rate, Span},
 };
@@ -129,6 +129,12 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
             written: Bytes(install.written),
             rate: (moves && install.bytes_per_second > 0).then_some(Rate(install.bytes_per_second)),
             // Nothing is done in no time.
+            bottleneck: match install.bottleneck.as_deref() {
+                Some("network") => Some(Bottleneck::Network),
+                Some("disk") => Some(Bottleneck::Disk),
+                Some("processor") => Some(Bottleneck::Processor),
+                _ => None,
+            },
             left: install.seconds_left.map(|seconds| Span { seconds: seconds.max(1) }),
         }),
         error: install.error.clone(),
@@ -144,6 +150,15 @@ pub(super) async fn cancel(
     deployment: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
     let done = api::deployment::cancel(State(app.clone()), deployment).await;
+    answer(&app, Place::Deployments, done).await
+}
+
+/// Leaves one machine out.
+pub(super) async fn skip(
+    State(app): State<App>,
+    install: extract::Place<String>,
+) -> Result<Response, ApiError> {
+    let done = api::deployment::cancel_install(State(app.clone()), install).await;
     answer(&app, Place::Deployments, done).await
 }
 

@@ -83,6 +83,7 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/deployments", get(deployments_page))
         .route("/deployments/{deployment}/cancel", post(deployments::cancel))
         .route("/deployments/{deployment}/retry", post(deployments::retry))
+        .route("/deployments/installs/{install}/cancel", post(deployments::skip))
         .route("/boot", get(boot_page))
         .route("/boot/survey", post(boot::survey))
         .route("/array", get(array_page).post(array::create))

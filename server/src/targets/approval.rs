@@ -15,7 +15,7 @@ use crate::{
     api::{self, error::ApiError},
     app::App,
     db::{
-        deployment::{DeployError, NewDeployment},
+        deployment::{DeployError, InstallRow, NewDeployment},
         machine::{MeetError, RootError},
         target::{TargetRow, TargetState},
     },
@@ -346,7 +346,21 @@ async fn make_deployment(app: &App, wish: &Wish, machines: &[MachineId]) -> Resu
 
 /// Cancels what is not over of a deployment; a target at work learns it with its next report.
 pub(crate) async fn cancel(app: &App, deployment: i64) -> Result<(), ApiError> {
-    for install in app.db.installs_of_deployment(deployment).await? {
+    let installs = app.db.installs_of_deployment(deployment).await?;
+    cancel_installs(app, deployment, &installs).await
+}
+
+/// Cancels one install; the others of its deployment go on.
+pub(crate) async fn cancel_install(app: &App, install: &InstallRow) -> Result<(), ApiError> {
+    cancel_installs(app, install.deployment, std::slice::from_ref(install)).await
+}
+
+async fn cancel_installs(
+    app: &App,
+    deployment: i64,
+    installs: &[InstallRow],
+) -> Result<(), ApiError> {
+    for install in installs {
         let state = app.db.advance_install(install.id, InstallEvent::Cancel, Moment::now()).await?;
         if state.is_some() {
             super::ticket::tell_install(app, install.id).await?;

@@ -1,10 +1,12 @@
 //! Targets: hello, approval, ticket, what it opens and what it does not.
 
+use std::time::Duration;
+
 use cairn_array::{
     tls::{Member, Papers, Token, new_key_and_csr, url},
     wire::{
-        AfterInstall, Complaint, DiskSelector, InstallPhase, InstallProgress, ProgressReply,
-        StripeMaps, Ticket, TicketReply, code_of,
+        AfterInstall, Bottleneck, Complaint, DiskSelector, InstallPhase, InstallProgress,
+        ProgressReply, StripeMaps, Ticket, TicketReply, code_of,
     },
 };
 use cairn_core::{
@@ -23,7 +25,9 @@ use cairn_server::{
 };
 use reqwest::StatusCode;
 
-use crate::harness::{Caller, Server, Target, code, hello, json, problem};
+use serde_json::json as object;
+
+use crate::harness::{Caller, PATIENCE, Server, Target, code, hello, json, problem};
 
 const MAC: &str = "52:54:00:12:34:01";
 
@@ -81,6 +85,7 @@ fn report(phase: InstallPhase, error: Option<&str>) -> InstallProgress {
         already: ByteCount(0),
         written: ByteCount(2000),
         milliseconds: 1000,
+        bottleneck: None,
         error: error.map(str::to_owned),
     }
 }
@@ -263,6 +268,51 @@ async fn an_install_is_cancelled_and_a_failure_is_told() {
     let failed: Deployment = server.api().get(&path).await.unwrap();
     assert_eq!(failed.state, InstallState::Failed);
     assert_eq!(failed.installs[0].error.as_deref(), Some("the disk is too small: choose another"));
+}
+
+#[tokio::test]
+async fn one_machine_is_left_out_and_the_others_go_on_and_say_what_holds_them_up() {
+    let server = Server::start().await;
+    server.add_image("os", 1).await;
+    let targets = [server.hello(MAC, None).await, server.hello("52:54:00:00:00:77", None).await];
+    let codes = targets.each_ref().map(|target| target.reply.code.as_str());
+    let wish = object!({ "image": "os", "machines": codes });
+    let made: Deployment = server.api().post_json("/api/v1/deployments", &wish).await.unwrap();
+    for target in &targets {
+        ready(target.ticket().await);
+        tell(target, InstallPhase::Writing).await;
+    }
+    let of = |deployment: &Deployment, target: &Target| {
+        let id = target.reply.machine.to_string();
+        deployment.installs.iter().find(|it| it.machine == id).unwrap().clone()
+    };
+    let out = of(&made, &targets[0]);
+    let path = format!("/api/v1/installs/{}/cancel", out.id);
+    let cancelled: Install = server.api().post(&path).await.unwrap();
+    assert_eq!(cancelled.state, InstallState::Cancelled);
+    assert_eq!(code(server.api().post::<Install>(&path).await), "install_over");
+    assert!(tell(&targets[0], InstallPhase::Writing).await.cancel);
+    let mut said = report(InstallPhase::Writing, None);
+    said.bottleneck = Some(Bottleneck::Disk);
+    let told: ProgressReply =
+        json(targets[1].caller.post("/target/v1/progress", &said).await).await;
+    assert!(!told.cancel);
+    let path = format!("/api/v1/deployments/{}", made.id);
+    // It is written down together with what others say.
+    let begun = tokio::time::Instant::now();
+    loop {
+        let now: Deployment = server.api().get(&path).await.unwrap();
+        if of(&now, &targets[1]).bottleneck.as_deref() == Some("disk") {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{now:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tell(&targets[1], InstallPhase::Done).await;
+    let now: Deployment = server.api().get(&path).await.unwrap();
+    assert_eq!(of(&now, &targets[1]).state, InstallState::Done);
+    assert_eq!(of(&now, &targets[1]).bottleneck, None);
+    assert_eq!(of(&now, &targets[0]).state, InstallState::Cancelled);
 }
 
 #[tokio::test]

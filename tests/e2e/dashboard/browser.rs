@@ -11,7 +11,9 @@ use cairn_tests::{
     process::{Process, Program},
 };
 use serde_json::{Value, json};
-use thirtyfour::{By, ChromiumLikeCapabilities as _, DesiredCapabilities, WebDriver};
+use thirtyfour::{
+    By, ChromiumLikeCapabilities as _, DesiredCapabilities, WebDriver, error::WebDriverErrorInner,
+};
 
 /// Width and height of the page.
 pub(crate) type Size = (u32, u32);
@@ -91,7 +93,17 @@ impl Browser {
     }
 
     pub(crate) async fn click(&self, css: &str) {
-        self.driver.find(By::Css(css)).await.unwrap().click().await.unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let clicked = self.driver.find(By::Css(css)).await.unwrap().click().await;
+            // A live part may be put in its place between the two; then there is another to click.
+            match clicked {
+                Err(error)
+                    if matches!(*error, WebDriverErrorInner::StaleElementReference(_))
+                        && Instant::now() < deadline => {}
+                clicked => return clicked.unwrap(),
+            }
+        }
     }
 
     pub(crate) async fn type_into(&self, css: &str, text: &str) {

@@ -37,10 +37,12 @@ const READERS: u32 = 16;
 const READING: u32 = 10;
 /// Pages that are open at once.
 const OPEN: usize = 200;
+/// Who tells of machines at once.
+const WORKERS: u32 = 32;
 const UPDATES_PER_SECOND: u32 = 1000;
 const WATCHING: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(60);
-const PAGES: [&str; 8] =
+pub(super) const PAGES: [&str; 8] =
     ["", "images", "machines", "deployments", "boot", "agents", "array", "settings"];
 
 /// Fills the database of a server that is stopped.
@@ -92,15 +94,15 @@ end
 "#;
 
 /// A server on loopback.
-struct Server {
-    url: String,
+pub(super) struct Server {
+    pub(super) url: String,
     process: Process,
     /// From its start on.
     ready: Duration,
 }
 
 impl Server {
-    fn start(data: &Path, password: &mut Option<String>) -> Result<Self> {
+    pub(super) fn start(data: &Path, password: &mut Option<String>) -> Result<Self> {
         let begun = Instant::now();
         let process = Program::new("cairn-server", binary("cairn-server")?)
             .args(["serve", "--listen", "127.0.0.1:0", "--boot-listen", "127.0.0.1:0"])
@@ -153,7 +155,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     let server = Server::start(&data, &mut Some(String::new()))?;
     let mut figures =
         vec![Figure::new("start to ready", server.ready.as_secs_f64(), "s", Wanted::AtMost(1.0))];
-    let session = runtime.block_on(sign_in(&server.url, &password))?;
+    let session = browser(&runtime.block_on(sign_in(&server.url, &password))?)?;
     figures.extend(runtime.block_on(pages(&session, &server.url))?);
     figures.extend(reads(folder.path(), &server.url, token.trim())?);
     let targets = client().build().context("make a client")?;
@@ -194,8 +196,8 @@ async fn add_images(api: &Client, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// A client with a session's cookie.
-async fn sign_in(url: &str, password: &str) -> Result<Client> {
+/// The cookie of a session.
+pub(super) async fn sign_in(url: &str, password: &str) -> Result<String> {
     let plain = client().build().context("make a client")?;
     let wish = serde_json::json!({ "password": password });
     let answer = plain.post(format!("{url}/api/v1/session")).json(&wish).send().await;
@@ -203,6 +205,11 @@ async fn sign_in(url: &str, password: &str) -> Result<Client> {
     let cookie = answer.headers().get(header::SET_COOKIE).context("no session came")?;
     let cookie = cookie.to_str().context("read the cookie")?;
     let (cookie, _) = cookie.split_once(';').context("read the cookie")?;
+    Ok(cookie.to_owned())
+}
+
+/// A browser with a session.
+fn browser(cookie: &str) -> Result<Client> {
     let mut headers = header::HeaderMap::new();
     headers.insert(header::COOKIE, cookie.parse().context("read the cookie")?);
     // Every browser has connections of its own.
@@ -294,8 +301,8 @@ async fn watched(
     let mut changing = JoinSet::new();
     let begun = Instant::now();
     let before = server.used()?;
-    let each = Duration::from_secs(1) * 16 / UPDATES_PER_SECOND;
-    for worker in 0..16_u32 {
+    let each = Duration::from_secs(1) * WORKERS / UPDATES_PER_SECOND;
+    for worker in 0..WORKERS {
         let (targets, url, changed) = (targets.clone(), server.url.clone(), changed.clone());
         changing.spawn(async move {
             let mut pace = tokio::time::interval(each);
@@ -309,11 +316,12 @@ async fn watched(
                 already: ByteCount(0),
                 written: ByteCount(500),
                 milliseconds: 500,
+                bottleneck: None,
                 error: None,
             };
             while begun.elapsed() < WATCHING {
                 pace.tick().await;
-                machine = (machine + 16) % MACHINES;
+                machine = (machine + WORKERS) % MACHINES;
                 let at = format!("{url}/target/v1/progress");
                 let told =
                     targets.post(at).bearer_auth(format!("session-{machine}")).json(&progress);

@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::storage::StoragePartition;
+use super::{bottleneck::AtWork, storage::StoragePartition};
 use cairn_core::units::{BLOCK_BYTES, ByteCount};
 use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
 
@@ -53,6 +53,8 @@ pub struct TargetDisk {
     storage: Option<StoragePartition>,
     /// A file system lets one write to a file in at a time, and those that wait spin: here they sleep.
     writing: Mutex<()>,
+    /// Who is in a call that writes.
+    at_work: AtWork,
 }
 
 impl TargetDisk {
@@ -92,6 +94,7 @@ impl TargetDisk {
             device,
             storage: None,
             writing: Mutex::new(()),
+            at_work: AtWork::default(),
         })
     }
 
@@ -137,6 +140,7 @@ impl TargetDisk {
     }
 
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        let _at_work = self.at_work.begin();
         let turn =
             (!self.device).then(|| self.writing.lock().unwrap_or_else(PoisonError::into_inner));
         let written = self.file.write_all_at(bytes, offset);
@@ -180,6 +184,7 @@ impl TargetDisk {
 
     /// Waits until everything written so far is on the disk. An error is told once: the install ends with it.
     pub(super) fn flush(&self) -> Result<(), DiskError> {
+        let _at_work = self.at_work.begin();
         self.file.sync_data().map_err(|source| self.error("flush", 0, source))
     }
 
@@ -189,6 +194,11 @@ impl TargetDisk {
         self.flush()?;
         rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
             .map_err(|error| self.error("drop the cache of", 0, error.into()))
+    }
+
+    /// How many threads wait for the disk to write.
+    pub(super) fn busy(&self) -> usize {
+        self.at_work.count()
     }
 
     pub(super) fn error(&self, doing: &'static str, offset: u64, source: io::Error) -> DiskError {

@@ -15,6 +15,7 @@
 //! 24 bytes for each run of blocks to write (256 KiB at most).
 
 mod apply;
+mod bottleneck;
 mod disk;
 mod fetcher;
 mod plan;
@@ -44,6 +45,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use apply::ApplyError;
+use bottleneck::{AtWork, LOOK_EVERY, Looks};
 pub use disk::{DiskError, OpenDiskError, TargetDisk};
 pub use fetcher::{FetchStats, Fetcher, NoSource};
 pub use storage::StoragePartition;
@@ -146,6 +148,8 @@ pub async fn install(
         counters: Counters::default(),
         phase: Mutex::new(InstallPhase::Planning),
         maps: Mutex::new(Vec::new()),
+        writers: AtWork::default(),
+        looks: Looks::default(),
     });
     tokio::select! {
         result = run.all() => result?,
@@ -173,6 +177,13 @@ struct Run {
     phase: Mutex<InstallPhase>,
     /// Map segments kept from the first comparison for the second.
     maps: Mutex<Vec<Bytes>>,
+    writers: AtWork,
+    looks: Looks,
+}
+
+/// How many segments are written at once.
+fn writers() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, 4)
 }
 
 impl Run {
@@ -337,8 +348,7 @@ impl Run {
     ) -> Result<Held, InstallError> {
         let mut held = Held::new();
         let mut writes = tokio::task::JoinSet::new();
-        let parallel =
-            std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, 4);
+        let parallel = writers();
         // What is written is flushed while more is fetched: else the disk would begin when the network has ended.
         let mut flush = std::pin::pin!(Fuse::terminated());
         let mut flushed = 0;
@@ -378,6 +388,7 @@ impl Run {
         bytes: &[u8],
         plan: &Plan,
     ) -> Result<Held, InstallError> {
+        let _turn = self.writers.begin();
         let key = self
             .image
             .secret
@@ -442,9 +453,20 @@ impl Run {
     /// Reports until dropped.
     async fn report(&self) {
         let mut ticks = tokio::time::interval(REPORT_EVERY);
+        let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
-            ticks.tick().await;
-            self.progress.send_replace(self.snapshot());
+            tokio::select! {
+                _ = ticks.tick() => {
+                    let bottleneck = self.looks.judge();
+                    let snapshot = self.snapshot();
+                    let writes = snapshot.phase == InstallPhase::Writing;
+                    let bottleneck = bottleneck.filter(|_| writes);
+                    self.progress.send_replace(InstallProgress { bottleneck, ..snapshot });
+                }
+                _ = looks.tick() => {
+                    self.looks.look(self.writers.count(), self.disk.busy(), writers());
+                }
+            }
         }
     }
 
@@ -459,6 +481,7 @@ impl Run {
             already: ByteCount(self.counters.already.load(Ordering::Relaxed)),
             written: ByteCount(self.counters.written.load(Ordering::Relaxed)),
             milliseconds: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            bottleneck: None,
             error: None,
         }
     }
