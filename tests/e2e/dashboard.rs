@@ -18,6 +18,7 @@ use members::{Site, Target};
 
 mod browser;
 mod members;
+mod newcomer;
 
 const START: Duration = Duration::from_secs(30);
 const UPLOAD: Duration = Duration::from_secs(180);

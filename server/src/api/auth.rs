@@ -88,11 +88,11 @@ async fn answer(
     next: Next,
 ) -> Result<Response, ApiError> {
     let (request, thing) = edit::begin(app, request).await?;
-    let mut response = idempotency::run(app, &actor.name, request, next).await?;
-    if let Some(thing) = thing.filter(|_| response.status().is_success()) {
-        thing.label(app, response.headers_mut()).await?;
+    let response = idempotency::run(app, &actor.name, request, next).await?;
+    match thing.filter(|_| response.status().is_success()) {
+        Some(thing) => thing.label(app, response).await,
+        None => Ok(response),
     }
-    Ok(response)
 }
 
 /// Lets only those in who may; everything behind it may assume so.

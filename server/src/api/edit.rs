@@ -5,16 +5,24 @@
 //!
 //! Invariant: things of one kind are edited one at a time, so that between the look and the edit nobody else edits.
 
+use anyhow::Context as _;
 use axum::{
-    extract::{MatchedPath, RawPathParams, Request},
-    http::{HeaderMap, HeaderValue, header},
+    Json,
+    body::{Body, to_bytes},
+    extract::{MatchedPath, RawPathParams, Request, State},
+    http::{HeaderValue, StatusCode, header},
+    response::Response,
 };
-use cairn_core::id::sha256;
-use serde_json::json;
+use cairn_core::id::Hasher;
+use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::{error::ApiError, machine};
-use crate::{app::App, targets::approval};
+use super::{error::ApiError, extract::Place, group, limits, machine, user, volume};
+use crate::app::App;
+
+/// Of an answer of ours that shows one thing.
+const MAX_BODY: usize = 1 << 20;
 
 /// What can be edited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +88,7 @@ pub(super) async fn begin<'a>(
         let tag = thing.tag(app).await?;
         if !matches(wanted, tag.as_deref()) {
             return Err(ApiError::new(
-                axum::http::StatusCode::PRECONDITION_FAILED,
+                StatusCode::PRECONDITION_FAILED,
                 "changed_meanwhile",
                 "it was changed since it was read: read it again, then say what is to change",
             ));
@@ -110,60 +118,65 @@ impl Edits {
 
 impl Thing<'_> {
     /// Tells in the answer what it is now.
-    pub(super) async fn label(self, app: &App, headers: &mut HeaderMap) -> Result<(), ApiError> {
-        if let Some(tag) = self.tag(app).await?
-            && let Ok(tag) = HeaderValue::from_str(&tag)
-        {
-            headers.insert(header::ETAG, tag);
+    pub(super) async fn label(self, app: &App, response: Response) -> Result<Response, ApiError> {
+        let (mut parts, body) = response.into_parts();
+        let (tag, body) = if parts.status == StatusCode::OK && self._alone.is_none() {
+            // It was looked up for the answer: once is enough.
+            let bytes = to_bytes(body, MAX_BODY).await.context("read an answer of our own")?;
+            let shown = serde_json::from_slice(&bytes).context("read an answer of our own")?;
+            (Some(self.tag_of(app, &shown).await?), Body::from(bytes))
+        } else {
+            (self.tag(app).await?, body)
+        };
+        if let Some(tag) = tag.and_then(|tag| HeaderValue::from_str(&tag).ok()) {
+            parts.headers.insert(header::ETAG, tag);
         }
-        Ok(())
+        Ok(Response::from_parts(parts, body))
     }
 
-    /// Of what can be edited of it; none when it is not there.
+    /// Of what can be edited of it now; none when it is not there.
     async fn tag(&self, app: &App) -> Result<Option<String>, ApiError> {
-        let name = &self.name;
-        let editable = match self.kind {
-            Kind::Group => match app.db.group(name).await? {
-                Some(group) => {
-                    let members = app.db.members(name).await?.into_iter();
-                    let members: Vec<_> = members.map(|machine| machine.to_string()).collect();
-                    let image = group.wanted.map(|(image, _)| image);
-                    Some(json!([name, image, members]))
-                }
-                None => None,
-            },
-            Kind::Limits => {
-                let rates = super::limits::Limits::from(app.limits.rates());
-                Some(json!([rates.upload, rates.download]))
-            }
-            Kind::Machine => match approval::find_machine(app, name).await? {
-                Some(found) => {
-                    let shown = machine::one(app, found.machine).await?;
-                    Some(json!([
-                        shown.id,
-                        shown.name,
-                        shown.volume,
-                        shown.unattended,
-                        shown.groups
-                    ]))
-                }
-                None => None,
-            },
-            Kind::User => {
-                let account = app.db.account_named(name).await?;
-                account.map(|account| json!([account.name, account.role.word(), account.created.0]))
-            }
-            Kind::Volume => {
-                let row = app.db.volumes().await?.into_iter().find(|row| row.name == *name);
-                row.map(|row| json!([row.id.to_string(), row.name, row.size.0]))
-            }
+        let (app_state, name) = (State(app.clone()), Place(self.name.clone()));
+        let shown = match self.kind {
+            Kind::Group => group::show(app_state, name).await.map(value),
+            Kind::Limits => Ok(value(limits::show(app_state).await)),
+            Kind::Machine => machine::show(app_state, name).await.map(value),
+            Kind::User => user::show(app_state, name).await.map(value),
+            Kind::Volume => volume::show(app_state, name).await.map(value),
         };
-        let tag = |value: serde_json::Value| {
-            let hash = sha256(value.to_string().as_bytes());
-            format!("\"{}\"", hex::encode(hash.get(..8).unwrap_or_default()))
-        };
-        Ok(editable.map(tag))
+        match shown {
+            Ok(shown) => Ok(Some(self.tag_of(app, &shown?).await?)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
+
+    /// Of what can be edited of what is shown.
+    async fn tag_of(&self, app: &App, shown: &Value) -> Result<String, ApiError> {
+        let fields: &[&str] = match self.kind {
+            Kind::Group => &["name", "image"],
+            Kind::Limits => &["upload", "download"],
+            Kind::Machine => &["id", "name", "volume", "unattended", "groups"],
+            Kind::User => &["name", "role", "created"],
+            Kind::Volume => &["name", "size", "created"],
+        };
+        let mut hasher = Hasher::default();
+        for field in fields {
+            hasher.update(shown.get(field).unwrap_or(&Value::Null).to_string().as_bytes());
+            hasher.update(b"\n");
+        }
+        if self.kind == Kind::Group {
+            for machine in app.db.members(&self.name).await? {
+                hasher.update(machine.as_bytes());
+            }
+        }
+        let hash = hasher.finish();
+        Ok(format!("\"{}\"", hex::encode(hash.get(..8).unwrap_or_default())))
+    }
+}
+
+fn value<T: Serialize>(Json(shown): Json<T>) -> Result<Value, ApiError> {
+    Ok(serde_json::to_value(shown).context("write what is shown")?)
 }
 
 #[cfg(test)]

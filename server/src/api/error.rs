@@ -70,6 +70,10 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, code, detail)
     }
 
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
     /// What a person can do about it; none when the server failed.
     pub(crate) fn for_people(&self) -> Option<(StatusCode, &str)> {
         self.cause.is_none().then_some((self.status, &self.detail))

@@ -95,12 +95,18 @@ impl Browser {
     pub(crate) async fn click(&self, css: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let clicked = self.driver.find(By::Css(css)).await.unwrap().click().await;
-            // A live part may be put in its place between the two; then there is another to click.
-            match clicked {
+            let click = async { self.driver.find(By::Css(css)).await?.click().await };
+            // It may come a moment later, and a live part may be put in its place between the two.
+            match click.await {
                 Err(error)
-                    if matches!(*error, WebDriverErrorInner::StaleElementReference(_))
-                        && Instant::now() < deadline => {}
+                    if matches!(
+                        *error,
+                        WebDriverErrorInner::NoSuchElement(_)
+                            | WebDriverErrorInner::StaleElementReference(_)
+                    ) && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
                 clicked => return clicked.unwrap(),
             }
         }
