@@ -87,6 +87,7 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
     let other = type_while_the_page_moves(&server, &site, &target, &browser).await;
     deploy_to_many(&server, &site, other, &browser).await;
     fill_the_array(&server, &browser).await;
+    look_at_a_machine(&server, &target, &browser).await;
     let ann = add_a_user(&server, &browser).await;
     look_at_all_pages(&server, &browser).await;
     empty_the_array(&server, &browser).await;
@@ -325,6 +326,10 @@ async fn deploy_to_many(server: &Server, site: &Site, other: Target, browser: &B
         bottleneck: None,
         error: None,
     };
+    browser.click("button[id^=pause-]").await;
+    browser.sees("#deployments-live .map", "Paused").await;
+    browser.click("button[id^=resume-]").await;
+    browser.sees_gone("button[id^=resume-]").await;
     targets[0].report(&progress).await;
     browser.sees("#deployments-live .map", "Writing 50 %").await;
     browser.sees("#deployments-live .map", "90 % from peers").await;
@@ -487,6 +492,23 @@ async fn follow_a_machine_that_boots(server: &Server, site: &Site, browser: &Bro
     browser.go(&format!("{}/machines", server.url)).await;
     browser.click(&format!("#refuse-{}", target.code)).await;
     browser.sees("#machines-live", "No machine is waiting").await;
+}
+
+/// What a machine is made of, and what was installed on it.
+async fn look_at_a_machine(server: &Server, target: &Target, browser: &Browser) {
+    browser.go(&format!("{}/machines", server.url)).await;
+    browser.click(&format!("#machine-{} th a", target.machine)).await;
+    browser.sees("#machine-live", "12 × AMD Ryzen 5").await;
+    browser.sees("#machine-live", "16 GiB").await;
+    browser.sees("#machine-live", "e1000e · 1 Gbit/s").await;
+    browser.sees("#machine-live article.install", "class-room, version 1").await;
+    for (screen, size) in [("wide", WIDE), ("phone", PHONE)] {
+        browser.resize(size).await;
+        assert!(browser.fits().await, "a machine's page is wider than a {screen}");
+        browser.shoot(&format!("machine-{screen}")).await;
+        assert_eq!(browser.barriers().await, [""; 0], "on a machine's page, {screen}");
+    }
+    browser.resize(WIDE).await;
 }
 
 /// Every page fits a phone and a desk, can be used by everybody, light and dark, and breaks no rule of its own policy.

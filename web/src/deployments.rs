@@ -31,7 +31,59 @@ pub struct Map {
     pub deployment: i64,
     /// `classroom, version 3`.
     pub image: String,
+    /// Machines that did not begin wait.
+    pub paused: bool,
     pub cells: Vec<Cell>,
+    /// How many clients hold each segment of the image.
+    pub holders: Holders,
+}
+
+/// How many clients that are there hold each segment, in the order of the disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holders(pub Vec<u32>);
+
+/// A column of their picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Column {
+    x: usize,
+    class: &'static str,
+}
+
+impl Holders {
+    /// At most [`COLUMNS`], each as the worst of the segments that it stands for.
+    fn columns(&self) -> Vec<Column> {
+        let each = self.0.len().div_ceil(COLUMNS).max(1);
+        let class = |held: &[u32]| match held.iter().min() {
+            None | Some(0) => "none",
+            Some(1) => "some",
+            Some(2) => "half",
+            Some(3) => "many",
+            Some(_) => "most",
+        };
+        let columns = self.0.chunks(each).enumerate();
+        columns.map(|(x, held)| Column { x: x * COLUMN, class: class(held) }).collect()
+    }
+
+    fn width(&self) -> usize {
+        self.columns().len() * COLUMN
+    }
+
+    fn sentence(&self) -> String {
+        let alone = self.0.iter().filter(|held| **held == 0).count();
+        let alone = u64::try_from(alone).unwrap_or(u64::MAX);
+        let least = self.0.iter().min().copied().unwrap_or(0);
+        match alone {
+            0 => format!(
+                "Every segment is with {} that is there, or more.",
+                counted(least.into(), "client", "clients")
+            ),
+            _ => format!(
+                "{} of {} with no client that is there: made of their stripes, or from the server.",
+                counted(alone, "segment", "segments"),
+                self.0.len()
+            ),
+        }
+    }
 }
 
 /// A machine on a map.
@@ -55,6 +107,8 @@ pub struct Install {
     pub together: u64,
     /// It failed or was cancelled, and its machine has nothing else to do: it can be tried again.
     pub again: bool,
+    /// Its deployment is.
+    pub paused: bool,
     /// What the machine is called.
     pub machine: String,
     /// `classroom, version 3`.
@@ -197,6 +251,9 @@ impl Progress {
 const SLOW: u64 = 2;
 /// Machines of a deployment from which on each is shown with little.
 const LARGE: usize = 60;
+/// Of the picture of who holds segments, and the width of one.
+const COLUMNS: usize = 128;
+const COLUMN: usize = 8;
 
 impl Cell {
     fn percent(&self) -> Percent {
@@ -336,6 +393,7 @@ mod tests {
             deployment: 7,
             together: 1,
             again: state == InstallState::Failed,
+            paused: false,
             machine: "pc-<14>".into(),
             image: "classroom, version 3".into(),
             state,
@@ -441,6 +499,7 @@ mod tests {
         let map = Map {
             deployment: 7,
             image: "classroom, version 3".into(),
+            paused: false,
             cells: vec![
                 cell("a", InstallState::Done, 90, 0),
                 cell("b", InstallState::Writing, 90, 40),
@@ -449,6 +508,7 @@ mod tests {
                 cell("e", InstallState::Scheduled, 0, 0),
                 cell("f", InstallState::Failed, 0, 0),
             ],
+            holders: Holders(vec![3, 0, 2]),
         };
         let said = map.sentence().replace('\u{a0}', " ");
         assert_eq!(
@@ -458,6 +518,18 @@ mod tests {
         assert_eq!(map.shares(), "90 % from peers, 0 % rebuilt from parity, 10 % from the server");
         let html = Deployments { maps: vec![map], ..Deployments::default() }.render().unwrap();
         assert!(html.contains("&#60;d&#62;") && html.contains("cell warn"), "{html}");
+        assert!(html.contains("1\u{a0}segment of 3 with no client"), "{html}");
+    }
+
+    #[test]
+    fn who_holds_segments_is_painted_by_the_worst() {
+        let many = Holders((0..1000).map(|number| if number == 500 { 1 } else { 5 }).collect());
+        let columns = many.columns();
+        assert_eq!((columns.len(), many.width()), (125, 125 * COLUMN));
+        assert_eq!(columns[62], Column { x: 62 * COLUMN, class: "some" });
+        assert_eq!(columns.iter().filter(|column| column.class == "most").count(), 124);
+        assert!(many.sentence().contains("1\u{a0}client that is there"), "{}", many.sentence());
+        assert!(Holders::default().columns().is_empty());
     }
 
     #[test]
@@ -470,10 +542,13 @@ mod tests {
         };
         let render = |count: usize| {
             let cells = (0..count).map(cell).collect();
-            let map = Map { deployment: 7, image: "classroom, version 3".into(), cells };
+            let image = "classroom, version 3".into();
+            let map =
+                Map { deployment: 7, image, paused: true, cells, holders: Holders::default() };
             Deployments { maps: vec![map], ..Deployments::default() }.render().unwrap()
         };
         let (small, large) = (render(LARGE), render(1000));
+        assert!(small.contains("/deployments/7/resume") && small.contains("Paused"), "{small}");
         assert!(small.contains("<progress") && !large.contains("<progress"));
         assert!(large.contains("pc-999") && large.len() < 60_000, "{}", large.len());
     }

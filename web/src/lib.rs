@@ -14,6 +14,7 @@ pub mod boot;
 pub mod deployments;
 pub mod groups;
 pub mod images;
+pub mod machine;
 pub mod machines;
 pub mod overview;
 pub mod pool;

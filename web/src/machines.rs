@@ -183,7 +183,7 @@ impl Machines {
 }
 
 impl MachineState {
-    const fn word(self) -> &'static str {
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Waiting => "waits",
             Self::Scheduled => "scheduled",
@@ -193,7 +193,7 @@ impl MachineState {
         }
     }
 
-    const fn tone(self) -> &'static str {
+    pub(crate) const fn tone(self) -> &'static str {
         match self {
             Self::Waiting => "warn",
             Self::Scheduled | Self::Installing => "busy",

@@ -323,7 +323,7 @@ fn sources(progress: &InstallProgress) -> String {
 mod tests {
     use cairn_array::{
         tls::new_key_and_csr,
-        wire::{Firmware, MachineIdentity},
+        wire::{Firmware, Inventory, MachineIdentity},
     };
 
     use super::*;
@@ -344,6 +344,7 @@ mod tests {
             firmware: Firmware::Bios,
             secure_boot: false,
             image: image.map(str::to_owned),
+            inventory: Inventory::default(),
         };
         let from = ([10, 0, 0, 9], 4000).into();
         let (bearer, _, code) = targets.hello(&hello, key.to_vec(), from).unwrap().unwrap();

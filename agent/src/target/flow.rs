@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Screen, boot_entry,
     disks::{self, Roots},
-    identity,
+    identity, inventory,
     select::{self, DiskRefusal, select_disk},
     storage,
     swarm::Part,
@@ -116,6 +116,7 @@ impl Installer {
                 Goal::Assigned => None,
                 Goal::Asked { image, .. } => Some(image.clone()),
             },
+            inventory: inventory::inventory(sys, Path::new("/proc")),
         })
     }
 

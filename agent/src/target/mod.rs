@@ -14,6 +14,7 @@ pub mod boot_entry;
 pub mod disks;
 pub mod flow;
 pub mod identity;
+pub mod inventory;
 pub mod offline;
 pub mod progress;
 pub mod select;

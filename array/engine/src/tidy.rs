@@ -25,6 +25,14 @@ pub fn tidy(hello: &mut TargetHello) {
     for text in [&mut identity.serial, &mut identity.vendor, &mut identity.product] {
         *text = text.take().and_then(|text| tidy_text(&text));
     }
+    let inventory = &mut hello.inventory;
+    inventory.processor = inventory.processor.take().and_then(|text| tidy_text(&text));
+    inventory.cards.truncate(MAX_MACS);
+    for card in &mut inventory.cards {
+        card.name = tidy_text(&card.name).unwrap_or_default();
+        card.mac = card.mac.take().and_then(|mac| tidy_mac(&mac));
+        card.driver = card.driver.take().and_then(|text| tidy_text(&text));
+    }
     hello.disks.truncate(MAX_DISKS);
     for disk in &mut hello.disks {
         disk.path = tidy_text(&disk.path).unwrap_or_default();

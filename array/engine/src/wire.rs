@@ -246,6 +246,29 @@ pub struct TargetHello {
     pub secure_boot: bool,
     /// The image asked for by name (`cairn-agent install NAME`); a PXE target asks for none.
     pub image: Option<String>,
+    #[serde(default)]
+    pub inventory: Inventory,
+}
+
+/// What a machine is made of, beside its disks; for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// That the kernel has to give.
+    pub memory: ByteCount,
+    pub processor: Option<String>,
+    /// Threads that run at once.
+    pub processors: u32,
+    pub cards: Vec<CardLine>,
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardLine {
+    pub name: String,
+    pub mac: Option<String>,
+    pub driver: Option<String>,
+    /// Of its link, when it has one.
+    pub megabits: Option<u32>,
 }
 
 /// What a machine says it is. It selects, it never authorises.

@@ -20,8 +20,9 @@ use crate::{
     app::App,
     db::deployment::{DeploymentRow, InstallRow, InstallState},
     deployments,
+    events::Event,
     moment::Moment,
-    targets::approval,
+    targets::{approval, ticket},
 };
 
 /// A smaller partition has room for nothing.
@@ -71,6 +72,9 @@ pub struct Deployment {
     pub preapproved: bool,
     pub at_once: bool,
     pub storage: Option<u64>,
+    /// Its machines that did not begin wait.
+    #[serde(default)]
+    pub paused: bool,
     pub state: InstallState,
     pub created: String,
     pub installs: Vec<Install>,
@@ -118,6 +122,9 @@ pub struct Install {
     /// Its machine has said nothing since: it was switched off, or goes on without the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_since: Option<String>,
+    /// Its deployment is paused: it waits if it did not begin.
+    #[serde(default)]
+    pub paused: bool,
     /// Its machine waits for its turn, and why: what its client holds is overwritten, and others do not have it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
@@ -194,7 +201,12 @@ pub(crate) fn view_of(app: &App, row: InstallRow, labels: &HashMap<MachineId, St
         started: row.started.map(|moment| moment.to_text()),
         ended: row.ended.map(|moment| moment.to_text()),
         silent_since: silent.map(|moment| moment.to_text()),
-        waits_for: app.waves.reason(row.id).filter(|_| row.state == InstallState::Scheduled),
+        paused: row.paused,
+        waits_for: match (row.state, row.paused) {
+            (InstallState::Scheduled, true) => Some(ticket::PAUSED.to_owned()),
+            (InstallState::Scheduled, false) => app.waves.reason(row.id),
+            _ => None,
+        },
     }
 }
 
@@ -232,6 +244,7 @@ async fn view(
         preapproved: row.preapproved,
         at_once: row.at_once,
         storage: row.storage.map(|size| size.0),
+        paused: row.paused,
         state: deployments::sum(installs.iter().map(|install| install.state)),
         created: row.created.to_text(),
         installs,
@@ -418,6 +431,59 @@ async fn find_install(app: &App, install: &str) -> Result<InstallRow, ApiError> 
     app.db.install(install).await?.ok_or_else(unknown_install)
 }
 
+/// Who holds the segments of what is deployed.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SegmentHolders {
+    /// Of each data segment, in the order of the manifest: clients that are there now and hold it. What none holds is made of
+    /// its stripe, or comes from the server.
+    pub holders: Vec<u32>,
+}
+
+/// Show how many clients hold each segment of what is deployed
+#[utoipa::path(get, path = "/api/v1/deployments/{deployment}/segments", tag = "deployments",
+    params(("deployment" = i64, Path)), responses((status = 200, body = SegmentHolders), (status = 404, body = Problem)))]
+pub(crate) async fn segments(
+    State(app): State<App>,
+    Place(deployment): Place<i64>,
+) -> Result<Json<SegmentHolders>, ApiError> {
+    app.db.deployment(deployment).await?.ok_or_else(unknown)?;
+    Ok(Json(SegmentHolders { holders: holders(&app, deployment).await? }))
+}
+
+/// How many clients that are there now hold each segment.
+pub(crate) async fn holders(app: &App, deployment: i64) -> Result<Vec<u32>, ApiError> {
+    let since = Moment::now().minus(crate::db::target::LIVE);
+    Ok(app.db.holders_of_segments(deployment, since).await?)
+}
+
+/// Pause a deployment: machines that did not begin wait, those that write go on
+#[utoipa::path(post, path = "/api/v1/deployments/{deployment}/pause", tag = "deployments",
+    params(("deployment" = i64, Path)), responses((status = 200, body = Deployment), (status = 404, body = Problem)))]
+pub(crate) async fn pause(
+    State(app): State<App>,
+    Place(deployment): Place<i64>,
+) -> Result<Json<Deployment>, ApiError> {
+    set_paused(&app, deployment, true).await
+}
+
+/// Let a deployment that was paused go on
+#[utoipa::path(post, path = "/api/v1/deployments/{deployment}/resume", tag = "deployments",
+    params(("deployment" = i64, Path)), responses((status = 200, body = Deployment), (status = 404, body = Problem)))]
+pub(crate) async fn resume(
+    State(app): State<App>,
+    Place(deployment): Place<i64>,
+) -> Result<Json<Deployment>, ApiError> {
+    set_paused(&app, deployment, false).await
+}
+
+async fn set_paused(app: &App, id: i64, paused: bool) -> Result<Json<Deployment>, ApiError> {
+    app.db.deployment(id).await?.ok_or_else(unknown)?;
+    app.db.pause_deployment(id, paused).await?;
+    app.targets_changed.notify();
+    app.events.emit(Event::DeploymentChanged { id }).await;
+    Ok(Json(one(app, id).await?))
+}
+
 /// Deploy anew to the machines of a deployment on which it failed or was cancelled
 ///
 /// Those that have something else to do by now are left out.
@@ -475,6 +541,27 @@ pub(crate) async fn list_installs(
 ) -> Result<Listed<Install>, ApiError> {
     let most = if part.is_asked() { u32::MAX } else { NEWEST_INSTALLS };
     part.of(all_installs(&app, most).await?)
+}
+
+/// List the installs of a machine, newest first
+#[utoipa::path(get, path = "/api/v1/machines/{machine}/installs", tag = "deployments",
+    params(("machine" = String, Path), Part), responses((status = 200, body = Vec<Install>), (status = 400, body = Problem),
+    (status = 404, body = Problem)))]
+pub(crate) async fn list_of_machine(
+    State(app): State<App>,
+    Place(machine): Place<String>,
+    Params(part): Params<Part>,
+) -> Result<Listed<Install>, ApiError> {
+    let found = approval::find_machine(&app, &machine).await?;
+    let found = found.ok_or_else(super::machine::unknown)?;
+    part.of(installs_of(&app, found.machine).await?)
+}
+
+/// The installs of a machine as the API shows them.
+pub(crate) async fn installs_of(app: &App, machine: MachineId) -> Result<Vec<Install>, ApiError> {
+    let labels = app.db.machine_labels(Some(machine)).await?;
+    let installs = app.db.installs_of_machine(machine).await?.into_iter();
+    Ok(installs.map(|row| view_of(app, row, &labels)).collect())
 }
 
 /// Show an install

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use axum::{Json, extract::State, http::StatusCode};
-use cairn_array::wire::{DiskLine, Firmware};
+use cairn_array::wire::{CardLine, DiskLine, Firmware};
 use cairn_core::id::{InstallId, MachineId, VersionId, VolumeId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -42,6 +42,16 @@ pub struct Machine {
     /// Its firmware said that it verified what it booted; a machine without that is `unverified`.
     pub secure_boot: bool,
     pub disks: Vec<MachineDisk>,
+    /// Bytes of memory that its kernel has to give.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    #[serde(default)]
+    pub processor: Option<String>,
+    /// Threads that run at once.
+    #[serde(default)]
+    pub processors: Option<u32>,
+    #[serde(default)]
+    pub cards: Vec<MachineCard>,
     /// `waiting` (for approval), `approved` (waits for a deployment), `installing`, `diskless` (comes up from a volume),
     /// `installed` or `known`
     pub state: String,
@@ -107,6 +117,23 @@ impl From<DiskLine> for MachineDisk {
             busy: line.busy,
             storage: line.storage.map(|size| size.0),
         }
+    }
+}
+
+/// A network card as its machine described it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MachineCard {
+    pub name: String,
+    pub mac: Option<String>,
+    pub driver: Option<String>,
+    /// Of its link, when it had one.
+    pub megabits: Option<u32>,
+}
+
+impl From<CardLine> for MachineCard {
+    fn from(line: CardLine) -> Self {
+        let CardLine { name, mac, driver, megabits } = line;
+        Self { name, mac, driver, megabits }
     }
 }
 
@@ -213,6 +240,10 @@ fn view(row: MachineRow, around: &Around) -> Machine {
         }),
         secure_boot: row.secure_boot,
         disks: row.disks.into_iter().map(MachineDisk::from).collect(),
+        memory: Some(row.inventory.memory.0).filter(|bytes| *bytes > 0),
+        processor: row.inventory.processor,
+        processors: Some(row.inventory.processors).filter(|count| *count > 0),
+        cards: row.inventory.cards.into_iter().map(MachineCard::from).collect(),
         state: state.to_owned(),
         codes: waiting().map(|target| target.code.clone()).collect(),
         wants: waiting().find_map(|target| target.image.clone()),

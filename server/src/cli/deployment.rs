@@ -40,6 +40,10 @@ enum Verb {
         #[arg(long)]
         machine: Option<String>,
     },
+    /// Have machines that did not begin wait; those that write go on
+    Pause { id: i64 },
+    /// Let a deployment that was paused go on
+    Resume { id: i64 },
     /// Deploy anew to the machines on which it failed or was cancelled
     Retry { id: i64 },
 }
@@ -96,6 +100,16 @@ impl Args {
                 let deployment: Deployment =
                     client.post(&format!("/api/v1/deployments/{id}/cancel")).await?;
                 line(&format!("deployment {} is {}", deployment.id, deployment.state))
+            }
+            Verb::Pause { id } => {
+                let _paused: Deployment =
+                    client.post(&format!("/api/v1/deployments/{id}/pause")).await?;
+                line(&format!("deployment {id} is paused: machines that did not begin wait"))
+            }
+            Verb::Resume { id } => {
+                let _resumed: Deployment =
+                    client.post(&format!("/api/v1/deployments/{id}/resume")).await?;
+                line(&format!("deployment {id} goes on"))
             }
             Verb::Retry { id } => {
                 let made: Deployment =

@@ -142,6 +142,15 @@ fn show(machine: Machine) -> anyhow::Result<()> {
     line(&format!("macs       {}", or_dash(Some(machine.macs.join(" ")))))?;
     let boot = if machine.secure_boot { "secure boot" } else { "unverified" };
     line(&format!("firmware   {}, {boot}", or_dash(machine.firmware)))?;
+    let processors = machine.processors.map(|count| format!("{count} × "));
+    let processor = machine.processor.unwrap_or_else(|| "-".to_owned());
+    line(&format!("processor  {}{processor}", processors.unwrap_or_default()))?;
+    line(&format!("memory     {}", or_dash(machine.memory.map(bytes))))?;
+    for card in machine.cards {
+        let link = card.megabits.map_or("no link".to_owned(), |rate| format!("{rate} Mbit/s"));
+        let (mac, driver) = (or_dash(card.mac), or_dash(card.driver));
+        line(&format!("card       {} {mac} {driver}, {link}", card.name))?;
+    }
     line(&format!("installed  {}", or_dash(machine.installed)))?;
     let attended = if machine.unattended { ", unattended" } else { "" };
     line(&format!("volume     {}{attended}", or_dash(machine.volume)))?;

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use axum::{extract::State, response::Response};
+use cairn_core::id::MachineId;
 use cairn_web::{
-    deployments::{Bottleneck, Cell, Deployments, Install, InstallState, Map, Progress},
+    deployments::{Bottleneck, Cell, Deployments, Holders, Install, InstallState, Map, Progress},
     shell::Place,
     text::{Bytes, Rate, Span},
 };
@@ -20,10 +21,15 @@ use crate::{
 /// Installs of deployments that are over that are looked at, and those that are shown with all that is known of them.
 const LOOKED_AT: u32 = 200;
 const SHOWN: usize = 25;
+/// Deployments of which it is shown who holds the segments.
+const PAINTED: usize = 4;
 
 pub(super) async fn view(app: &App) -> Result<Deployments, ApiError> {
     let all = all(app).await?;
-    let maps = maps(&all);
+    let mut maps = maps(&all);
+    for map in maps.iter_mut().take(PAINTED) {
+        map.holders = Holders(api::deployment::holders(app, map.deployment).await?);
+    }
     let (over, mut open): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|install| install.state.is_over());
     open.sort_by_key(urgency);
@@ -65,7 +71,9 @@ fn map(deployment: i64, mut installs: Vec<&Install>) -> Option<Map> {
         state: install.state,
         progress: install.progress,
     };
-    Some(Map { deployment, image, cells: installs.into_iter().map(cell).collect() })
+    let paused = installs.iter().any(|install| install.paused);
+    let cells = installs.into_iter().map(cell).collect();
+    Some(Map { deployment, image, paused, cells, holders: Holders::default() })
 }
 
 /// What is under way, and the newest of what is over; newest first.
@@ -86,6 +94,13 @@ pub(super) async fn all(app: &App) -> Result<Vec<Install>, ApiError> {
         Install { again, ..fill(install, together(install), now) }
     };
     Ok(all.iter().map(fill).collect())
+}
+
+/// The installs of one machine, newest first.
+pub(super) async fn of_machine(app: &App, machine: MachineId) -> Result<Vec<Install>, ApiError> {
+    let now = Moment::now();
+    let installs = api::deployment::installs_of(app, machine).await?;
+    Ok(installs.iter().take(SHOWN).map(|install| fill(install, 1, now)).collect())
 }
 
 fn state(install: &api::deployment::Install) -> InstallState {
@@ -117,6 +132,7 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
         deployment: install.deployment,
         together,
         again: false,
+        paused: install.paused,
         machine: install.machine_label.clone(),
         image: image_label(&install.image),
         state,
@@ -150,6 +166,22 @@ pub(super) async fn cancel(
     deployment: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
     let done = api::deployment::cancel(State(app.clone()), deployment).await;
+    answer(&app, Place::Deployments, done).await
+}
+
+pub(super) async fn pause(
+    State(app): State<App>,
+    deployment: extract::Place<i64>,
+) -> Result<Response, ApiError> {
+    let done = api::deployment::pause(State(app.clone()), deployment).await;
+    answer(&app, Place::Deployments, done).await
+}
+
+pub(super) async fn resume(
+    State(app): State<App>,
+    deployment: extract::Place<i64>,
+) -> Result<Response, ApiError> {
+    let done = api::deployment::resume(State(app.clone()), deployment).await;
     answer(&app, Place::Deployments, done).await
 }
 

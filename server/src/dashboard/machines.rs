@@ -2,27 +2,33 @@
 
 use std::collections::HashMap;
 
-use axum::{Form, extract::State, response::Response};
+use axum::{
+    Form,
+    extract::State,
+    response::{Html, IntoResponse as _, Response},
+};
 use cairn_web::{
     groups::Filter,
+    machine::{Card, MachinePage},
     machines::{Choice, Disk, Identity, Known, MachineState, Machines, Targets, Waiting, Wish},
-    shell::Place,
+    shell::{self, Place},
     text::Bytes,
 };
 use serde::Deserialize;
 
-use super::{ago, answer, groups, image_label};
+use super::{ago, answer, deployments, groups, image_label, overview, rendered};
 use crate::{
     api::{
         self,
         deployment::DeploymentRequest,
         error::ApiError,
         extract,
-        machine::{Machine, MachineDisk, MachineName},
+        machine::{Machine, MachineCard, MachineDisk, MachineName},
     },
     app::App,
     db::target::{TargetRow, TargetState},
     moment::Moment,
+    targets::approval,
 };
 
 /// Machines on a page.
@@ -249,6 +255,35 @@ fn know(machine: Machine, waits: bool, now: Moment) -> Known {
         name: machine.name,
         id: machine.id,
     }
+}
+
+/// The page of one machine.
+pub(super) async fn show(
+    State(app): State<App>,
+    machine: extract::Place<String>,
+) -> Result<Response, ApiError> {
+    let found =
+        approval::find_machine(&app, &machine.0).await?.ok_or_else(api::machine::unknown)?;
+    let machine = api::machine::one(&app, found.machine).await?;
+    let count = machine.processors.map(|count| format!("{count} × "));
+    let processor = machine.processor.as_ref();
+    let card = |card: &MachineCard| Card {
+        name: card.name.clone(),
+        mac: card.mac.clone(),
+        driver: card.driver.clone(),
+        megabits: card.megabits,
+    };
+    let waits = machine.state == "waiting";
+    let view = MachinePage {
+        processor: processor.map(|processor| count.unwrap_or_default() + processor),
+        memory: machine.memory.map(Bytes),
+        disks: machine.disks.iter().map(disk).collect(),
+        cards: machine.cards.iter().map(card).collect(),
+        installs: deployments::of_machine(&app, found.machine).await?,
+        known: know(machine, waits, Moment::now()),
+    };
+    let nav = overview::nav(&app, Place::Machines).await?;
+    Ok(Html(rendered(shell::page(&nav, None, &view))?).into_response())
 }
 
 #[derive(Deserialize)]

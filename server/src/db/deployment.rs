@@ -42,6 +42,8 @@ pub(crate) struct DeploymentRow {
     pub(crate) at_once: bool,
     /// Disks without a storage partition get one of so many bytes.
     pub(crate) storage: Option<ByteCount>,
+    /// Its machines that did not begin wait.
+    pub(crate) paused: bool,
     pub(crate) created: Moment,
 }
 
@@ -50,6 +52,8 @@ pub(crate) struct DeploymentRow {
 pub(crate) struct InstallRow {
     pub(crate) id: InstallId,
     pub(crate) deployment: i64,
+    /// Its deployment is: it waits if it did not begin.
+    pub(crate) paused: bool,
     pub(crate) machine: MachineId,
     pub(crate) version: VersionId,
     pub(crate) image: String,
@@ -94,7 +98,7 @@ pub enum DeployError {
 }
 
 const INSTALLS: &str = "SELECT install.*, deployment.version, deployment.disk, deployment.after,
-      deployment.preapproved, deployment.at_once, deployment.storage, version.number, image.name AS image,
+      deployment.preapproved, deployment.at_once, deployment.storage, deployment.paused, version.number, image.name AS image,
       (SELECT max(target.seen) FROM target WHERE target.install = install.id) AS heard
     FROM install JOIN deployment ON deployment.id = install.deployment
     JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image";
@@ -107,6 +111,7 @@ fn install(row: &AnyRow) -> Result<InstallRow> {
     Ok(InstallRow {
         id: InstallId(row.id("id")?),
         deployment: sqlx::Row::try_get(row, "deployment")?,
+        paused: row.flag("paused")?,
         machine: MachineId(row.id("machine")?),
         version: VersionId(row.id("version")?),
         image: row.text("image")?,
@@ -136,6 +141,7 @@ fn deployment(row: &AnyRow) -> Result<DeploymentRow> {
         preapproved: row.flag("preapproved")?,
         at_once: row.flag("at_once")?,
         storage: row.maybe_size("storage")?,
+        paused: row.flag("paused")?,
         created: row.moment("created")?,
     })
 }
@@ -321,6 +327,26 @@ impl Db {
             .as_ref()
             .map(install)
             .transpose()
+    }
+
+    /// Has machines of a deployment that did not begin wait, or go on.
+    pub(crate) async fn pause_deployment(&self, id: i64, paused: bool) -> Result<()> {
+        let pause = sqlx::query("UPDATE deployment SET paused = $2 WHERE id = $1");
+        self.run(pause.bind(id).bind(paused)).await?;
+        Ok(())
+    }
+
+    /// The installs of a machine, newest first.
+    pub(crate) async fn installs_of_machine(&self, machine: MachineId) -> Result<Vec<InstallRow>> {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{INSTALLS} WHERE install.machine = $1 ORDER BY install.deployment DESC"
+        )))
+        .bind(machine.as_bytes().as_slice())
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(install)
+        .collect()
     }
 
     /// The install of a machine that is not over.

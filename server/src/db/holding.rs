@@ -14,6 +14,7 @@ use cairn_core::{
 use super::{
     BATCH, Columns as _, Db, Result, Transaction, bundle, integer, places, segment::segment, sql,
 };
+use crate::moment::Moment;
 
 /// What one agent holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -374,6 +375,29 @@ impl Db {
             wanted_bytes: row.size("wanted_bytes")?,
             held_bytes: row.size("held_bytes")?,
         })
+    }
+
+    /// How many clients that were seen since hold each data segment of what a deployment installs, in the order of the
+    /// manifest.
+    pub(crate) async fn holders_of_segments(
+        &self,
+        deployment: i64,
+        seen_since: Moment,
+    ) -> Result<Vec<u32>> {
+        sqlx::query(
+            "SELECT version_segment.position AS position, count(agent.id) AS holders FROM version_segment
+             JOIN deployment ON deployment.version = version_segment.version
+             LEFT JOIN holding ON holding.segment = version_segment.segment
+             LEFT JOIN agent ON agent.id = holding.agent AND agent.state = 'approved' AND agent.seen >= $2
+             WHERE deployment.id = $1 GROUP BY version_segment.position ORDER BY version_segment.position",
+        )
+        .bind(deployment)
+        .bind(seen_since.0)
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(|row| row.number("holders").map(|count| u32::try_from(count).unwrap_or(u32::MAX)))
+        .collect()
     }
 
     /// Clients that hold a part of an image.

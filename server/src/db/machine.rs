@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use cairn_array::wire::{DiskLine, Firmware, MachineIdentity, TargetHello};
+use cairn_array::wire::{DiskLine, Firmware, Inventory, MachineIdentity, TargetHello};
 use cairn_core::id::{MachineId, VersionId, VolumeId};
 use sqlx::{AnyConnection, any::AnyRow};
 
@@ -22,6 +22,7 @@ pub struct MachineRow {
     pub firmware: Option<Firmware>,
     pub secure_boot: bool,
     pub disks: Vec<DiskLine>,
+    pub inventory: Inventory,
     pub created: Moment,
     pub seen: Moment,
     /// What it was last installed with.
@@ -100,6 +101,10 @@ fn machine(row: &AnyRow, macs: Vec<String>) -> Result<MachineRow> {
         firmware,
         secure_boot: row.flag("secure_boot")?,
         disks: row.json("disks")?,
+        inventory: match row.maybe_text("inventory")? {
+            Some(_) => row.json("inventory")?,
+            None => Inventory::default(),
+        },
         created: row.moment("created")?,
         seen: row.moment("seen")?,
         installed: row.maybe_id("installed")?.map(VersionId),
@@ -259,7 +264,7 @@ impl Db {
         sqlx::query(
             "UPDATE machine SET uuid = coalesce($2, uuid), serial = coalesce($3, serial),
                vendor = coalesce($4, vendor), product = coalesce($5, product), firmware = $6,
-               secure_boot = $7, disks = $8, seen = $9 WHERE id = $1",
+               secure_boot = $7, disks = $8, seen = $9, inventory = $10 WHERE id = $1",
         )
         .bind(id.as_bytes().as_slice())
         .bind(&identity.uuid)
@@ -270,6 +275,7 @@ impl Db {
         .bind(hello.secure_boot)
         .bind(json("disks", &hello.disks)?)
         .bind(now.0)
+        .bind(json("inventory", &hello.inventory)?)
         .execute(&mut *transaction)
         .await
         .map_err(DbError::from)?;

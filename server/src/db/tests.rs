@@ -4,7 +4,7 @@ use std::{
 };
 
 use cairn_array::wire::{
-    Firmware, Holdings, MachineIdentity, MemberState, SegmentClass, TargetHello,
+    Firmware, Holdings, Inventory, MachineIdentity, MemberState, SegmentClass, TargetHello,
 };
 use cairn_core::{
     id::{AgentId, InstallId, MachineId, SegmentId, SnapshotId, StripeSetId, VolumeId},
@@ -225,6 +225,7 @@ async fn a_machine_has_one_open_install_and_its_end_is_remembered() {
         firmware: Firmware::Uefi,
         secure_boot: false,
         image: None,
+        inventory: Inventory::default(),
     };
     let machine = db.meet_machine(MachineId([1; 16]), &hello, NOW).await.unwrap();
     assert_eq!(db.meet_machine(MachineId([2; 16]), &hello, NOW).await.unwrap(), machine);
@@ -395,6 +396,7 @@ async fn filled(db: &Db) {
         firmware: Firmware::Uefi,
         secure_boot: true,
         image: None,
+        inventory: Inventory::default(),
     };
     db.meet_machine(MachineId([4; 16]), &hello, NOW).await.unwrap();
     // The newest bundle is gone, and its number is not given again.

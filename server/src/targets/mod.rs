@@ -16,7 +16,7 @@ mod progress;
 pub(crate) mod reports;
 mod session;
 mod swarm;
-mod ticket;
+pub(crate) mod ticket;
 
 use crate::app::App;
 

@@ -12,12 +12,18 @@ use super::session::Session;
 use crate::{
     api::{self, error::ApiError},
     app::App,
-    db::{deployment::InstallRow, target::TargetRow},
+    db::{
+        deployment::{InstallRow, InstallState},
+        target::TargetRow,
+    },
     deployments::{Answer, Asker, Offer, answer},
     events::Event,
     moment::Moment,
     waves,
 };
+
+/// Why a machine whose deployment is paused does not begin.
+pub(crate) const PAUSED: &str = "its deployment is paused";
 
 pub(super) async fn ticket(
     State(app): State<App>,
@@ -125,6 +131,9 @@ async fn issue(
         reason: "this install is over: start the installer again".to_owned(),
     };
     let Some(row) = app.db.install(install).await? else { return Ok(over()) };
+    if row.paused && row.state == InstallState::Scheduled {
+        return Ok(TicketReply::AwaitingTurn { reason: PAUSED.to_owned() });
+    }
     let Some(version) = app.db.version(row.version).await? else { return Ok(over()) };
     // On a running system the operator's installer overwrites another disk than the one that the agent uses.
     if target.image.is_none()

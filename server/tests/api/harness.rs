@@ -11,8 +11,8 @@ use cairn_array::{
     pace::Rates,
     tls::{self, KeyAndCsr, Member, NameTable, Papers, Token, Trust, new_key_and_csr},
     wire::{
-        DiskLine, Firmware, HelloReply, JoinReply, JoinRequest, MachineIdentity, SyncReply,
-        SyncRequest, TargetHello, TicketReply,
+        DiskLine, Firmware, HelloReply, Inventory, JoinReply, JoinRequest, MachineIdentity,
+        SyncReply, SyncRequest, TargetHello, TicketReply,
     },
 };
 use cairn_core::units::{ByteCount, Generation};
@@ -279,6 +279,7 @@ pub(crate) fn hello(csr_pem: &str, mac: &str, image: Option<&str>) -> TargetHell
         firmware: Firmware::Uefi,
         secure_boot: false,
         image: image.map(str::to_owned),
+        inventory: Inventory::default(),
     }
 }
 

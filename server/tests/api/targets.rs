@@ -316,6 +316,38 @@ async fn one_machine_is_left_out_and_the_others_go_on_and_say_what_holds_them_up
 }
 
 #[tokio::test]
+async fn machines_of_a_paused_deployment_that_did_not_begin_wait() {
+    let server = Server::start().await;
+    server.add_image("os", 1).await;
+    let targets = [server.hello(MAC, None).await, server.hello("52:54:00:00:00:77", None).await];
+    let codes = targets.each_ref().map(|target| target.reply.code.as_str());
+    let wish = object!({ "image": "os", "machines": codes });
+    let made: Deployment = server.api().post_json("/api/v1/deployments", &wish).await.unwrap();
+    ready(targets[0].ticket().await);
+    tell(&targets[0], InstallPhase::Writing).await;
+    let path = |verb: &str| format!("/api/v1/deployments/{}/{verb}", made.id);
+    let paused: Deployment = server.api().post(&path("pause")).await.unwrap();
+    assert!(paused.paused);
+    // Who writes goes on.
+    assert!(!tell(&targets[0], InstallPhase::Writing).await.cancel);
+    let waits = paused.installs.iter().find(|it| it.state == InstallState::Scheduled).unwrap();
+    assert_eq!(waits.waits_for.as_deref(), Some("its deployment is paused"));
+    // The other asks, is held, and gets its ticket as soon as it goes on.
+    let resume = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.api().post::<Deployment>(&path("resume")).await.unwrap()
+    };
+    let begun = tokio::time::Instant::now();
+    let (ticket, resumed) = tokio::join!(targets[1].ticket(), resume);
+    ready(ticket);
+    assert!(begun.elapsed() >= Duration::from_millis(300) && !resumed.paused);
+    assert_eq!(
+        code(server.api().post::<Deployment>("/api/v1/deployments/999/pause").await),
+        "deployment_unknown"
+    );
+}
+
+#[tokio::test]
 async fn a_refused_machine_is_told_so_and_several_waiting_ones_need_a_code() {
     let server = Server::start().await;
     let (first, second) = (server.hello(MAC, None).await, server.hello(MAC, None).await);

@@ -5,8 +5,8 @@ use std::{net::SocketAddr, sync::Arc};
 use cairn_array::{
     tls::{self, Member, NameTable, Token, Trust, url},
     wire::{
-        DiskLine, Firmware, HelloReply, InstallProgress, JoinReply, JoinRequest, MachineIdentity,
-        ProgressReply, TargetHello, TicketReply,
+        CardLine, DiskLine, Firmware, HelloReply, InstallProgress, Inventory, JoinReply,
+        JoinRequest, MachineIdentity, ProgressReply, TargetHello, TicketReply,
     },
 };
 use cairn_core::{
@@ -79,6 +79,17 @@ impl Site {
             firmware: Firmware::Uefi,
             secure_boot: false,
             image: None,
+            inventory: Inventory {
+                memory: ByteCount(16 << 30),
+                processor: Some("AMD Ryzen 5".to_owned()),
+                processors: 12,
+                cards: vec![CardLine {
+                    name: "eth0".to_owned(),
+                    mac: Some(mac.to_owned()),
+                    driver: Some("e1000e".to_owned()),
+                    megabits: Some(1000),
+                }],
+            },
         };
         let reply: HelloReply =
             post(self.client.post(url(&Member::Server, "/target/v1/hello")), &hello).await;
