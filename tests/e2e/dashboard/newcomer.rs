@@ -53,6 +53,12 @@ async fn a_newcomer_gets_a_blank_machine_to_run_an_image_with_the_mouse_alone() 
     browser.sees(&way, "arrived").await;
     browser.shoot("newcomer-boot").await;
 
+    // What its agent read of a real kernel.
+    let inventory = site.server.run(&["machine", "show", code]).unwrap();
+    for wanted in ["virtio_net", "iB\ncard", &hardware.mac()] {
+        assert!(inventory.contains(wanted), "{wanted}: {inventory}");
+    }
+
     browser.go(&page("machines")).await;
     browser.sees(&format!("#waiting-{code} .code"), code).await;
     browser.click(&format!("#install-{code}")).await;
