@@ -13,7 +13,6 @@ use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::decision::BootDecision;
@@ -31,8 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BOOT_PATIENCE: Duration = Duration::from_secs(240);
 
 /// A step on the way, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// The firmware asked by DHCP what to boot.
     Asked,
@@ -63,8 +61,7 @@ pub enum Told {
 }
 
 /// Why a machine does not go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     /// There is no loader for its architecture.
     NoLoader,
@@ -219,7 +216,8 @@ impl Kept {
             return;
         }
         let former = self.of(mac, now).address.replace(address);
-        if let Some(former) = former.filter(|former| *former != address) {
+        // It may be somebody else's by now.
+        if let Some(former) = former.filter(|former| self.addresses.get(former) == Some(&mac)) {
             self.addresses.remove(&former);
         }
         self.addresses.insert(address, mac);
@@ -507,6 +505,19 @@ mod tests {
         trails.told(MAC, None, Told::LocalDisk, at(9));
         assert_eq!(only(&trails).standing(at(999)), Standing::ToItsDisk);
         assert_eq!(steps(&trails), [Step::LoaderRan, Step::Told]);
+    }
+
+    #[test]
+    fn an_address_that_went_to_another_stays_with_the_other() {
+        let trails = Trails::default();
+        let other = MacAddr([0x52, 0x54, 0, 1, 2, 4]);
+        let elsewhere = Ipv4Addr::new(10, 77, 0, 51);
+        for (mac, address) in [(MAC, ADDRESS), (other, ADDRESS), (MAC, elsewhere)] {
+            trails.told(mac, Some(address), Told::Agent, at(0));
+        }
+        trails.sent(ADDRESS, "vmlinuz", at(1));
+        let reached = |mac| trails.kept().trails[&mac].last().unwrap().0;
+        assert_eq!((reached(MAC), reached(other)), (Step::Told, Step::Kernel));
     }
 
     #[test]

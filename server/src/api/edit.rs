@@ -10,7 +10,7 @@ use axum::{
     Json,
     body::{Body, to_bytes},
     extract::{MatchedPath, RawPathParams, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, Method, StatusCode, header},
     response::Response,
 };
 use cairn_core::id::Hasher;
@@ -56,6 +56,9 @@ pub(crate) struct Edits([Mutex<()>; 5]);
 pub(super) struct Thing<'a> {
     kind: Kind,
     name: String,
+    /// What is shown is in the answer's body: it was asked for by `GET`.
+    is_shown: bool,
+    /// Nobody else edits meanwhile.
     _alone: Option<MutexGuard<'a, ()>>,
 }
 
@@ -81,7 +84,8 @@ pub(super) async fn begin<'a>(
         true => None,
         false => Some(app.edits.of(kind).lock().await),
     };
-    let thing = Thing { kind, name, _alone: alone };
+    let is_shown = parts.method == Method::GET;
+    let thing = Thing { kind, name, is_shown, _alone: alone };
     if let Some(wanted) = parts.headers.get(header::IF_MATCH)
         && !parts.method.is_safe()
     {
@@ -120,7 +124,7 @@ impl Thing<'_> {
     /// Tells in the answer what it is now.
     pub(super) async fn label(self, app: &App, response: Response) -> Result<Response, ApiError> {
         let (mut parts, body) = response.into_parts();
-        let (tag, body) = if parts.status == StatusCode::OK && self._alone.is_none() {
+        let (tag, body) = if self.is_shown {
             // It was looked up for the answer: once is enough.
             let bytes = to_bytes(body, MAX_BODY).await.context("read an answer of our own")?;
             let shown = serde_json::from_slice(&bytes).context("read an answer of our own")?;

@@ -108,6 +108,10 @@ async fn of_two_who_edit_the_same_the_second_is_told() {
     ] {
         both_edit(&server, shows, (method, &edits), (first, second)).await;
     }
+    // Without a body it is the same.
+    let head = call(&server, Method::HEAD, "/api/v1/limits", None, None).await;
+    assert_eq!(head.status(), StatusCode::OK);
+    assert_eq!(tag(&head), shown(&server, "/api/v1/limits").await);
     // A machine that is seen again is the same.
     let before = shown(&server, &machine).await;
     server.hello("52:54:00:12:34:01", None).await;

@@ -332,15 +332,10 @@ async fn machines_of_a_paused_deployment_that_did_not_begin_wait() {
     assert!(!tell(&targets[0], InstallPhase::Writing).await.cancel);
     let waits = paused.installs.iter().find(|it| it.state == InstallState::Scheduled).unwrap();
     assert_eq!(waits.waits_for.as_deref(), Some("its deployment is paused"));
-    // The other asks, is held, and gets its ticket as soon as it goes on.
-    let resume = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        server.api().post::<Deployment>(&path("resume")).await.unwrap()
-    };
-    let begun = tokio::time::Instant::now();
-    let (ticket, resumed) = tokio::join!(targets[1].ticket(), resume);
-    ready(ticket);
-    assert!(begun.elapsed() >= Duration::from_millis(300) && !resumed.paused);
+    assert!(is_held(&server, &targets[1]).await);
+    let resumed: Deployment = server.api().post(&path("resume")).await.unwrap();
+    assert!(!resumed.paused);
+    ready(targets[1].ticket().await);
     assert_eq!(
         code(server.api().post::<Deployment>("/api/v1/deployments/999/pause").await),
         "deployment_unknown"
