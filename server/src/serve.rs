@@ -39,7 +39,11 @@ use crate::{
     boot_build, bundle,
     config::{DhcpChoice, ServeOptions, reachable},
     dashboard::{self, live::Live},
-    db::{DatabaseAddress, Db, account::Role, token::TokenKind},
+    db::{
+        DatabaseAddress, Db,
+        account::{Role, Scope},
+        token::TokenKind,
+    },
     disks::Disks,
     events::Events,
     finder::Finder,
@@ -475,6 +479,7 @@ async fn keep_cli_token(app: &App) -> anyhow::Result<()> {
         kind: TokenKind::Api,
         auto_approve: false,
         role: None,
+        groups: Vec::new(),
         expires_in: None,
         note: "command line on the server".to_owned(),
     };
@@ -512,12 +517,15 @@ async fn greet(app: &App, site_is_new: bool) -> anyhow::Result<Option<FirstStart
         kind: TokenKind::Join,
         auto_approve: false,
         role: None,
+        groups: Vec::new(),
         expires_in: None,
         note: "first start".to_owned(),
     };
     let made =
         api::token::make(app, &request).await.map_err(|error| anyhow::anyhow!("{error:?}"))?;
-    app.db.add_account(api::session::ADMIN, &kept, Role::Admin, Moment::now()).await?;
+    app.db
+        .add_account(api::session::ADMIN, &kept, Role::Admin, &Scope::default(), Moment::now())
+        .await?;
     Ok(Some(FirstStart {
         password,
         join: made.command.unwrap_or_default(),

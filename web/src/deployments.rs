@@ -33,6 +33,8 @@ pub struct Map {
     pub image: String,
     /// Machines that did not begin wait.
     pub paused: bool,
+    /// What each machine receives at most, `50 Mbit/s`.
+    pub rate_limit: Option<String>,
     pub cells: Vec<Cell>,
     /// How many clients hold each segment of the image.
     pub holders: Holders,
@@ -109,6 +111,8 @@ pub struct Install {
     pub again: bool,
     /// Its deployment is.
     pub paused: bool,
+    /// What its machine receives at most, as its deployment says: `50 Mbit/s`.
+    pub rate_limit: Option<String>,
     /// What the machine is called.
     pub machine: String,
     /// `classroom, version 3`.
@@ -358,6 +362,11 @@ impl Map {
 }
 
 impl Install {
+    /// Whether it is the only one of its deployment under way; otherwise the map says what goes for all.
+    const fn is_alone(&self) -> bool {
+        self.together == 1 && !self.state.is_over()
+    }
+
     fn shows_progress(&self) -> bool {
         !matches!(self.state, InstallState::Scheduled | InstallState::Cancelled)
     }
@@ -394,6 +403,7 @@ mod tests {
             together: 1,
             again: state == InstallState::Failed,
             paused: false,
+            rate_limit: None,
             machine: "pc-<14>".into(),
             image: "classroom, version 3".into(),
             state,
@@ -500,6 +510,7 @@ mod tests {
             deployment: 7,
             image: "classroom, version 3".into(),
             paused: false,
+            rate_limit: None,
             cells: vec![
                 cell("a", InstallState::Done, 90, 0),
                 cell("b", InstallState::Writing, 90, 40),
@@ -543,8 +554,14 @@ mod tests {
         let render = |count: usize| {
             let cells = (0..count).map(cell).collect();
             let image = "classroom, version 3".into();
-            let map =
-                Map { deployment: 7, image, paused: true, cells, holders: Holders::default() };
+            let map = Map {
+                deployment: 7,
+                image,
+                paused: true,
+                rate_limit: None,
+                cells,
+                holders: Holders::default(),
+            };
             Deployments { maps: vec![map], ..Deployments::default() }.render().unwrap()
         };
         let (small, large) = (render(LARGE), render(1000));

@@ -12,6 +12,8 @@ pub struct SettingsPage {
     pub me: String,
     /// `admin`, …
     pub role: &'static str,
+    /// That the work is limited to; none: everything.
+    pub groups: Vec<String>,
     /// Something was done, in words.
     pub done: Option<&'static str>,
     /// A secret that was made just now; it is shown once.
@@ -75,6 +77,8 @@ pub struct User {
     pub name: String,
     /// `admin`, …
     pub role: &'static str,
+    /// Groups that the work is limited to; none: everything.
+    pub groups: Vec<String>,
     pub created: Ago,
 }
 
@@ -85,6 +89,8 @@ pub struct Token {
     /// `api` or `join`.
     pub kind: &'static str,
     pub role: Option<&'static str>,
+    /// Groups that its work is limited to; none: everything.
+    pub groups: Vec<String>,
     pub note: String,
     pub created: Ago,
     pub expires: Option<String>,
@@ -156,11 +162,17 @@ mod tests {
     #[test]
     fn it_shows_users_tokens_and_what_was_asked_for_and_escapes_what_they_say() {
         let site = Site {
-            users: vec![User { name: "ann".into(), role: "operator", created: ago() }],
+            users: vec![User {
+                name: "ann".into(),
+                role: "operator",
+                groups: vec!["lab-b".into()],
+                created: ago(),
+            }],
             tokens: vec![Token {
                 id: 7,
                 kind: "api",
                 role: Some("viewer"),
+                groups: vec![],
                 note: "<b>monitoring</b>".into(),
                 created: ago(),
                 expires: None,
@@ -185,6 +197,7 @@ mod tests {
             ca_days: 10_950,
         };
         let page = SettingsPage {
+            groups: vec![],
             me: "root".into(),
             role: "admin",
             done: None,

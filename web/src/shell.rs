@@ -90,6 +90,10 @@ impl Place {
 #[template(path = "nav.html")]
 pub struct Nav {
     pub at: Place,
+    /// Of who looks, `admin`, …: what it may not do is not shown.
+    pub role: &'static str,
+    /// Whose work is limited to some groups of machines.
+    pub scoped: bool,
     pub agents_pending: u64,
     pub machines_waiting: u64,
     pub installs_running: u64,
@@ -144,6 +148,8 @@ mod tests {
     fn nav() -> Nav {
         Nav {
             at: Place::Agents,
+            role: "viewer",
+            scoped: false,
             agents_pending: 2,
             machines_waiting: 1,
             installs_running: 0,

@@ -6,16 +6,19 @@
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, Method, StatusCode, header},
+    http::{HeaderMap, Method, header},
     middleware::Next,
-    response::{IntoResponse as _, Response},
+    response::Response,
 };
 use cairn_array::tls::Token;
 
-use super::{edit, error::ApiError, idempotency, role};
+use super::{edit, error::ApiError, idempotency, role, scope};
 use crate::{
     app::App,
-    db::{account::Role, audit::NewAudit},
+    db::{
+        account::{Role, Scope},
+        audit::NewAudit,
+    },
     moment::Moment,
     secret,
 };
@@ -31,6 +34,7 @@ pub(crate) struct Actor {
     /// `user NAME`, or `token ID`.
     pub(crate) name: String,
     pub(crate) role: Role,
+    pub(crate) scope: Scope,
 }
 
 impl Actor {
@@ -44,7 +48,11 @@ impl Actor {
 pub(crate) async fn user_of(app: &App, headers: &HeaderMap) -> Result<Option<Actor>, ApiError> {
     let Some(session) = session(headers) else { return Ok(None) };
     let account = app.db.account_of_session(secret::hash(session), Moment::now()).await?;
-    Ok(account.map(|it| Actor { name: format!("user {}", it.name), role: it.role }))
+    Ok(account.map(|it| Actor {
+        name: format!("user {}", it.name),
+        role: it.role,
+        scope: it.scope,
+    }))
 }
 
 /// Passes on what this one may ask for, and writes down what may change something.
@@ -58,26 +66,21 @@ pub(crate) async fn pass(
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let least = role::least(request.method(), route);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let may = actor.role.is_at_least(least);
-    let response = match may {
-        true => Some(
-            answer(app, &actor, request, next).await.unwrap_or_else(|error| error.into_response()),
-        ),
-        false => None,
+    let done = match actor.role.is_at_least(least) {
+        true => answer(app, &actor, request, next).await,
+        false => Err(ApiError::forbidden(
+            "role",
+            format!("this needs the role {least}; you are {}: ask an administrator", actor.role),
+        )),
     };
     if !is_safe(&method) {
-        let status = response.as_ref().map_or(StatusCode::FORBIDDEN, Response::status);
+        let status = done.as_ref().map_or_else(ApiError::status, Response::status);
         let (actor, method) = (actor.name.as_str(), method.as_str());
         let entry =
             NewAudit { at: Moment::now(), actor, method, path: &path, status: status.as_u16() };
         app.db.keep_audit(entry).await?;
     }
-    response.ok_or_else(|| {
-        ApiError::forbidden(
-            "role",
-            format!("this needs the role {least}; you are {}: ask an administrator", actor.role),
-        )
-    })
+    done
 }
 
 /// What is asked for, done once where its sender wants that, and only where things are as its sender thinks.
@@ -87,6 +90,7 @@ async fn answer(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
+    let request = scope::check(app, actor, request).await?;
     let (request, thing) = edit::begin(app, request).await?;
     let response = idempotency::run(app, &actor.name, request, next).await?;
     match thing.filter(|_| response.status().is_success()) {
@@ -104,7 +108,8 @@ pub(crate) async fn require(
     if let Some(bearer) = bearer(request.headers()) {
         let token: Token = bearer.parse().map_err(|_| refused())?;
         let token = app.db.api_token(&token.secret, Moment::now()).await?.ok_or_else(refused)?;
-        let actor = Actor { name: format!("token {}", token.id), role: token.role };
+        let actor =
+            Actor { name: format!("token {}", token.id), role: token.role, scope: token.scope };
         return pass(&app, actor, request, next).await;
     }
     if session(request.headers()).is_none() {
@@ -131,7 +136,7 @@ fn refused() -> ApiError {
     )
 }
 
-fn is_safe(method: &Method) -> bool {
+pub(super) fn is_safe(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 

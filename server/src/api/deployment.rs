@@ -2,8 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use axum::{Json, extract::State, http::StatusCode};
-use cairn_array::wire::{AfterInstall, Bottleneck, DiskSelector, InstallPhase};
+use axum::{Extension, Json, extract::State, http::StatusCode};
+use cairn_array::{
+    pace::Rate,
+    wire::{AfterInstall, Bottleneck, DiskSelector, InstallPhase},
+};
 use cairn_core::{
     id::{InstallId, MachineId},
     units::ByteCount,
@@ -12,15 +15,17 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
+    auth::Actor,
     error::{ApiError, Problem},
     extract::{Body, Params, Place, id},
     part::{Listed, Part, Placed, newest_first},
+    scope,
+    steer::rate,
 };
 use crate::{
     app::App,
     db::deployment::{DeploymentRow, InstallRow, InstallState},
     deployments,
-    events::Event,
     moment::Moment,
     targets::{approval, ticket},
 };
@@ -29,7 +34,7 @@ use crate::{
 const MIN_STORAGE: u64 = 64 << 20;
 
 /// What to deploy where.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct DeploymentRequest {
     /// `NAME` (the newest version) or `NAME@N`
     pub image: String,
@@ -59,6 +64,9 @@ pub struct DeploymentRequest {
     /// One that is there is kept in any case.
     #[serde(default)]
     pub storage: Option<u64>,
+    /// Bytes a second that each of its machines receives at most, at least 125,000; none: as the site's limits say.
+    #[serde(default)]
+    pub rate_limit: Option<u64>,
 }
 
 /// A deployment.
@@ -75,6 +83,9 @@ pub struct Deployment {
     /// Its machines that did not begin wait.
     #[serde(default)]
     pub paused: bool,
+    /// Bytes a second that each of its machines receives at most.
+    #[serde(default)]
+    pub rate_limit: Option<u64>,
     pub state: InstallState,
     pub created: String,
     pub installs: Vec<Install>,
@@ -125,6 +136,9 @@ pub struct Install {
     /// Its deployment is paused: it waits if it did not begin.
     #[serde(default)]
     pub paused: bool,
+    /// Bytes a second that its machine receives at most, as its deployment says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<u64>,
     /// Its machine waits for its turn, and why: what its client holds is overwritten, and others do not have it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
@@ -202,6 +216,7 @@ pub(crate) fn view_of(app: &App, row: InstallRow, labels: &HashMap<MachineId, St
         ended: row.ended.map(|moment| moment.to_text()),
         silent_since: silent.map(|moment| moment.to_text()),
         paused: row.paused,
+        rate_limit: row.rate_limit.map(Rate::bytes),
         waits_for: match (row.state, row.paused) {
             (InstallState::Scheduled, true) => Some(ticket::PAUSED.to_owned()),
             (InstallState::Scheduled, false) => app.waves.reason(row.id),
@@ -245,6 +260,7 @@ async fn view(
         at_once: row.at_once,
         storage: row.storage.map(|size| size.0),
         paused: row.paused,
+        rate_limit: row.rate_limit.map(Rate::bytes),
         state: deployments::sum(installs.iter().map(|install| install.state)),
         created: row.created.to_text(),
         installs,
@@ -258,7 +274,7 @@ pub(crate) async fn one(app: &App, deployment: i64) -> Result<Deployment, ApiErr
     view(app, row, &app.db.machine_labels(None).await?).await
 }
 
-fn unknown() -> ApiError {
+pub(super) fn unknown() -> ApiError {
     ApiError::not_found(
         "deployment_unknown",
         "there is no such deployment: GET /api/v1/deployments lists them",
@@ -310,6 +326,7 @@ const fn after_word(after: AfterInstall) -> &'static str {
     (status = 409, body = Problem)))]
 pub(crate) async fn create(
     State(app): State<App>,
+    Extension(actor): Extension<Actor>,
     Body(request): Body<DeploymentRequest>,
 ) -> Result<(StatusCode, Json<Deployment>), ApiError> {
     let disk = match request.disk.as_deref() {
@@ -341,10 +358,12 @@ pub(crate) async fn create(
         preapproved: request.preapprove,
         at_once: request.at_once,
         storage,
+        rate_limit: rate(request.rate_limit)?,
     };
     let mut machines = request.machines;
     machines
         .extend(approval::machines_of(&app, &wish.image, &request.groups, request.drifted).await?);
+    scope::require(&app, &actor, &machines).await?;
     let (deployment, codes) = approval::deploy(&app, &wish, &machines).await?;
     let mut made = one(&app, deployment).await?;
     made.approved_codes = codes;
@@ -456,34 +475,6 @@ pub(crate) async fn holders(app: &App, deployment: i64) -> Result<Vec<u32>, ApiE
     Ok(app.db.holders_of_segments(deployment, since).await?)
 }
 
-/// Pause a deployment: machines that did not begin wait, those that write go on
-#[utoipa::path(post, path = "/api/v1/deployments/{deployment}/pause", tag = "deployments",
-    params(("deployment" = i64, Path)), responses((status = 200, body = Deployment), (status = 404, body = Problem)))]
-pub(crate) async fn pause(
-    State(app): State<App>,
-    Place(deployment): Place<i64>,
-) -> Result<Json<Deployment>, ApiError> {
-    set_paused(&app, deployment, true).await
-}
-
-/// Let a deployment that was paused go on
-#[utoipa::path(post, path = "/api/v1/deployments/{deployment}/resume", tag = "deployments",
-    params(("deployment" = i64, Path)), responses((status = 200, body = Deployment), (status = 404, body = Problem)))]
-pub(crate) async fn resume(
-    State(app): State<App>,
-    Place(deployment): Place<i64>,
-) -> Result<Json<Deployment>, ApiError> {
-    set_paused(&app, deployment, false).await
-}
-
-async fn set_paused(app: &App, id: i64, paused: bool) -> Result<Json<Deployment>, ApiError> {
-    app.db.deployment(id).await?.ok_or_else(unknown)?;
-    app.db.pause_deployment(id, paused).await?;
-    app.targets_changed.notify();
-    app.events.emit(Event::DeploymentChanged { id }).await;
-    Ok(Json(one(app, id).await?))
-}
-
 /// Deploy anew to the machines of a deployment on which it failed or was cancelled
 ///
 /// Those that have something else to do by now are left out.
@@ -514,6 +505,7 @@ pub(crate) async fn retry(
         preapproved: row.preapproved,
         at_once: row.at_once,
         storage: row.storage,
+        rate_limit: row.rate_limit,
     };
     let (made, codes) = approval::deploy(&app, &wish, &machines).await?;
     let mut made = one(&app, made).await?;

@@ -1,15 +1,17 @@
 //! Groups of machines: what is deployed to together, and what those machines are to run.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use cairn_core::id::{ImageId, MachineId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
+    auth::Actor,
     error::{ApiError, Problem},
     extract::{Body, Params, Place},
     image, machine,
     part::{Listed, Part, Placed},
+    scope,
 };
 use crate::{
     app::App,
@@ -211,6 +213,7 @@ pub(crate) async fn set_image(
     (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub(crate) async fn add_machines(
     State(app): State<App>,
+    Extension(actor): Extension<Actor>,
     Place(group): Place<String>,
     Body(request): Body<GroupMachines>,
 ) -> Result<Json<Group>, ApiError> {
@@ -220,6 +223,8 @@ pub(crate) async fn add_machines(
             format!("name 1 to {MOST_AT_ONCE} machines"),
         ));
     }
+    scope::require_group(&actor, &group)?;
+    scope::require(&app, &actor, &request.machines).await?;
     let mut machines = Vec::new();
     for text in &request.machines {
         let found = approval::find_machine(&app, text).await?.ok_or_else(machine::unknown)?;

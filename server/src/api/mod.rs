@@ -45,10 +45,12 @@ mod metrics;
 mod part;
 pub(crate) mod rebalance;
 pub mod role;
+pub(crate) mod scope;
 pub(crate) mod scrub;
 pub mod session;
 pub mod snapshot;
 pub mod status;
+pub mod steer;
 pub(crate) mod store;
 pub mod token;
 pub mod user;
@@ -98,8 +100,9 @@ fn of_machines() -> OpenApiRouter<App> {
         .routes(routes!(deployment::show))
         .routes(routes!(deployment::cancel))
         .routes(routes!(deployment::segments))
-        .routes(routes!(deployment::pause))
-        .routes(routes!(deployment::resume))
+        .routes(routes!(steer::pause))
+        .routes(routes!(steer::resume))
+        .routes(routes!(steer::limit))
         .routes(routes!(deployment::retry))
         .routes(routes!(deployment::list_installs))
         .routes(routes!(deployment::list_of_machine))

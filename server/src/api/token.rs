@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::{
     error::{ApiError, Problem},
     extract::{Body, Place},
+    scope,
 };
 use crate::{
     app::App,
@@ -35,6 +36,9 @@ pub struct TokenRequest {
     /// What an API token may do: everything if nothing is said.
     #[serde(default)]
     pub role: Option<Role>,
+    /// Of an operator's API token: the groups of machines that its work is limited to; none: all machines, and the site.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// Seconds until it expires; a day for a join token when absent, never for an API token.
     #[serde(default)]
     pub expires_in: Option<u64>,
@@ -62,6 +66,9 @@ pub struct Token {
     pub auto_approve: bool,
     /// Of an API token.
     pub role: Option<Role>,
+    /// That its work is limited to; none: all machines, and the site.
+    #[serde(default)]
+    pub groups: Vec<String>,
     pub created: String,
     pub expires: Option<String>,
     pub used: Option<String>,
@@ -76,6 +83,7 @@ impl From<TokenRow> for Token {
             note: row.note,
             auto_approve: row.auto_approve,
             role: (row.kind == TokenKind::Api).then_some(row.role),
+            groups: row.scope.0,
             created: row.created.to_text(),
             expires: row.expires.map(Moment::to_text),
             used: row.used.map(Moment::to_text),
@@ -98,6 +106,8 @@ pub(crate) async fn make(app: &App, request: &TokenRequest) -> Result<NewTokenRe
         (None, TokenKind::Api) => None,
     };
     let expires = life.map(|life| now.plus(life));
+    let role = request.role.unwrap_or(Role::Admin);
+    let scope = scope::of(app, role, request.groups.clone()).await?;
     let id = app
         .db
         .keep_token(NewToken {
@@ -105,7 +115,8 @@ pub(crate) async fn make(app: &App, request: &TokenRequest) -> Result<NewTokenRe
             secret: &token.secret,
             note: &request.note,
             auto_approve: request.auto_approve,
-            role: request.role.unwrap_or(Role::Admin),
+            role,
+            scope: &scope,
             now,
             expires,
         })
@@ -146,8 +157,12 @@ pub(crate) async fn create(
             "only a join token can approve: drop auto_approve",
         ));
     }
-    if request.role.is_some() && request.kind != TokenKind::Api {
-        return Err(ApiError::bad_request("bad_kind", "only an API token has a role: drop it"));
+    let has_role = request.role.is_some() || !request.groups.is_empty();
+    if has_role && request.kind != TokenKind::Api {
+        return Err(ApiError::bad_request(
+            "bad_kind",
+            "only an API token has a role and groups: drop them",
+        ));
     }
     Ok((StatusCode::CREATED, Json(make(&app, &request).await?)))
 }

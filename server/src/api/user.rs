@@ -11,11 +11,12 @@ use super::{
     error::{ApiError, Problem},
     extract::{Body, Place},
     image::is_name,
+    scope,
     session::{MAX_PASSWORD, hash_password},
 };
 use crate::{
     app::App,
-    db::account::{Account, AccountError, Role},
+    db::account::{Account, AccountError, Role, Scope},
     moment::Moment,
     secret,
 };
@@ -27,12 +28,20 @@ const MIN_PASSWORD: usize = 10;
 pub struct User {
     pub name: String,
     pub role: Role,
+    /// Of an operator: the groups of machines that the work is limited to; none: all machines, and the site.
+    #[serde(default)]
+    pub groups: Vec<String>,
     pub created: String,
 }
 
 impl From<Account> for User {
     fn from(account: Account) -> Self {
-        Self { name: account.name, role: account.role, created: account.created.to_text() }
+        Self {
+            name: account.name,
+            role: account.role,
+            groups: account.scope.0,
+            created: account.created.to_text(),
+        }
     }
 }
 
@@ -42,6 +51,9 @@ impl From<Account> for User {
 pub struct UserRequest {
     pub name: String,
     pub role: Role,
+    /// Of an operator: the groups of machines that the work is limited to; none: all machines, and the site.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// At least 10 characters; without it one is made and shown once.
     #[serde(default)]
     pub password: Option<String>,
@@ -57,11 +69,14 @@ impl fmt::Debug for UserRequest {
 }
 
 /// What is to change. Sessions of the user end.
-#[derive(Clone, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Default, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserChange {
     #[serde(default)]
     pub role: Option<Role>,
+    /// Of an operator: other groups that the work is limited to; an empty list for all machines, and the site.
+    #[serde(default)]
+    pub groups: Option<Vec<String>>,
     /// At least 10 characters.
     #[serde(default)]
     pub password: Option<String>,
@@ -81,6 +96,8 @@ impl fmt::Debug for UserChange {
 pub struct ChangedUser {
     pub name: String,
     pub role: Role,
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// One that was made; this is the only time it is shown.
     pub password: Option<String>,
 }
@@ -163,21 +180,23 @@ pub(crate) async fn create(
     State(app): State<App>,
     Body(request): Body<UserRequest>,
 ) -> Result<(StatusCode, Json<ChangedUser>), ApiError> {
-    let UserRequest { name, role, password: wished } = request;
+    let UserRequest { name, role, groups, password: wished } = request;
     if !is_name(&name) {
         return Err(ApiError::bad_request(
             "bad_name",
             "a user's name has 1 to 63 letters, digits, dots, dashes and underscores, and begins with a letter or digit",
         ));
     }
+    let scope = scope::of(&app, role, groups).await?;
     let make = wished.is_none();
     let (kept, shown) = password(wished, make).await?;
     let kept = kept.context("make a password")?;
-    app.db.add_account(&name, &kept, role, Moment::now()).await.map_err(refuse)?;
-    Ok((StatusCode::CREATED, Json(ChangedUser { name, role, password: shown })))
+    app.db.add_account(&name, &kept, role, &scope, Moment::now()).await.map_err(refuse)?;
+    let user = ChangedUser { name, role, groups: scope.0, password: shown };
+    Ok((StatusCode::CREATED, Json(user)))
 }
 
-/// Give a user another role or password
+/// Give a user another role, scope or password
 #[utoipa::path(patch, path = "/api/v1/users/{name}", tag = "users", params(("name" = String, Path)),
     request_body = UserChange,
     responses((status = 200, body = ChangedUser), (status = 400, body = Problem), (status = 404, body = Problem),
@@ -187,14 +206,25 @@ pub(crate) async fn change(
     Place(name): Place<String>,
     Body(change): Body<UserChange>,
 ) -> Result<Json<ChangedUser>, ApiError> {
-    if change.role.is_none() && change.password.is_none() && !change.new_password {
-        return Err(ApiError::bad_request("no_change", "say a role, or a password"));
+    let UserChange { role, groups, password: wished, new_password } = change;
+    if role.is_none() && groups.is_none() && wished.is_none() && !new_password {
+        return Err(ApiError::bad_request("no_change", "say a role, groups, or a password"));
     }
-    let (kept, shown) = password(change.password, change.new_password).await?;
-    app.db.change_account(&name, change.role, kept.as_deref()).await.map_err(refuse)?;
     let account = app.db.account_named(&name).await?.ok_or(AccountError::Unknown);
     let account = account.map_err(refuse)?;
-    Ok(Json(ChangedUser { name, role: account.role, password: shown }))
+    let will_be = role.unwrap_or(account.role);
+    let scope = match groups {
+        Some(groups) => Some(scope::of(&app, will_be, groups).await?),
+        // Only operators have one.
+        None if will_be != Role::Operator => Some(Scope::default()),
+        None => None,
+    };
+    let (kept, shown) = password(wished, new_password).await?;
+    let changed = app.db.change_account(&name, role, scope.as_ref(), kept.as_deref()).await;
+    changed.map_err(refuse)?;
+    let account = app.db.account_named(&name).await?.ok_or(AccountError::Unknown);
+    let account = account.map_err(refuse)?;
+    Ok(Json(ChangedUser { name, role: account.role, groups: account.scope.0, password: shown }))
 }
 
 /// Remove a user

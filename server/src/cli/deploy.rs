@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use cairn_array::size;
+use cairn_array::{pace::Rate, size};
 use cairn_core::units::ByteCount;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -54,6 +54,9 @@ pub(super) struct Args {
     /// Give disks that have none a partition of this size, like 50GiB, in which a client keeps its storage across installs
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     storage: Option<ByteCount>,
+    /// What each machine receives at most, like 50Mbit/s; it can be changed while they are installed (`deployment limit`)
+    #[arg(long, value_name = "RATE")]
+    limit: Option<Rate>,
     #[arg(long)]
     json: bool,
 }
@@ -71,6 +74,7 @@ impl Args {
             preapprove: self.preapprove,
             at_once: self.at_once,
             storage: self.storage.map(|size| size.0),
+            rate_limit: self.limit.map(Rate::bytes),
         };
         let mut made: Deployment = client.post_json("/api/v1/deployments", &request).await?;
         for code in &made.approved_codes {

@@ -1,6 +1,7 @@
 //! `cairn-server deployment …`
 
 use anyhow::Context as _;
+use cairn_array::pace::{Limit, Rate};
 use clap::Subcommand;
 
 use super::{
@@ -10,6 +11,7 @@ use super::{
 use crate::api::{
     deployment::{Deployment, Install},
     machine::Machine,
+    steer::RateLimit,
 };
 
 #[derive(Debug, clap::Args)]
@@ -44,6 +46,12 @@ enum Verb {
     Pause { id: i64 },
     /// Let a deployment that was paused go on
     Resume { id: i64 },
+    /// Limit what each machine of a deployment receives; machines at work follow within seconds
+    Limit {
+        id: i64,
+        /// Like 50Mbit/s or 10MB/s; `none`: as the site's limits say
+        rate: Limit,
+    },
     /// Deploy anew to the machines on which it failed or was cancelled
     Retry { id: i64 },
 }
@@ -110,6 +118,13 @@ impl Args {
                 let _resumed: Deployment =
                     client.post(&format!("/api/v1/deployments/{id}/resume")).await?;
                 line(&format!("deployment {id} goes on"))
+            }
+            Verb::Limit { id, rate: Limit(rate) } => {
+                let path = format!("/api/v1/deployments/{id}/rate-limit");
+                let limit = RateLimit { rate_limit: rate.map(Rate::bytes) };
+                let _limited: Deployment = client.put_json(&path, &limit).await?;
+                let rate = rate.map_or("no limit of its own".to_owned(), |rate| rate.to_string());
+                line(&format!("deployment {id}: {rate}"))
             }
             Verb::Retry { id } => {
                 let made: Deployment =

@@ -32,6 +32,9 @@ enum Verb {
         /// What an API token may do: admin, operator or viewer
         #[arg(long, value_parser = super::user::role)]
         role: Option<Role>,
+        /// Limit an operator's token to the machines of this group (repeatable)
+        #[arg(long = "group", value_name = "GROUP")]
+        groups: Vec<String>,
         /// How long it is good, like 30m, 12h or 7d (default: a day for a join token, no end for an API token)
         #[arg(long, value_name = "TIME", value_parser = seconds)]
         expires: Option<u64>,
@@ -80,12 +83,13 @@ impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = self.remote.connect()?;
         match self.verb {
-            Verb::Create { kind, auto_approve, role, expires, note, json: as_json } => {
+            Verb::Create { kind, auto_approve, role, groups, expires, note, json: as_json } => {
                 let kind = match kind {
                     Kind::Join => TokenKind::Join,
                     Kind::Api => TokenKind::Api,
                 };
-                let request = TokenRequest { kind, auto_approve, role, expires_in: expires, note };
+                let request =
+                    TokenRequest { kind, auto_approve, role, groups, expires_in: expires, note };
                 let made: NewTokenReply = client.post_json("/api/v1/tokens", &request).await?;
                 if as_json {
                     return json(&made);

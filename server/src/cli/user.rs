@@ -8,7 +8,7 @@ use reqwest::Method;
 
 use super::{
     client::{Remote, part},
-    output::{json, line, note, table},
+    output::{json, line, note, or_dash, table},
 };
 use crate::{
     api::{
@@ -34,6 +34,9 @@ enum Verb {
         /// admin, operator or viewer
         #[arg(long, default_value = "viewer", value_parser = role)]
         role: Role,
+        /// Limit an operator to the machines of this group (repeatable)
+        #[arg(long = "group", value_name = "GROUP")]
+        groups: Vec<String>,
         #[command(flatten)]
         given: Given,
     },
@@ -47,6 +50,12 @@ enum Verb {
         name: String,
         #[arg(value_parser = role)]
         role: Role,
+        /// Limit an operator to the machines of this group (repeatable); without it a limit that is there stays
+        #[arg(long = "group", value_name = "GROUP", conflicts_with = "all_machines")]
+        groups: Vec<String>,
+        /// Limit an operator to no groups any more
+        #[arg(long)]
+        all_machines: bool,
     },
     /// Give a user another password, which is made and shown once; his sessions end
     Password {
@@ -101,8 +110,8 @@ impl Args {
             answer.json::<ChangedUser>().await.context("read the server's answer")
         };
         match self.verb {
-            Verb::Add { name, role, given } => {
-                let request = UserRequest { name, role, password: given.read()? };
+            Verb::Add { name, role, groups, given } => {
+                let request = UserRequest { name, role, groups, password: given.read()? };
                 show(&client.post_json("/api/v1/users", &request).await?)
             }
             Verb::List { json: as_json } => {
@@ -111,17 +120,24 @@ impl Args {
                     return json(&users);
                 }
                 let rows = users.into_iter();
-                let rows = rows.map(|user| vec![user.name, user.role.to_string(), user.created]);
-                table(&["NAME", "ROLE", "ADDED"], rows.collect(), "no users")
+                let rows = rows.map(|user| {
+                    let groups = Some(user.groups.join(", ")).filter(|groups| !groups.is_empty());
+                    vec![user.name, user.role.to_string(), or_dash(groups), user.created]
+                });
+                table(&["NAME", "ROLE", "GROUPS", "ADDED"], rows.collect(), "no users")
             }
-            Verb::Role { name, role } => {
-                let wish = UserChange { role: Some(role), password: None, new_password: false };
+            Verb::Role { name, role, groups, all_machines } => {
+                let groups = (all_machines || !groups.is_empty()).then_some(groups);
+                let wish = UserChange { role: Some(role), groups, ..UserChange::default() };
                 show(&change(&name, wish).await?)
             }
             Verb::Password { name, given } => {
                 let password = given.read()?;
                 let new_password = password.is_none();
-                show(&change(&name, UserChange { role: None, password, new_password }).await?)
+                show(
+                    &change(&name, UserChange { password, new_password, ..UserChange::default() })
+                        .await?,
+                )
             }
             Verb::Remove { name } => {
                 client.delete(&path(&name)).await?;
@@ -145,7 +161,11 @@ impl Args {
 }
 
 fn show(user: &ChangedUser) -> anyhow::Result<()> {
-    note(&format!("{} is {}", user.name, user.role))?;
+    let groups = match user.groups.as_slice() {
+        [] => String::new(),
+        groups => format!(" of {}", groups.join(", ")),
+    };
+    note(&format!("{} is {}{groups}", user.name, user.role))?;
     match &user.password {
         Some(password) => line(password),
         None => Ok(()),

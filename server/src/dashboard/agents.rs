@@ -1,6 +1,6 @@
 //! Fills the page of agents.
 
-use axum::{extract::State, response::Response};
+use axum::response::Response;
 use cairn_core::availability::HourOfWeek;
 use cairn_web::{
     agents::{Agent, AgentState, Agents, JoinCommand},
@@ -9,7 +9,7 @@ use cairn_web::{
     text::Bytes,
 };
 
-use super::{agents_with, ago, answer, at};
+use super::{agents_with, ago, answer, at, visit::Visit};
 use crate::{
     api::{self, error::ApiError, extract, token::TokenRequest},
     app::App,
@@ -100,43 +100,38 @@ pub(super) async fn what_if(app: &App, query: Option<&str>) -> Result<WhatIf, Ap
 }
 
 pub(super) async fn approve(
-    State(app): State<App>,
+    visit: Visit,
     id: extract::Place<String>,
 ) -> Result<Response, ApiError> {
-    let done = api::agent::approve(State(app.clone()), id).await;
-    answer(&app, Place::Agents, done).await
+    let done = api::agent::approve(visit.state(), id).await;
+    answer(&visit, Place::Agents, done).await
 }
 
-pub(super) async fn revoke(
-    State(app): State<App>,
-    id: extract::Place<String>,
-) -> Result<Response, ApiError> {
-    let done = api::agent::revoke(State(app.clone()), id).await;
-    answer(&app, Place::Agents, done).await
+pub(super) async fn revoke(visit: Visit, id: extract::Place<String>) -> Result<Response, ApiError> {
+    let done = api::agent::revoke(visit.state(), id).await;
+    answer(&visit, Place::Agents, done).await
 }
 
-pub(super) async fn forget(
-    State(app): State<App>,
-    id: extract::Place<String>,
-) -> Result<Response, ApiError> {
-    let done = api::agent::forget(State(app.clone()), id).await;
-    answer(&app, Place::Agents, done).await
+pub(super) async fn forget(visit: Visit, id: extract::Place<String>) -> Result<Response, ApiError> {
+    let done = api::agent::forget(visit.state(), id).await;
+    answer(&visit, Place::Agents, done).await
 }
 
 /// Makes a join token and shows its command, this once.
-pub(super) async fn join(State(app): State<App>) -> Result<Response, ApiError> {
+pub(super) async fn join(visit: Visit) -> Result<Response, ApiError> {
     let wish = TokenRequest {
         kind: TokenKind::Join,
         auto_approve: false,
         role: None,
+        groups: Vec::new(),
         expires_in: None,
         note: "made in the dashboard".to_owned(),
     };
-    let made = api::token::make(&app, &wish).await?;
+    let made = api::token::make(&visit, &wish).await?;
     let join = made.command.map(|command| JoinCommand {
         command,
         expires: made.expires,
         auto_approve: false,
     });
-    agents_with(&app, None, join, None).await
+    agents_with(&visit, None, join, None).await
 }

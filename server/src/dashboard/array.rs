@@ -1,6 +1,6 @@
 //! Fills the page of the array.
 
-use axum::{Form, extract::State, response::Response};
+use axum::{Form, response::Response};
 use cairn_array::size;
 use cairn_web::{
     array::{Array, Device, LastScrub, Running, Scrub, Snapshot, Volume, VolumeState},
@@ -9,7 +9,7 @@ use cairn_web::{
 };
 use serde::Deserialize;
 
-use super::{ago, answer};
+use super::{ago, answer, visit::Visit};
 use crate::{
     api::{
         self,
@@ -133,7 +133,7 @@ pub(super) struct VolumeForm {
 }
 
 pub(super) async fn create(
-    State(app): State<App>,
+    visit: Visit,
     Form(form): Form<VolumeForm>,
 ) -> Result<Response, ApiError> {
     let size = match form.size.trim() {
@@ -146,43 +146,43 @@ pub(super) async fn create(
             let image = (!form.image.is_empty()).then_some(form.image);
             let VolumeForm { name, layout, durability, .. } = form;
             let request = VolumeRequest { name, size, image, snapshot: None, layout, durability };
-            api::volume::create(State(app.clone()), Body(request)).await.map(drop)
+            api::volume::create(visit.state(), Body(request)).await.map(drop)
         }
     };
-    answer(&app, Place::Array, done).await
+    answer(&visit, Place::Array, done).await
 }
 
 pub(super) async fn remove(
-    State(app): State<App>,
+    visit: Visit,
     volume: extract::Place<String>,
 ) -> Result<Response, ApiError> {
-    let done = api::volume::remove(State(app.clone()), volume).await;
-    answer(&app, Place::Array, done).await
+    let done = api::volume::remove(visit.state(), volume).await;
+    answer(&visit, Place::Array, done).await
 }
 
 pub(super) async fn take(
-    State(app): State<App>,
+    visit: Visit,
     volume: extract::Place<String>,
     Form(request): Form<SnapshotRequest>,
 ) -> Result<Response, ApiError> {
-    let done = api::snapshot::take(State(app.clone()), volume, Body(request)).await;
-    answer(&app, Place::Array, done).await
+    let done = api::snapshot::take(visit.state(), volume, Body(request)).await;
+    answer(&visit, Place::Array, done).await
 }
 
 pub(super) async fn forget(
-    State(app): State<App>,
+    visit: Visit,
     snapshot: extract::Place<(String, String)>,
 ) -> Result<Response, ApiError> {
-    let done = api::snapshot::remove(State(app.clone()), snapshot).await;
-    answer(&app, Place::Array, done).await
+    let done = api::snapshot::remove(visit.state(), snapshot).await;
+    answer(&visit, Place::Array, done).await
 }
 
-pub(super) async fn begin_scrub(State(app): State<App>) -> Result<Response, ApiError> {
-    let done = api::scrub::begin(State(app.clone())).await;
-    answer(&app, Place::Array, done).await
+pub(super) async fn begin_scrub(visit: Visit) -> Result<Response, ApiError> {
+    let done = api::scrub::begin(visit.state()).await;
+    answer(&visit, Place::Array, done).await
 }
 
-pub(super) async fn begin_rebalance(State(app): State<App>) -> Result<Response, ApiError> {
-    let done = api::rebalance::begin(State(app.clone())).await;
-    answer(&app, Place::Array, done).await
+pub(super) async fn begin_rebalance(visit: Visit) -> Result<Response, ApiError> {
+    let done = api::rebalance::begin(visit.state()).await;
+    answer(&visit, Place::Array, done).await
 }

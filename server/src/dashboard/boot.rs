@@ -1,12 +1,12 @@
 //! Fills the page of boot and network.
 
-use axum::{extract::State, response::Response};
+use axum::response::Response;
 use cairn_web::{
     boot::{Boot, Booting, Dhcp, Server, Standing, Step, Survey},
     shell::Place,
 };
 
-use super::{ago, answer};
+use super::{ago, answer, visit::Visit};
 use crate::{
     api::{self, error::ApiError},
     app::App,
@@ -80,7 +80,7 @@ pub(super) async fn view(app: &App) -> Result<Boot, ApiError> {
 }
 
 /// Looks who else answers.
-pub(super) async fn survey(State(app): State<App>) -> Result<Response, ApiError> {
-    let done = api::boot::survey(State(app.clone())).await;
-    answer(&app, Place::Boot, done).await
+pub(super) async fn survey(visit: Visit) -> Result<Response, ApiError> {
+    let done = api::boot::survey(visit.state()).await;
+    answer(&visit, Place::Boot, done).await
 }

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use axum::{extract::State, response::Response};
+use axum::{Form, response::Response};
+use cairn_array::pace::{self, Limit};
 use cairn_core::id::MachineId;
 use cairn_web::{
     deployments::{Bottleneck, Cell, Deployments, Holders, Install, InstallState, Map, Progress},
@@ -10,9 +11,11 @@ use cairn_web::{
     text::{Bytes, Rate, Span},
 };
 
-use super::{ago, answer, at, image_label};
+use serde::Deserialize;
+
+use super::{ago, answer, at, image_label, visit::Visit};
 use crate::{
-    api::{self, error::ApiError, extract},
+    api::{self, error::ApiError, extract, steer::RateLimit},
     app::App,
     db::deployment::InstallState as Kept,
     moment::Moment,
@@ -72,8 +75,9 @@ fn map(deployment: i64, mut installs: Vec<&Install>) -> Option<Map> {
         progress: install.progress,
     };
     let paused = installs.iter().any(|install| install.paused);
+    let rate_limit = installs.first()?.rate_limit.clone();
     let cells = installs.into_iter().map(cell).collect();
-    Some(Map { deployment, image, paused, cells, holders: Holders::default() })
+    Some(Map { deployment, image, paused, rate_limit, cells, holders: Holders::default() })
 }
 
 /// What is under way, and the newest of what is over; newest first.
@@ -133,6 +137,10 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
         together,
         again: false,
         paused: install.paused,
+        rate_limit: install
+            .rate_limit
+            .and_then(|bytes| pace::Rate::from_bytes(bytes).ok())
+            .map(|rate| rate.to_string()),
         machine: install.machine_label.clone(),
         image: image_label(&install.image),
         state,
@@ -162,42 +170,66 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
 }
 
 pub(super) async fn cancel(
-    State(app): State<App>,
+    visit: Visit,
     deployment: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
-    let done = api::deployment::cancel(State(app.clone()), deployment).await;
-    answer(&app, Place::Deployments, done).await
+    let done = api::deployment::cancel(visit.state(), deployment).await;
+    answer(&visit, Place::Deployments, done).await
 }
 
 pub(super) async fn pause(
-    State(app): State<App>,
+    visit: Visit,
     deployment: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
-    let done = api::deployment::pause(State(app.clone()), deployment).await;
-    answer(&app, Place::Deployments, done).await
+    let done = api::steer::pause(visit.state(), deployment).await;
+    answer(&visit, Place::Deployments, done).await
 }
 
 pub(super) async fn resume(
-    State(app): State<App>,
+    visit: Visit,
     deployment: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
-    let done = api::deployment::resume(State(app.clone()), deployment).await;
-    answer(&app, Place::Deployments, done).await
+    let done = api::steer::resume(visit.state(), deployment).await;
+    answer(&visit, Place::Deployments, done).await
 }
 
 /// Leaves one machine out.
 pub(super) async fn skip(
-    State(app): State<App>,
+    visit: Visit,
     install: extract::Place<String>,
 ) -> Result<Response, ApiError> {
-    let done = api::deployment::cancel_install(State(app.clone()), install).await;
-    answer(&app, Place::Deployments, done).await
+    let done = api::deployment::cancel_install(visit.state(), install).await;
+    answer(&visit, Place::Deployments, done).await
 }
 
 pub(super) async fn retry(
-    State(app): State<App>,
+    visit: Visit,
     deployment: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
-    let done = api::deployment::retry(State(app.clone()), deployment).await;
-    answer(&app, Place::Deployments, done).await
+    let done = api::deployment::retry(visit.state(), deployment).await;
+    answer(&visit, Place::Deployments, done).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct RateForm {
+    /// `50Mbit/s`; empty: no limit.
+    rate_limit: String,
+}
+
+pub(super) async fn limit(
+    visit: Visit,
+    deployment: extract::Place<i64>,
+    Form(form): Form<RateForm>,
+) -> Result<Response, ApiError> {
+    // As it is shown, too.
+    let text: String = form.rate_limit.split_whitespace().collect();
+    let wished = if text.is_empty() { "none" } else { &text };
+    let done = match wished.parse() {
+        Ok(Limit(rate)) => {
+            let limit = RateLimit { rate_limit: rate.map(pace::Rate::bytes) };
+            api::steer::limit(visit.state(), deployment, extract::Body(limit)).await
+        }
+        Err(error) => Err(ApiError::bad_request("bad_rate", error.to_string())),
+    };
+    answer(&visit, Place::Deployments, done).await
 }

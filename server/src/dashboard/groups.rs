@@ -2,7 +2,6 @@
 
 use axum::{
     Form,
-    extract::State,
     response::{IntoResponse as _, Redirect, Response},
 };
 use cairn_web::{
@@ -11,7 +10,7 @@ use cairn_web::{
 };
 use serde::Deserialize;
 
-use super::{answer, image_label, machines::label};
+use super::{answer, image_label, machines::label, visit::Visit};
 use crate::{
     api::{
         self,
@@ -20,6 +19,7 @@ use crate::{
         extract,
         group::{GroupImage, GroupMachines, GroupRequest},
         machine::Machine,
+        scope,
     },
     app::App,
 };
@@ -97,21 +97,21 @@ fn some(text: String) -> Option<String> {
 }
 
 pub(super) async fn create(
-    State(app): State<App>,
+    visit: Visit,
     Form(NewForm { name, image }): Form<NewForm>,
 ) -> Result<Response, ApiError> {
     let request =
         GroupRequest { name: name.trim().to_owned(), image: some(image.trim().to_owned()) };
-    let done = api::group::create(State(app.clone()), extract::Body(request)).await;
-    answer(&app, Place::Machines, done).await
+    let done = api::group::create(visit.state(), extract::Body(request)).await;
+    answer(&visit, Place::Machines, done).await
 }
 
 pub(super) async fn remove(
-    State(app): State<App>,
+    visit: Visit,
     group: extract::Place<String>,
 ) -> Result<Response, ApiError> {
-    let done = api::group::remove(State(app.clone()), group).await;
-    answer(&app, Place::Machines, done).await
+    let done = api::group::remove(visit.state(), group).await;
+    answer(&visit, Place::Machines, done).await
 }
 
 #[derive(Deserialize)]
@@ -120,13 +120,13 @@ pub(super) struct ImageForm {
 }
 
 pub(super) async fn set_image(
-    State(app): State<App>,
+    visit: Visit,
     group: extract::Place<String>,
     Form(ImageForm { image }): Form<ImageForm>,
 ) -> Result<Response, ApiError> {
     let request = extract::Body(GroupImage { image: some(image.trim().to_owned()) });
-    let done = api::group::set_image(State(app.clone()), group, request).await;
-    answer(&app, Place::Machines, done).await
+    let done = api::group::set_image(visit.state(), group, request).await;
+    answer(&visit, Place::Machines, done).await
 }
 
 /// What is done with all machines that a page has shown.
@@ -146,27 +146,27 @@ pub(super) struct ManyForm {
 }
 
 pub(super) async fn many(
-    State(app): State<App>,
+    visit: Visit,
     extract::Place(action): extract::Place<String>,
     Form(form): Form<ManyForm>,
 ) -> Result<Response, ApiError> {
     let ManyForm { q, group, drifted, count, with } = form;
     let filter = Filter::from(Asked { q, group, drifted, page: 0 });
-    match apply(&app, &filter, count, &action, with).await {
+    match apply(&visit, &filter, count, &action, with).await {
         Ok(place) => Ok(Redirect::to(&place).into_response()),
-        Err(error) => answer::<()>(&app, Place::Machines, Err(error)).await,
+        Err(error) => answer::<()>(&visit, Place::Machines, Err(error)).await,
     }
 }
 
 /// Where to go then.
 async fn apply(
-    app: &App,
+    visit: &Visit,
     filter: &Filter,
     count: usize,
     action: &str,
     with: String,
 ) -> Result<String, ApiError> {
-    let machines = api::machine::all(app).await?.into_iter();
+    let machines = api::machine::all(visit).await?.into_iter();
     let machines: Vec<_> =
         machines.filter(|machine| shows(filter, machine)).map(|machine| machine.id).collect();
     if machines.len() != count {
@@ -183,30 +183,25 @@ async fn apply(
         "add" => {
             let request = extract::Body(GroupMachines { machines });
             drop(
-                api::group::add_machines(State(app.clone()), extract::Place(with), request).await?,
+                api::group::add_machines(visit.state(), visit.who(), extract::Place(with), request)
+                    .await?,
             );
             Ok(there)
         }
         "take" => {
+            scope::require_group(&visit.actor, &filter.group)?;
             for machine in machines {
                 let from = extract::Place((filter.group.clone(), machine));
-                drop(api::group::remove_machine(State(app.clone()), from).await?);
+                drop(api::group::remove_machine(visit.state(), from).await?);
             }
             Ok(there)
         }
         "install" => {
-            let request = DeploymentRequest {
-                image: with,
-                machines,
-                groups: Vec::new(),
-                drifted: false,
-                disk: None,
-                then: None,
-                preapprove: false,
-                at_once: false,
-                storage: None,
-            };
-            drop(api::deployment::create(State(app.clone()), extract::Body(request)).await?);
+            let request =
+                DeploymentRequest { image: with, machines, ..DeploymentRequest::default() };
+            drop(
+                api::deployment::create(visit.state(), visit.who(), extract::Body(request)).await?,
+            );
             Ok(Place::Deployments.path().to_owned())
         }
         _ => Err(ApiError::not_found(

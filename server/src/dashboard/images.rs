@@ -1,6 +1,6 @@
 //! Fills the page of images.
 
-use axum::{Form, extract::State, response::Response};
+use axum::{Form, response::Response};
 use cairn_web::{
     images::{Image, Images, Lives, Offered, Registration, Version},
     shell::Place,
@@ -8,7 +8,7 @@ use cairn_web::{
 };
 use serde::Deserialize;
 
-use super::{ago, answer};
+use super::{ago, answer, visit::Visit};
 use crate::{
     api::{self, error::ApiError, extract, image::ImageFile, machine::Machine},
     app::App,
@@ -129,35 +129,35 @@ pub(super) struct FileForm {
 
 /// Ends when the registration does; the page that it was asked from shows how far that is.
 pub(super) async fn register_file(
-    State(app): State<App>,
+    visit: Visit,
     Form(FileForm { file, name, format }): Form<FileForm>,
 ) -> Result<Response, ApiError> {
-    let done = api::image::add_file(&app, name, file, format).await;
-    answer(&app, Place::Images, done).await
+    let done = api::image::add_file(&visit, name, file, format).await;
+    answer(&visit, Place::Images, done).await
 }
 
 pub(super) async fn remove(
-    State(app): State<App>,
+    visit: Visit,
     extract::Place((name, number)): extract::Place<(String, u32)>,
 ) -> Result<Response, ApiError> {
-    let done = api::image::remove_version(State(app.clone()), extract::Place((name, number))).await;
-    answer(&app, Place::Images, done).await
+    let done = api::image::remove_version(visit.state(), extract::Place((name, number))).await;
+    answer(&visit, Place::Images, done).await
 }
 
 pub(super) async fn promote(
-    State(app): State<App>,
+    visit: Visit,
     version: extract::Place<(String, u32)>,
 ) -> Result<Response, ApiError> {
-    let done = api::image::promote(State(app.clone()), version).await;
-    answer(&app, Place::Images, done).await
+    let done = api::image::promote(visit.state(), version).await;
+    answer(&visit, Place::Images, done).await
 }
 
 pub(super) async fn roll_back(
-    State(app): State<App>,
+    visit: Visit,
     image: extract::Place<String>,
 ) -> Result<Response, ApiError> {
-    let done = api::image::roll_back(State(app.clone()), image).await;
-    answer(&app, Place::Images, done).await
+    let done = api::image::roll_back(visit.state(), image).await;
+    answer(&visit, Place::Images, done).await
 }
 
 #[cfg(test)]

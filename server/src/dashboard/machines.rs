@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use axum::{
     Form,
-    extract::State,
     response::{Html, IntoResponse as _, Response},
 };
 use cairn_web::{
@@ -16,7 +15,7 @@ use cairn_web::{
 };
 use serde::Deserialize;
 
-use super::{ago, answer, deployments, groups, image_label, overview, rendered};
+use super::{ago, answer, deployments, groups, image_label, overview, rendered, visit::Visit};
 use crate::{
     api::{
         self,
@@ -24,6 +23,7 @@ use crate::{
         error::ApiError,
         extract,
         machine::{Machine, MachineCard, MachineDisk, MachineName},
+        scope,
     },
     app::App,
     db::target::{TargetRow, TargetState},
@@ -259,12 +259,12 @@ fn know(machine: Machine, waits: bool, now: Moment) -> Known {
 
 /// The page of one machine.
 pub(super) async fn show(
-    State(app): State<App>,
+    visit: Visit,
     machine: extract::Place<String>,
 ) -> Result<Response, ApiError> {
     let found =
-        approval::find_machine(&app, &machine.0).await?.ok_or_else(api::machine::unknown)?;
-    let machine = api::machine::one(&app, found.machine).await?;
+        approval::find_machine(&visit, &machine.0).await?.ok_or_else(api::machine::unknown)?;
+    let machine = api::machine::one(&visit, found.machine).await?;
     let count = machine.processors.map(|count| format!("{count} × "));
     let processor = machine.processor.as_ref();
     let card = |card: &MachineCard| Card {
@@ -279,10 +279,10 @@ pub(super) async fn show(
         memory: machine.memory.map(Bytes),
         disks: machine.disks.iter().map(disk).collect(),
         cards: machine.cards.iter().map(card).collect(),
-        installs: deployments::of_machine(&app, found.machine).await?,
+        installs: deployments::of_machine(&visit, found.machine).await?,
         known: know(machine, waits, Moment::now()),
     };
-    let nav = overview::nav(&app, Place::Machines).await?;
+    let nav = overview::nav(&visit, Place::Machines).await?;
     Ok(Html(rendered(shell::page(&nav, None, &view))?).into_response())
 }
 
@@ -296,24 +296,19 @@ pub(super) struct InstallForm {
 
 /// Deploys to the run that shows this code, and approves it.
 pub(super) async fn install(
-    State(app): State<App>,
+    visit: Visit,
     extract::Place(_machine): extract::Place<String>,
     Form(form): Form<InstallForm>,
 ) -> Result<Response, ApiError> {
     let request = DeploymentRequest {
         image: form.version,
         machines: vec![form.code],
-        groups: Vec::new(),
-        drifted: false,
         disk: Some(form.disk),
-        then: None,
-        preapprove: false,
-        at_once: false,
-        storage: None,
+        ..DeploymentRequest::default()
     };
-    let done = api::deployment::create(State(app.clone()), extract::Body(request)).await;
+    let done = api::deployment::create(visit.state(), visit.who(), extract::Body(request)).await;
     let place = if done.is_ok() { Place::Deployments } else { Place::Machines };
-    answer(&app, place, done).await
+    answer(&visit, place, done).await
 }
 
 #[derive(Deserialize)]
@@ -322,30 +317,36 @@ pub(super) struct CodeForm {
 }
 
 pub(super) async fn approve(
-    State(app): State<App>,
+    visit: Visit,
     extract::Place(_machine): extract::Place<String>,
     Form(form): Form<CodeForm>,
 ) -> Result<Response, ApiError> {
-    let done = api::machine::approve(State(app.clone()), extract::Place(form.code)).await;
-    answer(&app, Place::Machines, done).await
+    let done = match scope::require(&visit, &visit.actor, std::slice::from_ref(&form.code)).await {
+        Ok(()) => api::machine::approve(visit.state(), extract::Place(form.code)).await,
+        Err(error) => Err(error),
+    };
+    answer(&visit, Place::Machines, done).await
 }
 
 pub(super) async fn refuse(
-    State(app): State<App>,
+    visit: Visit,
     extract::Place(_machine): extract::Place<String>,
     Form(form): Form<CodeForm>,
 ) -> Result<Response, ApiError> {
-    let done = api::machine::refuse(State(app.clone()), extract::Place(form.code)).await;
-    answer(&app, Place::Machines, done).await
+    let done = match scope::require(&visit, &visit.actor, std::slice::from_ref(&form.code)).await {
+        Ok(()) => api::machine::refuse(visit.state(), extract::Place(form.code)).await,
+        Err(error) => Err(error),
+    };
+    answer(&visit, Place::Machines, done).await
 }
 
 pub(super) async fn name(
-    State(app): State<App>,
+    visit: Visit,
     machine: extract::Place<String>,
     Form(new): Form<MachineName>,
 ) -> Result<Response, ApiError> {
-    let done = api::machine::name(State(app.clone()), machine, extract::Body(new)).await;
-    answer(&app, Place::Machines, done).await
+    let done = api::machine::name(visit.state(), machine, extract::Body(new)).await;
+    answer(&visit, Place::Machines, done).await
 }
 
 #[cfg(test)]

@@ -46,7 +46,9 @@ pub(crate) mod live;
 mod machines;
 mod overview;
 mod settings;
+mod visit;
 
+use self::visit::Visit;
 use crate::{
     api::{auth, error::ApiError, extract::Params},
     app::App,
@@ -86,6 +88,7 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/deployments/{deployment}/retry", post(deployments::retry))
         .route("/deployments/{deployment}/pause", post(deployments::pause))
         .route("/deployments/{deployment}/resume", post(deployments::resume))
+        .route("/deployments/{deployment}/rate-limit", post(deployments::limit))
         .route("/deployments/installs/{install}/cancel", post(deployments::skip))
         .route("/boot", get(boot_page))
         .route("/boot/survey", post(boot::survey))
@@ -132,6 +135,7 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Result<R
             "this form did not come from a page of this server: open the dashboard and try again",
         ));
     }
+    let visit = Visit::new(app.clone(), actor.clone());
     let done = auth::pass(&app, actor, request, next).await;
     if !safe {
         app.live.outdate();
@@ -139,7 +143,7 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Result<R
     match done {
         Err(error) => match error.for_people() {
             Some((status, why)) => {
-                let mut response = page(&app, Place::Overview, Some(why)).await?;
+                let mut response = page(&visit, Place::Overview, Some(why)).await?;
                 *response.status_mut() = status;
                 Ok(response)
             }
@@ -184,41 +188,38 @@ async fn harden(mut response: Response) -> Response {
     response
 }
 
-async fn overview_page(State(app): State<App>) -> Result<Response, ApiError> {
-    page(&app, Place::Overview, None).await
+async fn overview_page(visit: Visit) -> Result<Response, ApiError> {
+    page(&visit, Place::Overview, None).await
 }
 
 async fn images_page(
-    State(app): State<App>,
+    visit: Visit,
     Params(asked): Params<groups::Asked>,
 ) -> Result<Response, ApiError> {
-    images_with(&app, None, Filter::from(asked).page).await
+    images_with(&visit, None, Filter::from(asked).page).await
 }
 
-async fn agents_page(
-    State(app): State<App>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, ApiError> {
-    agents_with(&app, None, None, query.as_deref()).await
+async fn agents_page(visit: Visit, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
+    agents_with(&visit, None, None, query.as_deref()).await
 }
 
 async fn machines_page(
-    State(app): State<App>,
+    visit: Visit,
     Params(asked): Params<groups::Asked>,
 ) -> Result<Response, ApiError> {
-    machines_with(&app, None, asked.into()).await
+    machines_with(&visit, None, asked.into()).await
 }
 
-async fn deployments_page(State(app): State<App>) -> Result<Response, ApiError> {
-    page(&app, Place::Deployments, None).await
+async fn deployments_page(visit: Visit) -> Result<Response, ApiError> {
+    page(&visit, Place::Deployments, None).await
 }
 
-async fn boot_page(State(app): State<App>) -> Result<Response, ApiError> {
-    page(&app, Place::Boot, None).await
+async fn boot_page(visit: Visit) -> Result<Response, ApiError> {
+    page(&visit, Place::Boot, None).await
 }
 
-async fn array_page(State(app): State<App>) -> Result<Response, ApiError> {
-    page(&app, Place::Array, None).await
+async fn array_page(visit: Visit) -> Result<Response, ApiError> {
+    page(&visit, Place::Array, None).await
 }
 
 #[derive(Deserialize)]
@@ -226,23 +227,20 @@ struct At {
     at: String,
 }
 
-async fn nav_part(
-    State(app): State<App>,
-    Query(At { at }): Query<At>,
-) -> Result<Response, ApiError> {
+async fn nav_part(visit: Visit, Query(At { at }): Query<At>) -> Result<Response, ApiError> {
     let at = Place::of_word(&at).ok_or_else(unknown_part)?;
-    fragment(&overview::nav(&app, at).await?)
+    fragment(&overview::nav(&visit, at).await?)
 }
 
 async fn part(
-    State(app): State<App>,
+    visit: Visit,
     axum::extract::Path(part): axum::extract::Path<String>,
     Params(asked): Params<groups::Asked>,
 ) -> Result<Response, ApiError> {
     let place = Place::of_word(&part).ok_or_else(unknown_part)?;
     let filter = Filter::from(asked);
     let name = format!("{part}{}", filter.query());
-    let html = app.live.part(&name, render_part(&app, place, filter)).await?;
+    let html = visit.live.part(&name, render_part(&visit, place, filter)).await?;
     Ok(Html(html.to_string()).into_response())
 }
 
@@ -273,23 +271,23 @@ fn rendered(html: Result<String, impl Into<anyhow::Error>>) -> Result<String, Ap
 }
 
 /// A page, with why what was asked for did not happen.
-async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response, ApiError> {
-    let nav = overview::nav(app, place).await?;
+async fn page(visit: &Visit, place: Place, notice: Option<&str>) -> Result<Response, ApiError> {
+    let nav = overview::nav(visit, place).await?;
     let html = match place {
         Place::Overview => {
-            shell::page(&nav, notice, &OverviewPage { live: &overview::view(app).await? })
+            shell::page(&nav, notice, &OverviewPage { live: &overview::view(visit).await? })
         }
-        Place::Images => return images_with(app, notice, 0).await,
-        Place::Agents => return agents_with(app, notice, None, None).await,
+        Place::Images => return images_with(visit, notice, 0).await,
+        Place::Agents => return agents_with(visit, notice, None, None).await,
         // Its forms show it themselves, as it depends on who looks.
         Place::Settings => return Ok(Redirect::to(place.path()).into_response()),
-        Place::Machines => return machines_with(app, notice, Filter::default()).await,
+        Place::Machines => return machines_with(visit, notice, Filter::default()).await,
         Place::Deployments => {
-            shell::page(&nav, notice, &DeploymentsPage { live: &deployments::view(app).await? })
+            shell::page(&nav, notice, &DeploymentsPage { live: &deployments::view(visit).await? })
         }
-        Place::Boot => shell::page(&nav, notice, &BootPage { live: &boot::view(app).await? }),
+        Place::Boot => shell::page(&nav, notice, &BootPage { live: &boot::view(visit).await? }),
         Place::Array => {
-            let (live, images) = (&array::view(app).await?, array::images(app).await?);
+            let (live, images) = (&array::view(visit).await?, array::images(visit).await?);
             shell::page(&nav, notice, &ArrayPage { live, images })
         }
     };
@@ -297,47 +295,52 @@ async fn page(app: &App, place: Place, notice: Option<&str>) -> Result<Response,
 }
 
 /// A page of images.
-async fn images_with(app: &App, notice: Option<&str>, number: usize) -> Result<Response, ApiError> {
-    let nav = overview::nav(app, Place::Images).await?;
-    let (live, files) = (&images::view(app, number).await?, images::files(app).await?);
+async fn images_with(
+    visit: &Visit,
+    notice: Option<&str>,
+    number: usize,
+) -> Result<Response, ApiError> {
+    let nav = overview::nav(visit, Place::Images).await?;
+    let (live, files) = (&images::view(visit, number).await?, images::files(visit).await?);
     let html = shell::page(&nav, notice, &ImagesPage { live, files });
     Ok(Html(rendered(html)?).into_response())
 }
 
 /// The page of machines, with those that are asked for.
 async fn machines_with(
-    app: &App,
+    visit: &Visit,
     notice: Option<&str>,
     filter: Filter,
 ) -> Result<Response, ApiError> {
-    let nav = overview::nav(app, Place::Machines).await?;
-    let live = &machines::view(app, filter).await?;
+    let nav = overview::nav(visit, Place::Machines).await?;
+    let live = &machines::view(visit, filter).await?;
     Ok(Html(rendered(shell::page(&nav, notice, &MachinesPage { live }))?).into_response())
 }
 
 /// The page of agents, with a join command that was made just now, and what would be left without some of them.
 async fn agents_with(
-    app: &App,
+    visit: &Visit,
     notice: Option<&str>,
     join: Option<JoinCommand>,
     query: Option<&str>,
 ) -> Result<Response, ApiError> {
-    let nav = overview::nav(app, Place::Agents).await?;
-    let live = &agents::view(app).await?;
-    let (presence, what_if) = (agents::presence(app).await?, agents::what_if(app, query).await?);
+    let nav = overview::nav(visit, Place::Agents).await?;
+    let live = &agents::view(visit).await?;
+    let (presence, what_if) =
+        (agents::presence(visit).await?, agents::what_if(visit, query).await?);
     let html = shell::page(&nav, notice, &AgentsPage { live, join, presence, what_if });
     Ok(Html(rendered(html)?).into_response())
 }
 
 /// The answer to a form: to `place` when it was done, else `place` with why not.
 async fn answer<T>(
-    app: &App,
+    visit: &Visit,
     place: Place,
     done: Result<T, ApiError>,
 ) -> Result<Response, ApiError> {
     let Err(error) = done else { return Ok(Redirect::to(place.path()).into_response()) };
     let Some((status, why)) = error.for_people() else { return Err(error) };
-    let mut response = page(app, place, Some(why)).await?;
+    let mut response = page(visit, place, Some(why)).await?;
     *response.status_mut() = status;
     Ok(response)
 }

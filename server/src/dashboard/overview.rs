@@ -15,7 +15,7 @@ use cairn_web::{
     text::{Bytes, counted},
 };
 
-use super::{agents, deployments, images, machines};
+use super::{agents, deployments, images, machines, visit::Visit};
 use crate::{
     api::{self, error::ApiError, machine::Machine},
     app::App,
@@ -32,20 +32,16 @@ const RUNNING: usize = 6;
 /// Jobs that are looked at.
 const JOBS: u32 = 200;
 
-pub(super) async fn nav(app: &App, at: Place) -> Result<Nav, ApiError> {
-    let now = Moment::now();
-    let pending = app.db.agents().await?.into_iter();
-    let pending =
-        pending.filter(|agent| agent.state == cairn_array::wire::MemberState::Pending).count();
-    let targets = app.db.live_targets(now).await?;
-    let waiting = waiting_codes(&targets, &api::machine::all(app).await?).len();
-    let counts = app.db.counts().await?;
+pub(super) async fn nav(visit: &Visit, at: Place) -> Result<Nav, ApiError> {
+    let waiting = visit.db.waiting(Moment::now()).await?;
     Ok(Nav {
         at,
-        agents_pending: number(pending),
-        machines_waiting: number(waiting),
-        installs_running: counts.installs_running,
-        machines_stopped: number(stopped_lately(app)),
+        role: visit.actor.role.word(),
+        scoped: !visit.actor.scope.is_open(),
+        agents_pending: waiting.agents,
+        machines_waiting: waiting.machines,
+        installs_running: waiting.installs,
+        machines_stopped: number(stopped_lately(visit)),
     })
 }
 

@@ -2,7 +2,6 @@
 
 use axum::{
     Extension, Form,
-    extract::State,
     http::HeaderMap,
     response::{Html, IntoResponse as _, Redirect, Response},
 };
@@ -13,11 +12,10 @@ use cairn_web::{
 };
 use serde::Deserialize;
 
-use super::{ago, overview, rendered};
+use super::{ago, overview, rendered, visit::Visit};
 use crate::{
     api::{
-        self,
-        auth::{self, Actor},
+        self, auth,
         error::ApiError,
         extract::{self, Body},
         session::OwnPassword,
@@ -25,7 +23,6 @@ use crate::{
         user::{ChangedUser, UserChange, UserRequest},
         webhook::WebhookRequest,
     },
-    app::App,
     db::{account::Role, token::TokenKind},
     events::RECORDED,
     moment::Moment,
@@ -34,20 +31,19 @@ use crate::{
 /// Lines of the audit log that are shown.
 const AUDIT: u32 = 50;
 
-/// Who asks, as `guard` found.
-type Who = Extension<Actor>;
-
-async fn site(app: &App) -> Result<Site, ApiError> {
+async fn site(visit: &Visit) -> Result<Site, ApiError> {
     let now = Moment::now();
-    let users = app.db.accounts().await?.into_iter().map(|account| User {
+    let users = visit.db.accounts().await?.into_iter().map(|account| User {
         role: account.role.word(),
+        groups: account.scope.0,
         created: ago(&account.created.to_text(), now),
         name: account.name,
     });
-    let tokens = app.db.tokens().await?.into_iter().rev().map(|token| Token {
+    let tokens = visit.db.tokens().await?.into_iter().rev().map(|token| Token {
         id: token.id,
         kind: token.kind.word(),
         role: (token.kind == TokenKind::Api).then(|| token.role.word()),
+        groups: token.scope.0,
         created: ago(&token.created.to_text(), now),
         expires: token.expires.map(Moment::to_text),
         state: match (token.revoked, token.used) {
@@ -57,13 +53,13 @@ async fn site(app: &App) -> Result<Site, ApiError> {
         },
         note: token.note,
     });
-    let audit = app.db.audit_before(None, AUDIT).await?.into_iter().map(|row| Asked {
+    let audit = visit.db.audit_before(None, AUDIT).await?.into_iter().map(|row| Asked {
         at: ago(&row.at.to_text(), now),
         actor: row.actor,
         what: format!("{} {}", row.method, row.path),
         status: row.status,
     });
-    let axum::Json(webhooks) = api::webhook::list(State(app.clone())).await?;
+    let axum::Json(webhooks) = api::webhook::list(visit.state()).await?;
     let webhooks = webhooks.into_iter().map(|hook| Webhook {
         id: hook.id,
         url: hook.url,
@@ -71,13 +67,13 @@ async fn site(app: &App) -> Result<Site, ApiError> {
         created: ago(&hook.created, now),
         problem: hook.problem,
     });
-    let until = Moment(valid_until(app.site.authority().ca_pem())?.saturating_mul(1000));
+    let until = Moment(valid_until(visit.site.authority().ca_pem())?.saturating_mul(1000));
     Ok(Site {
         users: users.collect(),
         tokens: tokens.collect(),
         webhooks: webhooks.collect(),
         events: RECORDED.to_vec(),
-        fingerprint: app.site.fingerprint().to_string(),
+        fingerprint: visit.site.fingerprint().to_string(),
         ca_until: until.to_text(),
         ca_days: until.since(now).as_secs() / 86_400,
         audit: audit.collect(),
@@ -93,56 +89,49 @@ struct Words<'a> {
     made: Option<Made>,
 }
 
-async fn page(app: &App, actor: &Actor, words: Words<'_>) -> Result<Response, ApiError> {
-    let nav = overview::nav(app, Place::Settings).await?;
-    let is_admin = actor.role.is_at_least(Role::Admin);
+async fn page(visit: &Visit, words: Words<'_>) -> Result<Response, ApiError> {
+    let nav = overview::nav(visit, Place::Settings).await?;
+    let is_admin = visit.actor.role.is_at_least(Role::Admin);
     let view = SettingsPage {
-        me: actor.user().unwrap_or_default().to_owned(),
-        role: actor.role.word(),
+        me: visit.actor.user().unwrap_or_default().to_owned(),
+        role: visit.actor.role.word(),
+        groups: visit.actor.scope.0.clone(),
         done: words.done,
         made: words.made,
-        site: if is_admin { Some(site(app).await?) } else { None },
+        site: if is_admin { Some(site(visit).await?) } else { None },
     };
     let html = shell::page(&nav, words.notice, &view);
     Ok(Html(rendered(html)?).into_response())
 }
 
 /// The page again, with why what was asked for was not done.
-async fn refuse(app: &App, actor: &Actor, error: ApiError) -> Result<Response, ApiError> {
+async fn refuse(visit: &Visit, error: ApiError) -> Result<Response, ApiError> {
     let Some((status, why)) = error.for_people() else { return Err(error) };
-    let mut response = page(app, actor, Words { notice: Some(why), ..Words::default() }).await?;
+    let mut response = page(visit, Words { notice: Some(why), ..Words::default() }).await?;
     *response.status_mut() = status;
     Ok(response)
 }
 
-async fn answer<T>(
-    app: &App,
-    actor: &Actor,
-    done: Result<T, ApiError>,
-) -> Result<Response, ApiError> {
+async fn answer<T>(visit: &Visit, done: Result<T, ApiError>) -> Result<Response, ApiError> {
     match done {
         Ok(_) => Ok(Redirect::to(Place::Settings.path()).into_response()),
-        Err(error) => refuse(app, actor, error).await,
+        Err(error) => refuse(visit, error).await,
     }
 }
 
 /// The page with a secret that was made just now, or why it was not.
 async fn show_made(
-    app: &App,
-    actor: &Actor,
+    visit: &Visit,
     made: Result<Option<Made>, ApiError>,
 ) -> Result<Response, ApiError> {
     match made {
-        Ok(made) => page(app, actor, Words { made, ..Words::default() }).await,
-        Err(error) => refuse(app, actor, error).await,
+        Ok(made) => page(visit, Words { made, ..Words::default() }).await,
+        Err(error) => refuse(visit, error).await,
     }
 }
 
-pub(super) async fn show(
-    State(app): State<App>,
-    Extension(actor): Who,
-) -> Result<Response, ApiError> {
-    page(&app, &actor, Words::default()).await
+pub(super) async fn show(visit: Visit) -> Result<Response, ApiError> {
+    page(&visit, Words::default()).await
 }
 
 #[derive(Deserialize)]
@@ -152,20 +141,19 @@ pub(super) struct OwnPasswordForm {
 }
 
 pub(super) async fn own_password(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
     Form(form): Form<OwnPasswordForm>,
 ) -> Result<Response, ApiError> {
     let change = OwnPassword { current: form.current, new: form.new };
-    let asker = (&actor, peer.addr.ip());
-    match api::session::change_own(&app, asker, auth::session(&headers), change).await {
+    let asker = (&visit.actor, peer.addr.ip());
+    match api::session::change_own(&visit, asker, auth::session(&headers), change).await {
         Ok(()) => {
             let done = Some("Your password is changed.");
-            page(&app, &actor, Words { done, ..Words::default() }).await
+            page(&visit, Words { done, ..Words::default() }).await
         }
-        Err(error) => refuse(&app, &actor, error).await,
+        Err(error) => refuse(&visit, error).await,
     }
 }
 
@@ -173,6 +161,14 @@ pub(super) async fn own_password(
 pub(super) struct NewUser {
     name: String,
     role: Role,
+    #[serde(default)]
+    groups: String,
+}
+
+/// Names of groups as somebody writes them into a field.
+fn groups(text: &str) -> Vec<String> {
+    let names = text.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
 }
 
 fn password_of(user: ChangedUser) -> Option<Made> {
@@ -181,60 +177,68 @@ fn password_of(user: ChangedUser) -> Option<Made> {
 }
 
 pub(super) async fn add_user(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     Form(form): Form<NewUser>,
 ) -> Result<Response, ApiError> {
-    let request = UserRequest { name: form.name, role: form.role, password: None };
-    let made = api::user::create(State(app.clone()), Body(request)).await;
+    let request = UserRequest {
+        name: form.name,
+        role: form.role,
+        groups: groups(&form.groups),
+        password: None,
+    };
+    let made = api::user::create(visit.state(), Body(request)).await;
     let made = made.map(|(_, axum::Json(user))| password_of(user));
-    show_made(&app, &actor, made).await
+    show_made(&visit, made).await
 }
 
 #[derive(Deserialize)]
 pub(super) struct RoleForm {
     role: Role,
+    #[serde(default)]
+    groups: String,
 }
 
 pub(super) async fn change_role(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     name: extract::Place<String>,
     Form(form): Form<RoleForm>,
 ) -> Result<Response, ApiError> {
-    let change = UserChange { role: Some(form.role), password: None, new_password: false };
-    let done = api::user::change(State(app.clone()), name, Body(change)).await;
-    answer(&app, &actor, done).await
+    let change = UserChange {
+        role: Some(form.role),
+        groups: Some(groups(&form.groups)),
+        ..UserChange::default()
+    };
+    let done = api::user::change(visit.state(), name, Body(change)).await;
+    answer(&visit, done).await
 }
 
 pub(super) async fn new_password(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     name: extract::Place<String>,
 ) -> Result<Response, ApiError> {
-    let change = UserChange { role: None, password: None, new_password: true };
-    let made = api::user::change(State(app.clone()), name, Body(change)).await;
-    show_made(&app, &actor, made.map(|axum::Json(user)| password_of(user))).await
+    let change = UserChange { new_password: true, ..UserChange::default() };
+    let made = api::user::change(visit.state(), name, Body(change)).await;
+    show_made(&visit, made.map(|axum::Json(user)| password_of(user))).await
 }
 
 pub(super) async fn remove_user(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     name: extract::Place<String>,
 ) -> Result<Response, ApiError> {
-    let done = api::user::remove(State(app.clone()), name).await;
-    answer(&app, &actor, done).await
+    let done = api::user::remove(visit.state(), name).await;
+    answer(&visit, done).await
 }
 
 #[derive(Deserialize)]
 pub(super) struct NewToken {
     note: String,
     role: Role,
+    #[serde(default)]
+    groups: String,
 }
 
 pub(super) async fn add_token(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     Form(form): Form<NewToken>,
 ) -> Result<Response, ApiError> {
     let what = format!("A token for {}", form.note);
@@ -242,21 +246,21 @@ pub(super) async fn add_token(
         kind: TokenKind::Api,
         auto_approve: false,
         role: Some(form.role),
+        groups: groups(&form.groups),
         expires_in: None,
         note: form.note,
     };
-    let made = api::token::create(State(app.clone()), Body(request)).await;
+    let made = api::token::create(visit.state(), Body(request)).await;
     let made = made.map(|(_, axum::Json(made))| Some(Made { what, secret: made.token }));
-    show_made(&app, &actor, made).await
+    show_made(&visit, made).await
 }
 
 pub(super) async fn revoke_token(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     token: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
-    let done = api::token::revoke(State(app.clone()), token).await;
-    answer(&app, &actor, done).await
+    let done = api::token::revoke(visit.state(), token).await;
+    answer(&visit, done).await
 }
 
 #[derive(Deserialize)]
@@ -267,37 +271,34 @@ pub(super) struct NewWebhook {
 }
 
 pub(super) async fn add_webhook(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     Form(form): Form<NewWebhook>,
 ) -> Result<Response, ApiError> {
     let what = format!("The secret of {}", form.url);
     let events = Some(form.event).filter(|event| !event.is_empty());
     let request = WebhookRequest { url: form.url, events: events.into_iter().collect() };
-    let made = api::webhook::create(State(app.clone()), Body(request)).await;
+    let made = api::webhook::create(visit.state(), Body(request)).await;
     let made = made.map(|(_, axum::Json(made))| Some(Made { what, secret: made.secret }));
-    show_made(&app, &actor, made).await
+    show_made(&visit, made).await
 }
 
 pub(super) async fn try_webhook(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     webhook: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
-    match api::webhook::ping(State(app.clone()), webhook).await {
+    match api::webhook::ping(visit.state(), webhook).await {
         Ok(_) => {
             let done = Some("The webhook took it.");
-            page(&app, &actor, Words { done, ..Words::default() }).await
+            page(&visit, Words { done, ..Words::default() }).await
         }
-        Err(error) => refuse(&app, &actor, error).await,
+        Err(error) => refuse(&visit, error).await,
     }
 }
 
 pub(super) async fn remove_webhook(
-    State(app): State<App>,
-    Extension(actor): Who,
+    visit: Visit,
     webhook: extract::Place<i64>,
 ) -> Result<Response, ApiError> {
-    let done = api::webhook::remove(State(app.clone()), webhook).await;
-    answer(&app, &actor, done).await
+    let done = api::webhook::remove(visit.state(), webhook).await;
+    answer(&visit, done).await
 }

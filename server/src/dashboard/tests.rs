@@ -8,7 +8,12 @@ use reqwest::{RequestBuilder, header::HeaderMap as Headers};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::{config::ServeOptions, serve};
+use crate::{
+    api::{role, scope},
+    config::ServeOptions,
+    db::account::Role,
+    serve,
+};
 
 #[test]
 fn a_moment_of_the_api_is_read_back() {
@@ -168,4 +173,50 @@ async fn every_answer_forbids_inline_scripts_and_files_are_asked_for_once() {
         assert_ne!(answer_of(site.get(path)).await.0, 200, "{path}");
     }
     site.end().await;
+}
+
+/// The parts of a path; none for one that a name stands in.
+fn parts(path: &str) -> Vec<Option<&str>> {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    path.split('/').map(|part| (!part.contains('{')).then_some(part)).collect()
+}
+
+/// Whether a route answers what a form of a template is sent to.
+fn answers(route: &str, action: &str) -> bool {
+    let (route, action) = (parts(route), parts(action));
+    let agree =
+        |(route, action): (&Option<&str>, &Option<&str>)| route.is_none() || route == action;
+    route.len() == action.len() && route.iter().zip(&action).all(agree)
+}
+
+#[test]
+fn a_form_is_hidden_from_whom_it_would_be_refused() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../web/templates");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let forms =
+            text.match_indices("<form").map(|(at, _)| text[at..].split('>').next().unwrap());
+        for form in forms.filter(|form| form.contains("method=\"post\"")) {
+            let word = |name: &str| form.split_once(name)?.1.split('"').next();
+            let action = word(" action=\"").unwrap();
+            // Of those outside, nothing is to be hidden; of the page of settings, all is left out.
+            if action == "/sign-in" || action.starts_with("/settings") {
+                continue;
+            }
+            let rule = role::rules()
+                .find(|(method, route, _)| *method == Method::POST && answers(route, action));
+            let (method, route, least) = rule.unwrap_or_else(|| panic!("{path:?}: {form}"));
+            let classes: Vec<_> = word(" class=\"").unwrap_or_default().split(' ').collect();
+            let hidden = |class: &str, must: bool| {
+                assert_eq!(classes.contains(&class), must, "{class}: {path:?}: {form}");
+            };
+            hidden("for-admin", least == Role::Admin);
+            hidden("for-operator", least == Role::Operator);
+            hidden("for-site", least == Role::Operator && !scope::is_open(method, route));
+            seen += 1;
+        }
+    }
+    assert!(seen > 20, "{seen}");
 }

@@ -1,8 +1,9 @@
 //! Accounts, what they may do, and their dashboard sessions.
 
+use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
 
-use super::{Columns as _, Db, DbError, Flag, Result, pool::Transaction, violates, words};
+use super::{Columns as _, Db, DbError, Flag, Result, json, pool::Transaction, violates, words};
 use crate::moment::Moment;
 
 words! {
@@ -25,6 +26,24 @@ impl Role {
     }
 }
 
+/// The groups of machines that an operator's work is limited to; none: all machines, and the site.
+///
+/// A group that is removed stays in it: who worked for that group only must not work for all then.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Scope(pub(crate) Vec<String>);
+
+impl Scope {
+    /// Whether it limits nothing.
+    pub(crate) const fn is_open(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn has(&self, group: &str) -> bool {
+        self.0.iter().any(|own| own == group)
+    }
+}
+
 /// Somebody who may sign in.
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
@@ -33,6 +52,7 @@ pub(crate) struct Account {
     /// PHC string.
     pub(crate) password: String,
     pub(crate) role: Role,
+    pub(crate) scope: Scope,
     pub(crate) created: Moment,
 }
 
@@ -61,6 +81,7 @@ fn account(row: &AnyRow) -> Result<Account> {
         name: row.text("name")?,
         password: row.text("password")?,
         role: row.word("role")?,
+        scope: row.json("scope")?,
         created: row.moment("created")?,
     })
 }
@@ -79,16 +100,18 @@ impl Db {
         name: &str,
         password: &str,
         role: Role,
+        scope: &Scope,
         now: Moment,
     ) -> Result<(), AccountError> {
         let added = self
             .run(
                 sqlx::query(
-                    "INSERT INTO account (name, password, role, created) VALUES ($1, $2, $3, $4)",
+                    "INSERT INTO account (name, password, role, scope, created) VALUES ($1, $2, $3, $4, $5)",
                 )
                 .bind(name)
                 .bind(password)
                 .bind(role.word())
+                .bind(json("scope", scope)?)
                 .bind(now.0),
             )
             .await;
@@ -112,21 +135,23 @@ impl Db {
         row.as_ref().map(account).transpose()
     }
 
-    /// Gives an account another role or password, and ends its sessions.
+    /// Gives an account another role, scope or password, and ends its sessions.
     pub(crate) async fn change_account(
         &self,
         name: &str,
         role: Option<Role>,
+        scope: Option<&Scope>,
         password: Option<&str>,
     ) -> Result<(), AccountError> {
         let mut transaction = self.write().await?;
         let changed = sqlx::query(
-            "UPDATE account SET role = coalesce($2, role), password = coalesce($3, password)
-             WHERE name = $1",
+            "UPDATE account SET role = coalesce($2, role), password = coalesce($3, password),
+               scope = coalesce($4, scope) WHERE name = $1",
         )
         .bind(name)
         .bind(role.map(Role::word))
         .bind(password)
+        .bind(scope.map(|scope| json("scope", scope)).transpose()?)
         .execute(&mut *transaction)
         .await?;
         if changed.rows_affected() == 0 {

@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use cairn_array::wire::{AfterInstall, DiskSelector, InstallProgress};
+use cairn_array::{
+    pace::Rate,
+    wire::{AfterInstall, DiskSelector, InstallProgress},
+};
 use cairn_core::{
     id::{InstallId, MachineId, VersionId},
     units::ByteCount,
@@ -44,6 +47,8 @@ pub(crate) struct DeploymentRow {
     pub(crate) storage: Option<ByteCount>,
     /// Its machines that did not begin wait.
     pub(crate) paused: bool,
+    /// What each of its machines receives at most.
+    pub(crate) rate_limit: Option<Rate>,
     pub(crate) created: Moment,
 }
 
@@ -63,6 +68,8 @@ pub(crate) struct InstallRow {
     pub(crate) preapproved: bool,
     pub(crate) at_once: bool,
     pub(crate) storage: Option<ByteCount>,
+    /// What its machine receives at most, as its deployment says.
+    pub(crate) rate_limit: Option<Rate>,
     pub(crate) state: InstallState,
     pub(crate) progress: Option<InstallProgress>,
     pub(crate) error: Option<String>,
@@ -82,6 +89,7 @@ pub(crate) struct NewDeployment<'a> {
     pub(crate) preapproved: bool,
     pub(crate) at_once: bool,
     pub(crate) storage: Option<ByteCount>,
+    pub(crate) rate_limit: Option<Rate>,
     /// Not empty, nobody twice.
     pub(crate) installs: &'a [(InstallId, MachineId)],
 }
@@ -98,10 +106,16 @@ pub enum DeployError {
 }
 
 const INSTALLS: &str = "SELECT install.*, deployment.version, deployment.disk, deployment.after,
-      deployment.preapproved, deployment.at_once, deployment.storage, deployment.paused, version.number, image.name AS image,
+      deployment.preapproved, deployment.at_once, deployment.storage, deployment.paused, deployment.rate_limit, version.number, image.name AS image,
       (SELECT max(target.seen) FROM target WHERE target.install = install.id) AS heard
     FROM install JOIN deployment ON deployment.id = install.deployment
     JOIN version ON version.id = deployment.version JOIN image ON image.id = version.image";
+
+fn rate(row: &AnyRow) -> Result<Option<Rate>> {
+    let kept = row.maybe_size("rate_limit")?;
+    let rate = kept.map(|bytes| Rate::from_bytes(bytes.0)).transpose();
+    rate.map_err(|_| DbError::Unreadable { column: "rate_limit" })
+}
 
 fn install(row: &AnyRow) -> Result<InstallRow> {
     let progress = match row.maybe_text("progress")? {
@@ -121,6 +135,7 @@ fn install(row: &AnyRow) -> Result<InstallRow> {
         preapproved: row.flag("preapproved")?,
         at_once: row.flag("at_once")?,
         storage: row.maybe_size("storage")?,
+        rate_limit: rate(row)?,
         state: row.word("state")?,
         progress,
         error: row.maybe_text("error")?,
@@ -142,6 +157,7 @@ fn deployment(row: &AnyRow) -> Result<DeploymentRow> {
         at_once: row.flag("at_once")?,
         storage: row.maybe_size("storage")?,
         paused: row.flag("paused")?,
+        rate_limit: rate(row)?,
         created: row.moment("created")?,
     })
 }
@@ -194,8 +210,8 @@ impl Db {
     ) -> Result<i64, DeployError> {
         let mut transaction = self.write().await?;
         let made: Option<i64> = sqlx::query_scalar(
-            "INSERT INTO deployment (version, disk, after, preapproved, at_once, storage, created)
-             SELECT id, $2, $3, $4, $5, $6, $7 FROM version WHERE id = $1 AND state = 'ready' RETURNING id",
+            "INSERT INTO deployment (version, disk, after, preapproved, at_once, storage, created, rate_limit)
+             SELECT id, $2, $3, $4, $5, $6, $7, $8 FROM version WHERE id = $1 AND state = 'ready' RETURNING id",
         )
         .bind(new.version.as_bytes().as_slice())
         .bind(json("disk", new.disk)?)
@@ -204,6 +220,7 @@ impl Db {
         .bind(new.at_once)
         .bind(new.storage.map(|size| integer(size.0)))
         .bind(now.0)
+        .bind(new.rate_limit.map(|rate| integer(rate.bytes())))
         .fetch_optional(&mut *transaction)
         .await
         .map_err(DbError::from)?;
@@ -333,6 +350,13 @@ impl Db {
     pub(crate) async fn pause_deployment(&self, id: i64, paused: bool) -> Result<()> {
         let pause = sqlx::query("UPDATE deployment SET paused = $2 WHERE id = $1");
         self.run(pause.bind(id).bind(paused)).await?;
+        Ok(())
+    }
+
+    /// Limits what each machine of a deployment receives.
+    pub(crate) async fn limit_deployment(&self, id: i64, rate: Option<Rate>) -> Result<()> {
+        let limit = sqlx::query("UPDATE deployment SET rate_limit = $2 WHERE id = $1");
+        self.run(limit.bind(id).bind(rate.map(|rate| integer(rate.bytes())))).await?;
         Ok(())
     }
 

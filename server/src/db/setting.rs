@@ -1,6 +1,7 @@
 //! Values that the site has one of.
 
-use super::{Columns as _, Db, Result};
+use super::{Columns as _, Db, Result, target::LIVE};
+use crate::moment::Moment;
 
 impl Db {
     /// The value kept under `key`.
@@ -47,6 +48,39 @@ impl Db {
             installs_scheduled: row.number("installs_scheduled")?,
         })
     }
+
+    /// Counts what waits for somebody or is under way, for the navigation that every page has.
+    pub(crate) async fn waiting(&self, now: Moment) -> Result<Waiting> {
+        let row = sqlx::query(
+            "SELECT
+               (SELECT count(*) FROM agent WHERE state = 'pending') AS agents,
+               (SELECT count(*) FROM install WHERE state IN ('ticketed', 'running')) AS installs,
+               (SELECT count(*) FROM target JOIN machine ON machine.id = target.machine
+                WHERE target.seen >= $1 AND (target.state = 'waiting'
+                  OR (target.state = 'approved' AND target.install IS NULL AND machine.volume IS NULL
+                    AND NOT EXISTS (SELECT 1 FROM install WHERE install.machine = machine.id
+                      AND install.state IN ('scheduled', 'ticketed', 'running'))))) AS machines",
+        )
+        .bind(now.minus(LIVE).0)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Waiting {
+            agents: row.number("agents")?,
+            machines: row.number("machines")?,
+            installs: row.number("installs")?,
+        })
+    }
+}
+
+/// What [`Db::waiting`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// To be approved.
+    pub(crate) agents: u64,
+    /// Runs of the installer that somebody has to say something to.
+    pub(crate) machines: u64,
+    /// Under way.
+    pub(crate) installs: u64,
 }
 
 /// What [`Db::counts`] found.

@@ -14,7 +14,7 @@ use cairn_tests::postgres::fresh_database;
 use sqlx::{Column as _, Executor as _, Statement as _};
 
 use super::{
-    account::Role,
+    account::{Role, Scope},
     agent::NewAgent,
     copy::CopyError,
     deployment::{DeployError, InstallState, NewDeployment},
@@ -28,6 +28,7 @@ use super::{
 };
 use crate::deployments::InstallEvent;
 
+static ALL: Scope = Scope(Vec::new());
 const NOW: Moment = Moment(1_000_000);
 
 async fn open() -> (tempfile::TempDir, Db) {
@@ -66,6 +67,7 @@ async fn agent(db: &Db, id: u8) -> AgentId {
         note: "",
         auto_approve: true,
         role: Role::Admin,
+        scope: &ALL,
         now: NOW,
         expires: None,
     };
@@ -91,6 +93,7 @@ async fn a_join_token_lets_one_in() {
         note: "",
         auto_approve: false,
         role: Role::Admin,
+        scope: &ALL,
         now: NOW,
         expires,
     };
@@ -240,6 +243,7 @@ async fn a_machine_has_one_open_install_and_its_end_is_remembered() {
                 preapproved: false,
                 at_once: false,
                 storage: None,
+                rate_limit: None,
                 installs: &installs,
             };
             db.deploy(&deployment, NOW).await
@@ -443,6 +447,7 @@ async fn a_copy_of_either_kind_has_everything_and_goes_on_counting() {
                 note: "",
                 auto_approve: false,
                 role: Role::Admin,
+                scope: &ALL,
                 now: NOW,
                 expires: None,
             })

@@ -2,7 +2,11 @@
 
 use sqlx::any::AnyRow;
 
-use super::{Columns as _, Db, DbError, Result, account::Role, words};
+use super::{
+    Columns as _, Db, DbError, Result,
+    account::{Role, Scope},
+    json, words,
+};
 use crate::moment::Moment;
 
 words! {
@@ -24,6 +28,7 @@ pub(crate) struct TokenRow {
     pub(crate) auto_approve: bool,
     /// Of an API token.
     pub(crate) role: Role,
+    pub(crate) scope: Scope,
     pub(crate) created: Moment,
     pub(crate) expires: Option<Moment>,
     pub(crate) used: Option<Moment>,
@@ -38,6 +43,7 @@ pub(crate) struct NewToken<'a> {
     pub(crate) note: &'a str,
     pub(crate) auto_approve: bool,
     pub(crate) role: Role,
+    pub(crate) scope: &'a Scope,
     pub(crate) now: Moment,
     pub(crate) expires: Option<Moment>,
 }
@@ -77,6 +83,7 @@ fn token(row: &AnyRow) -> Result<TokenRow> {
         note: row.text("note")?,
         auto_approve: row.flag("auto_approve")?,
         role: row.word("role")?,
+        scope: row.json("scope")?,
         created: row.moment("created")?,
         expires: row.maybe_moment("expires")?,
         used: row.maybe_moment("used")?,
@@ -88,8 +95,8 @@ impl Db {
     pub(crate) async fn keep_token(&self, new: NewToken<'_>) -> Result<i64> {
         let mut transaction = self.write().await?;
         let id: i64 = sqlx::query_scalar(
-            "INSERT INTO token (kind, hash, note, auto_approve, role, created, expires)
-             VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
+            "INSERT INTO token (kind, hash, note, auto_approve, role, created, expires, scope)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
         )
         .bind(new.kind.word())
         .bind(crate::secret::hash(new.secret).as_slice())
@@ -98,6 +105,7 @@ impl Db {
         .bind(new.role.word())
         .bind(new.now.0)
         .bind(new.expires.map(|expires| expires.0))
+        .bind(json("scope", new.scope)?)
         .fetch_one(&mut *transaction)
         .await?;
         transaction.commit().await?;

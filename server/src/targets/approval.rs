@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use cairn_array::{
+    pace::Rate,
     tidy::{tidy_mac, tidy_uuid},
     wire::{AfterInstall, DiskSelector, MachineIdentity, split_name},
 };
@@ -45,6 +46,7 @@ pub(crate) struct Wish {
     pub(crate) preapproved: bool,
     pub(crate) at_once: bool,
     pub(crate) storage: Option<ByteCount>,
+    pub(crate) rate_limit: Option<Rate>,
 }
 
 /// Whether a text has the shape of a code: `XXXX-XXXX`.
@@ -158,6 +160,7 @@ pub(crate) async fn approve(app: &App, text: &str) -> Result<MachineId, ApiError
                 preapproved: false,
                 at_once: false,
                 storage: None,
+                rate_limit: None,
             };
             make_deployment(app, &wish, &[target.machine]).await?;
         }
@@ -326,6 +329,7 @@ async fn make_deployment(app: &App, wish: &Wish, machines: &[MachineId]) -> Resu
         preapproved: wish.preapproved,
         at_once: wish.at_once,
         storage: wish.storage,
+        rate_limit: wish.rate_limit,
         installs: &installs,
     };
     let id = app.db.deploy(&new, Moment::now()).await.map_err(|error| match error {

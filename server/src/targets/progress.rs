@@ -21,8 +21,10 @@ use crate::{
 };
 
 /// What a target hears in return.
-fn reply(app: &App, cancel: bool) -> ProgressReply {
-    ProgressReply { cancel, limits: app.limits.rates() }
+fn reply(app: &App, install: &InstallRow, cancel: bool) -> ProgressReply {
+    let mut limits = app.limits.rates();
+    limits.download = [limits.download, install.rate_limit].into_iter().flatten().min();
+    ProgressReply { cancel, limits }
 }
 
 /// The longest reason for a failure that is kept.
@@ -44,12 +46,12 @@ pub(super) async fn progress(
     let goes_on = deployments::next(install.state, progress.phase.into()) == Some(install.state);
     if goes_on && install.state == InstallState::Running && progress.error.is_none() {
         let progress = Some(progress);
-        app.reports.put(InstallRow { progress, heard: Some(now), ..install });
-        return Ok(Json(reply(&app, false)));
+        app.reports.put(InstallRow { progress, heard: Some(now), ..install.clone() });
+        return Ok(Json(reply(&app, &install, false)));
     }
     let state = app.db.note_install_progress(install.id, &progress, now).await?;
     let Some(state) = state else {
-        return Ok(Json(reply(&app, install.state == InstallState::Cancelled)));
+        return Ok(Json(reply(&app, &install, install.state == InstallState::Cancelled)));
     };
     if let Some(error) = &progress.error {
         tracing::warn!(install = %install.id, machine = %install.machine, error, "an install failed");
@@ -61,7 +63,7 @@ pub(super) async fn progress(
         api::machine::tell(&app, install.machine).await?;
         app.events.emit(Event::DeploymentChanged { id: install.deployment }).await;
     }
-    Ok(Json(reply(&app, false)))
+    Ok(Json(reply(&app, &install, false)))
 }
 
 /// What a target says about a source. What is damaged or missing is looked into; for the rest the target has already helped itself.

@@ -14,6 +14,7 @@ mod idempotency;
 mod images;
 mod jobs;
 mod roles;
+mod scopes;
 mod session;
 mod site;
 mod snapshots;

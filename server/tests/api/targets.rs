@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cairn_array::{
+    pace::Rate,
     tls::{Member, Papers, Token, new_key_and_csr, url},
     wire::{
         AfterInstall, Bottleneck, Complaint, DiskSelector, InstallPhase, InstallProgress,
@@ -40,13 +41,9 @@ async fn deploy(
     let request = DeploymentRequest {
         image: image.to_owned(),
         machines: vec![machine.to_owned()],
-        groups: Vec::new(),
-        drifted: false,
         disk: Some("serial:disk-1".to_owned()),
-        then: None,
         preapprove,
-        at_once: false,
-        storage: None,
+        ..DeploymentRequest::default()
     };
     server.api().post_json("/api/v1/deployments", &request).await
 }
@@ -340,6 +337,38 @@ async fn machines_of_a_paused_deployment_that_did_not_begin_wait() {
         code(server.api().post::<Deployment>("/api/v1/deployments/999/pause").await),
         "deployment_unknown"
     );
+}
+
+#[tokio::test]
+async fn a_machine_at_work_hears_of_the_lower_of_the_limits_of_its_deployment_and_the_site() {
+    let server = Server::start().await;
+    server.add_image("os", 1).await;
+    let target = server.hello(MAC, None).await;
+    let wish = object!({ "image": "os", "machines": [target.reply.code], "rate_limit": 1_000_000 });
+    let made: Deployment = server.api().post_json("/api/v1/deployments", &wish).await.unwrap();
+    assert_eq!(made.rate_limit, Some(1_000_000));
+    ready(target.ticket().await);
+    let told = async || {
+        let limits = tell(&target, InstallPhase::Writing).await.limits;
+        (limits.upload.map(Rate::bytes), limits.download.map(Rate::bytes))
+    };
+    assert_eq!(told().await, (None, Some(1_000_000)));
+    let path = format!("/api/v1/deployments/{}/rate-limit", made.id);
+    let limit = async |bytes: Option<u64>| -> anyhow::Result<Deployment> {
+        server.api().put_json(&path, &object!({ "rate_limit": bytes })).await
+    };
+    let site = object!({ "upload": 300_000, "download": 500_000 });
+    let set: serde_json::Value = server.api().put_json("/api/v1/limits", &site).await.unwrap();
+    assert_eq!(set, site);
+    assert_eq!(told().await, (Some(300_000), Some(500_000)));
+    assert_eq!(limit(Some(200_000)).await.unwrap().rate_limit, Some(200_000));
+    assert_eq!(told().await, (Some(300_000), Some(200_000)));
+    assert_eq!(limit(None).await.unwrap().rate_limit, None);
+    assert_eq!(told().await, (Some(300_000), Some(500_000)));
+    assert_eq!(code(limit(Some(1)).await), "bad_rate");
+    let slow = object!({ "image": "os", "machines": [MAC], "rate_limit": 5 });
+    let refused = server.api().post_json::<_, Deployment>("/api/v1/deployments", &slow).await;
+    assert_eq!(code(refused), "bad_rate");
 }
 
 #[tokio::test]

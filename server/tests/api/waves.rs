@@ -77,13 +77,9 @@ impl Room {
         let request = DeploymentRequest {
             image: "os".to_owned(),
             machines: machines.iter().map(|n| mac(*n)).collect(),
-            groups: Vec::new(),
-            drifted: false,
-            disk: None,
-            then: None,
             preapprove: true,
             at_once,
-            storage: None,
+            ..DeploymentRequest::default()
         };
         self.server.api().post_json("/api/v1/deployments", &request).await.unwrap()
     }
