@@ -3,7 +3,7 @@
 use askama::Template;
 
 use crate::{
-    pool::{Presence, WhatIf},
+    pool::{Churn, Presence, WhatIf},
     text::{Ago, Bytes, Percent, counted},
 };
 
@@ -16,6 +16,7 @@ pub struct AgentsPage<'a> {
     pub join: Option<JoinCommand>,
     /// None: nothing was counted yet.
     pub presence: Option<Presence>,
+    pub churn: Churn,
     pub what_if: WhatIf,
 }
 
@@ -47,6 +48,8 @@ pub struct Agent {
     pub notes: Vec<String>,
     pub lend: Bytes,
     pub used: Bytes,
+    /// To what it lends, today; none: it has not said so.
+    pub written_today: Option<Bytes>,
     /// Segments it holds.
     pub segments: u64,
     /// It has all that it is to hold.
@@ -128,6 +131,7 @@ mod tests {
             state,
             notes: vec!["clock 3 days behind".into()],
             lend: Bytes(20 << 30),
+            written_today: None,
             used: Bytes(5 << 30),
             segments: 1280,
             settled: true,
@@ -180,6 +184,7 @@ mod tests {
             auto_approve: false,
         };
         let html = AgentsPage {
+            churn: Churn::default(),
             live: &live,
             join: Some(join),
             presence: None,

@@ -28,6 +28,143 @@ pub struct Overview {
     /// How many are installed beside these.
     pub running_more: usize,
     pub tiles: Vec<Tile>,
+    /// Until all are done.
+    pub steps: Steps,
+    /// The last day, hour by hour.
+    pub history: History,
+}
+
+/// The way from an empty server to a machine that runs an image: what of it is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// There is an image.
+    pub images: bool,
+    /// A client lends space.
+    pub clients: bool,
+    /// A machine runs an image.
+    pub machines: bool,
+    /// The server answers machines that boot from the network.
+    pub boots: bool,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Step {
+    title: &'static str,
+    what: &'static str,
+    href: &'static str,
+    action: &'static str,
+    done: bool,
+    /// The first that is not done.
+    next: bool,
+}
+
+impl Steps {
+    const fn all_done(self) -> bool {
+        self.images && self.clients && self.machines
+    }
+
+    fn each(self) -> Vec<Step> {
+        let boot = if self.boots {
+            "Set a blank machine to boot from the network and switch it on. It shows up with a code; compare it with its screen, choose an image, install."
+        } else {
+            "This server does not answer machines that boot from the network: start it with --boot-interface and the name of the interface that they are on."
+        };
+        let mut steps = vec![
+            Step {
+                title: "Register an image",
+                what: "The disk image of a machine that is set up the way you like it.",
+                href: "/images",
+                action: "Register one",
+                done: self.images,
+                next: false,
+            },
+            Step {
+                title: "Let clients lend space",
+                what: "They hold every image together, so that it survives the loss of this server. One command for each.",
+                href: "/agents",
+                action: "Add one",
+                done: self.clients,
+                next: false,
+            },
+            Step {
+                title: "Install a machine",
+                what: boot,
+                href: if self.boots { "/machines" } else { "/boot" },
+                action: if self.boots { "See who waits" } else { "See the network" },
+                done: self.machines,
+                next: false,
+            },
+        ];
+        if let Some(next) = steps.iter_mut().find(|step| !step.done) {
+            next.next = true;
+        }
+        steps
+    }
+}
+
+/// What became of installs, hour by hour; the last is the present one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History(pub Vec<Hour>);
+
+/// Installs that ended in an hour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hour {
+    pub done: u64,
+    pub failed: u64,
+}
+
+/// A bar of the picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bar {
+    x: usize,
+    y: u64,
+    height: u64,
+    class: &'static str,
+}
+
+impl History {
+    const HEIGHT: u64 = 60;
+    const COLUMN: usize = 20;
+
+    fn sum(&self, of: fn(&Hour) -> u64) -> u64 {
+        self.0.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|hour| *hour == Hour::default())
+    }
+
+    fn sentence(&self) -> String {
+        let done = counted(self.sum(|hour| hour.done), "install is done", "installs are done");
+        match self.sum(|hour| hour.failed) {
+            0 => format!("{done}, none failed."),
+            failed => format!("{done}, {failed} failed."),
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.0.len() * Self::COLUMN
+    }
+
+    /// What is done stands on the line, what failed on top of it.
+    fn bars(&self) -> Vec<Bar> {
+        let most = self.0.iter().map(|hour| hour.done.saturating_add(hour.failed)).max();
+        let most = most.unwrap_or(0).max(1);
+        let scale = |count: u64| {
+            let height = u128::from(count) * u128::from(Self::HEIGHT) / u128::from(most);
+            u64::try_from(height).unwrap_or(Self::HEIGHT).max(u64::from(count > 0))
+        };
+        let bars = self.0.iter().enumerate().flat_map(|(place, hour)| {
+            let (x, done, failed) = (place * Self::COLUMN, scale(hour.done), scale(hour.failed));
+            let top = Self::HEIGHT.saturating_sub(done);
+            [
+                Bar { x, y: top, height: done, class: "done" },
+                Bar { x, y: top.saturating_sub(failed), height: failed, class: "failed" },
+            ]
+        });
+        bars.filter(|bar| bar.height > 0).collect()
+    }
 }
 
 /// How things stand, in a sentence.
@@ -296,6 +433,40 @@ mod tests {
     }
 
     #[test]
+    fn the_first_steps_are_shown_until_they_are_done_the_next_one_marked() {
+        let next =
+            |steps: Steps| steps.each().into_iter().find(|step| step.next).map(|step| step.href);
+        let mut steps = Steps { boots: true, ..Steps::default() };
+        assert_eq!(next(steps), Some("/images"));
+        steps.images = true;
+        assert_eq!(next(steps), Some("/agents"));
+        steps.clients = true;
+        assert_eq!(next(steps), Some("/machines"));
+        assert_eq!(next(Steps { boots: false, ..steps }), Some("/boot"));
+        assert!(!steps.all_done());
+        steps.machines = true;
+        assert!(steps.all_done() && next(steps).is_none());
+        // Whoever begins with clients is led on all the same.
+        assert_eq!(next(Steps { clients: true, ..Steps::default() }), Some("/images"));
+    }
+
+    #[test]
+    fn the_last_day_is_told_and_painted() {
+        let hour = |done, failed| Hour { done, failed };
+        let history = History(vec![hour(0, 0), hour(30, 0), hour(9, 1), hour(0, 1)]);
+        assert_eq!(history.sentence().replace('\u{a0}', " "), "39 installs are done, 2 failed.");
+        let bar = |x, y, height, class| Bar { x, y, height, class };
+        let wanted = [
+            bar(20, 0, 60, "done"),
+            bar(40, 42, 18, "done"),
+            bar(40, 40, 2, "failed"),
+            bar(60, 58, 2, "failed"),
+        ];
+        assert_eq!(history.bars(), wanted);
+        assert!(History(vec![Hour::default(); 24]).is_empty());
+    }
+
+    #[test]
     fn the_page_shows_the_sentence_first_and_escapes_what_machines_report() {
         let overview = Overview {
             verdict: judge(&[]),
@@ -303,6 +474,8 @@ mod tests {
             rooms: vec![],
             running: vec![],
             running_more: 0,
+            steps: Steps::default(),
+            history: History::default(),
             tiles: vec![Tile {
                 label: "Images",
                 value: "0".into(),

@@ -65,6 +65,78 @@ impl Presence {
     }
 }
 
+/// How the clients came and went, day by day; the last is today.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Churn(pub Vec<Day>);
+
+/// One day of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Day {
+    /// Times that a client came, or went.
+    pub came: u64,
+    pub went: u64,
+    /// Clients that were approved, and that left for good.
+    pub joined: u64,
+    pub gone: u64,
+}
+
+/// A bar of a picture, standing or hanging at its middle line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bar {
+    pub(crate) x: usize,
+    pub(crate) y: u64,
+    pub(crate) height: u64,
+    pub(crate) class: &'static str,
+}
+
+impl Churn {
+    /// Of one bar at most.
+    const HEIGHT: u64 = 40;
+
+    fn sum(&self, of: fn(&Day) -> u64) -> u64 {
+        self.0.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(|day| *day == Day::default())
+    }
+
+    pub(crate) fn sentence(&self) -> String {
+        let times = |count| counted(count, "time", "times");
+        format!(
+            "In {}: {} joined and {} left for good; clients came {} and went {}.",
+            counted(u64::try_from(self.0.len()).unwrap_or(u64::MAX), "day", "days"),
+            self.sum(|day| day.joined),
+            self.sum(|day| day.gone),
+            times(self.sum(|day| day.came)),
+            times(self.sum(|day| day.went)),
+        )
+    }
+
+    /// Who came or joined stands above the line, who went or left hangs below it.
+    pub(crate) fn bars(&self) -> Vec<Bar> {
+        let up = |day: &Day| day.came.saturating_add(day.joined);
+        let down = |day: &Day| day.went.saturating_add(day.gone);
+        let most = self.0.iter().map(|day| up(day).max(down(day))).max().unwrap_or(0).max(1);
+        let scale = |count: u64| {
+            let height = u128::from(count) * u128::from(Self::HEIGHT) / u128::from(most);
+            u64::try_from(height).unwrap_or(Self::HEIGHT).max(u64::from(count > 0))
+        };
+        let bars = self.0.iter().enumerate().flat_map(|(place, day)| {
+            let (x, up, down) = (place * CELL, scale(up(day)), scale(down(day)));
+            [
+                Bar { x, y: Self::HEIGHT - up, height: up, class: "came" },
+                Bar { x, y: Self::HEIGHT + 1, height: down, class: "went" },
+            ]
+        });
+        bars.filter(|bar| bar.height > 0).collect()
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.0.len() * CELL
+    }
+}
+
 /// Without whom it was looked what is left.
 #[derive(Clone, Debug, Default)]
 pub struct WhatIf {
@@ -153,6 +225,22 @@ mod tests {
             "At every hour of the week 80 % of the clients are there."
         );
         assert!(Presence(Vec::new()).sentence().starts_with("Nothing is known"));
+    }
+
+    #[test]
+    fn days_are_told_in_a_sentence_and_painted_about_a_line() {
+        let day = |came, went, joined, gone| Day { came, went, joined, gone };
+        let churn = Churn(vec![day(30, 31, 1, 0), day(0, 1, 0, 0), Day::default()]);
+        let said = churn.sentence().replace('\u{a0}', " ");
+        assert_eq!(
+            said,
+            "In 3 days: 1 joined and 0 left for good; clients came 30 times and went 32 times."
+        );
+        let bar = |x, y, height, class| Bar { x, y, height, class };
+        // The least is seen, too.
+        let wanted = [bar(0, 0, 40, "came"), bar(0, 41, 40, "went"), bar(CELL, 41, 1, "went")];
+        assert_eq!(churn.bars(), wanted);
+        assert!(!churn.is_empty() && Churn(vec![Day::default(); 14]).is_empty());
     }
 
     #[test]

@@ -136,9 +136,11 @@ impl Sync {
 
     /// One call, and what follows from its answer. `Some` when the site has dismissed this agent.
     async fn exchange(&mut self, told: Told) -> Result<Option<MemberState>> {
+        let written_today = self.guest.borrow().written_today;
         let request = SyncRequest {
             lend: told.lend,
             stores: told.stores,
+            written_today,
             clock: clock(),
             used: self.dsf.stats().held,
             peer_port: self.peer_port,

@@ -101,6 +101,9 @@ pub struct SyncRequest {
     pub used: ByteCount,
     /// It stores what it is to hold; false while its machine runs on battery or its disk was written enough for today.
     pub stores: bool,
+    /// What was written to the lent space today (UTC).
+    #[serde(default)]
+    pub written_today: ByteCount,
     /// What its clock says, in seconds since 1970 UTC: the server tells of clocks that are wrong.
     pub clock: u64,
     pub peer_port: u16,

@@ -5,7 +5,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use cairn_core::{id::AgentId, units::Generation};
+use cairn_core::{
+    id::AgentId,
+    units::{ByteCount, Generation},
+};
 
 /// A clock that is wrong by less is not worth a word, in seconds.
 const TOLERATED: u64 = 300;
@@ -15,6 +18,8 @@ const TOLERATED: u64 = 300;
 pub(crate) struct Condition {
     /// It stores what it is to hold; not so on battery, or when enough was written for today.
     pub(crate) stores: bool,
+    /// What was written to the space that it lends today.
+    pub(crate) written_today: ByteCount,
     /// Seconds by which its clock is ahead of the server's.
     pub(crate) clock_ahead: i64,
     /// The directory that it has.
@@ -44,6 +49,11 @@ impl Conditions {
         self.get(agent).is_some_and(|condition| !condition.stores)
     }
 
+    /// What was written to the space that it lends today, as it said last.
+    pub(crate) fn written_today(&self, agent: AgentId) -> Option<ByteCount> {
+        self.get(agent).map(|condition| condition.written_today)
+    }
+
     /// The directory that it said to have; none when it has not spoken yet.
     pub(crate) fn directory(&self, agent: AgentId) -> Option<Generation> {
         self.get(agent).map(|condition| condition.directory)
@@ -67,7 +77,12 @@ mod tests {
     fn a_wrong_clock_is_news_once() {
         let (conditions, agent) = (Conditions::default(), AgentId([1; 16]));
         let directory = Generation(1);
-        let at = |clock_ahead| Condition { stores: true, clock_ahead, directory };
+        let at = |clock_ahead| Condition {
+            stores: true,
+            written_today: ByteCount(7),
+            clock_ahead,
+            directory,
+        };
         assert!(!conditions.note(agent, at(200)));
         assert_eq!(conditions.clock_fault(agent), None);
         assert!(conditions.note(agent, at(-259_200)));

@@ -75,8 +75,13 @@ async fn note_news(
     app.db.note_agent_news(agent.id, news, Moment::now()).await?;
     let now = Moment::now();
     let clock_ahead = i64::try_from(request.clock).unwrap_or(i64::MAX).saturating_sub(now.0 / 1000);
-    let (stores, directory) = (request.stores, request.directory);
-    if app.conditions.note(agent.id, Condition { stores, clock_ahead, directory }) {
+    let condition = Condition {
+        stores: request.stores,
+        written_today: request.written_today,
+        clock_ahead,
+        directory: request.directory,
+    };
+    if app.conditions.note(agent.id, condition) {
         tracing::warn!(
             agent = agent.name,
             clock_ahead,

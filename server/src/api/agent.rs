@@ -47,6 +47,9 @@ pub struct Agent {
     pub overwritten: Option<String>,
     /// It stores nothing for the time being: it is on battery, or was written enough for today.
     pub rests: bool,
+    /// Bytes that were written to the space that it lends today (UTC), as it said last; none before it spoke to this server.
+    #[serde(default)]
+    pub written_today: Option<u64>,
     /// What machines that installed since yesterday complain of: `damaged`, `empty` or `slow`, and how many they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub complaints: Vec<String>,
@@ -99,6 +102,7 @@ pub(crate) async fn view(app: &App, row: &AgentRow) -> Result<Agent, ApiError> {
         in_place: row.fulfilled >= row.assignment,
         overwritten: row.overwritten.map(|moment| moment.to_text()),
         rests: app.conditions.rests(row.id),
+        written_today: app.conditions.written_today(row.id).map(|bytes| bytes.0),
         complaints: complaints.iter().flat_map(|tally| tally.faults()).map(str::to_owned).collect(),
         complaining_machines: complaints.map_or(0, |tally| tally.machines() as u64),
         clock_ahead: app.conditions.clock_fault(row.id),

@@ -25,6 +25,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub mod agent;
 pub mod audit;
 pub(crate) mod auth;
+pub mod availability;
 mod backup;
 pub mod boot;
 pub mod deployment;
@@ -135,6 +136,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(agent::revoke))
         .routes(routes!(grant::give))
         .routes(routes!(loss::show))
+        .routes(routes!(availability::show))
         .merge(of_machines())
         .routes(routes!(volume::list, volume::create))
         .routes(routes!(volume::show, volume::resize, volume::remove))

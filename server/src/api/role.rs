@@ -15,6 +15,7 @@ const RULES: &[(Method, &str, Role)] = &[
     (Method::POST, "/api/v1/agents/{agent}/grants", Admin),
     (Method::POST, "/api/v1/agents/{agent}/revoke", Admin),
     (Method::GET, "/api/v1/audit", Admin),
+    (Method::GET, "/api/v1/availability", Viewer),
     (Method::GET, "/api/v1/backup", Admin),
     (Method::GET, "/api/v1/boot", Viewer),
     (Method::POST, "/api/v1/boot/survey", Operator),

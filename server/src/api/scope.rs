@@ -129,10 +129,11 @@ pub(super) async fn check(app: &App, actor: &Actor, request: Request) -> Result<
         Reach::Oneself | Reach::Named => {}
         Reach::Group => require_group(actor, name("group"))?,
         // What is not there is for the handler to say.
-        Reach::Machine => match approval::find_machine(app, name("machine")).await? {
-            Some(found) => require_all(app, actor, &[found.machine]).await?,
-            None => {}
-        },
+        Reach::Machine => {
+            if let Some(found) = approval::find_machine(app, name("machine")).await? {
+                require_all(app, actor, &[found.machine]).await?;
+            }
+        }
         Reach::Install => {
             if let Ok(install) = name("install").parse::<InstallId>()
                 && let Some(row) = app.db.install(install).await?

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::api::{
     agent::Agent,
+    availability::{Availability, Day},
     grant::{GrantReply, GrantRequest},
     loss::Losses,
 };
@@ -44,6 +45,11 @@ enum Verb {
         /// All that are pending
         #[arg(long, conflicts_with = "agents")]
         all: bool,
+    },
+    /// Show how agents came and went, day by day
+    Churn {
+        #[arg(long)]
+        json: bool,
     },
     /// Revoke an agent: its certificate is no longer accepted anywhere
     Revoke { agent: String },
@@ -85,6 +91,20 @@ fn pick<'a>(agents: &'a [Agent], text: &str) -> anyhow::Result<&'a Agent> {
     }
 }
 
+/// How agents came and went, day by day.
+async fn churn(client: &Client, as_json: bool) -> anyhow::Result<()> {
+    let known: Availability = client.get("/api/v1/availability").await?;
+    if as_json {
+        return json(&known);
+    }
+    let row = |day: Day| {
+        let counts = [day.came, day.went, day.joined, day.gone];
+        std::iter::once(day.date).chain(counts.map(|count| count.to_string())).collect()
+    };
+    let rows = known.days.into_iter().map(row).collect();
+    table(&["DAY", "CAME", "WENT", "JOINED", "LEFT"], rows, "nothing is known of it")
+}
+
 impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = self.remote.connect()?;
@@ -111,6 +131,7 @@ impl Args {
                 }
                 Ok(())
             }
+            Verb::Churn { json: as_json } => churn(&client, as_json).await,
             Verb::Revoke { agent } => act(&client, pick(&agents, &agent)?, "revoke").await,
             Verb::Grant { agent, images, file, expires } => {
                 grant(&client, pick(&agents, &agent)?, images, &file, expires).await

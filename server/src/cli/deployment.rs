@@ -5,7 +5,7 @@ use cairn_array::pace::{Limit, Rate};
 use clap::Subcommand;
 
 use super::{
-    client::{Remote, part},
+    client::{Client, Remote, part},
     output::{bytes, json, line, or_dash, table},
 };
 use crate::api::{
@@ -56,6 +56,19 @@ enum Verb {
     Retry { id: i64 },
 }
 
+/// Cancels the install of one machine; the others of the deployment go on.
+async fn leave_out(client: &Client, id: i64, machine: &str) -> anyhow::Result<()> {
+    let path = format!("/api/v1/machines/{}", part(machine));
+    let machine: Machine = client.get(&path).await?;
+    let deployment: Deployment = client.get(&format!("/api/v1/deployments/{id}")).await?;
+    let mut installs = deployment.installs.into_iter();
+    let install = installs.find(|install| install.machine == machine.id);
+    let install = install.context("this machine is not in this deployment")?;
+    let path = format!("/api/v1/installs/{}/cancel", install.id);
+    let install: Install = client.post(&path).await?;
+    line(&format!("{} is left out", install.machine_label))
+}
+
 impl Args {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = self.remote.connect()?;
@@ -92,18 +105,7 @@ impl Args {
                     ["MACHINE", "STATE", "PHASE", "PEERS", "SERVER", "REBUILT", "WRITTEN", "ERROR"];
                 table(&header, deployment.installs.into_iter().map(row).collect(), "no installs")
             }
-            Verb::Cancel { id, machine: Some(machine) } => {
-                let path = format!("/api/v1/machines/{}", part(&machine));
-                let machine: Machine = client.get(&path).await?;
-                let deployment: Deployment =
-                    client.get(&format!("/api/v1/deployments/{id}")).await?;
-                let mut installs = deployment.installs.into_iter();
-                let install = installs.find(|install| install.machine == machine.id);
-                let install = install.context("this machine is not in this deployment")?;
-                let path = format!("/api/v1/installs/{}/cancel", install.id);
-                let install: Install = client.post(&path).await?;
-                line(&format!("{} is left out", install.machine_label))
-            }
+            Verb::Cancel { id, machine: Some(machine) } => leave_out(&client, id, &machine).await,
             Verb::Cancel { id, machine: None } => {
                 let deployment: Deployment =
                     client.post(&format!("/api/v1/deployments/{id}/cancel")).await?;

@@ -1,10 +1,9 @@
 //! Fills the page of agents.
 
 use axum::response::Response;
-use cairn_core::availability::HourOfWeek;
 use cairn_web::{
     agents::{Agent, AgentState, Agents, JoinCommand},
-    pool::{Client, Left, Lost, Presence, WhatIf},
+    pool::{Churn, Client, Day, Left, Lost, Presence, WhatIf},
     shell::Place,
     text::Bytes,
 };
@@ -41,6 +40,7 @@ fn fill(agent: api::agent::Agent, now: Moment) -> Agent {
         notes: agent.notes(),
         lend: Bytes(agent.lend),
         used: Bytes(agent.used),
+        written_today: agent.written_today.map(Bytes),
         segments: agent.segments,
         settled: agent.in_place,
         joined: ago(&agent.joined, now),
@@ -51,21 +51,17 @@ fn fill(agent: api::agent::Agent, now: Moment) -> Agent {
     }
 }
 
-/// How many of the clients are there, hour by hour of the week.
-pub(super) async fn presence(app: &App) -> Result<Option<Presence>, ApiError> {
-    let members = app.db.approved_agents().await?;
-    let weeks = app.db.weeks().await?;
-    let weeks: Vec<_> = members.iter().filter_map(|agent| weeks.get(&agent.id)).collect();
-    if weeks.is_empty() {
-        return Ok(None);
-    }
-    let hours = (0..).map_while(HourOfWeek::new);
-    #[expect(clippy::cast_precision_loss, reason = "a count of clients")]
-    let share =
-        |hour| weeks.iter().map(|week| week.estimate(hour)).sum::<f64>() / weeks.len() as f64;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
-    let percent = hours.map(|hour| (share(hour) * 100.0).round().clamp(0.0, 100.0) as u8);
-    Ok(Some(Presence(percent.collect())))
+/// When the clients are there, and how they come and go.
+pub(super) async fn availability(app: &App) -> Result<(Option<Presence>, Churn), ApiError> {
+    let known = api::availability::look(app).await?;
+    let day = |day: &api::availability::Day| Day {
+        came: day.came,
+        went: day.went,
+        joined: day.joined,
+        gone: day.gone,
+    };
+    let days = known.days.iter().map(day).collect();
+    Ok(((!known.hours.is_empty()).then_some(Presence(known.hours)), Churn(days)))
 }
 
 /// What would be left without those that were ticked.

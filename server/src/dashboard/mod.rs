@@ -33,6 +33,7 @@ use cairn_web::{
     shell::{self, Place},
 };
 use serde::Deserialize;
+use tower_http::{CompressionLevel, compression::CompressionLayer};
 
 mod agents;
 mod array;
@@ -61,7 +62,12 @@ const MAX_FORM: usize = 16 << 10;
 
 /// Everything that a browser sees.
 pub(crate) fn routes(app: &App) -> Router<App> {
-    let inside = Router::new()
+    // A part is made once for all who look, and sent as it is: to each of 200 pages twice a second it would be compressed anew.
+    let parts = Router::new()
+        .route("/parts/nav", get(nav_part))
+        .route("/parts/{part}", get(part))
+        .route("/live", get(live::listen));
+    let pages = Router::new()
         .route("/", get(overview_page))
         .route("/images", get(images_page))
         .route("/images/{name}/{number}/remove", post(images::remove))
@@ -109,18 +115,21 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/settings/webhooks", post(settings::add_webhook))
         .route("/settings/webhooks/{webhook}/ping", post(settings::try_webhook))
         .route("/settings/webhooks/{webhook}/remove", post(settings::remove_webhook))
-        .route("/parts/nav", get(nav_part))
-        .route("/parts/{part}", get(part))
-        .route("/live", get(live::listen))
-        .route("/sign-out", post(door::sign_out))
-        .layer(middleware::from_fn_with_state(app.clone(), guard));
+        .route("/sign-out", post(door::sign_out));
+    let inside =
+        compressed(pages).merge(parts).layer(middleware::from_fn_with_state(app.clone(), guard));
     let outside = Router::new()
         .route("/sign-in", get(door::show).post(door::sign_in))
         .route("/static/{*path}", get(files::serve));
     inside
-        .merge(outside)
+        .merge(compressed(outside))
         .layer(DefaultBodyLimit::max(MAX_FORM))
         .layer(middleware::map_response(harden))
+}
+
+/// Sends what is asked for in small: a page repeats itself much.
+fn compressed(routes: Router<App>) -> Router<App> {
+    routes.layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
 }
 
 /// Lets in whoever signed in and sends everybody else to the door.
@@ -326,9 +335,9 @@ async fn agents_with(
 ) -> Result<Response, ApiError> {
     let nav = overview::nav(visit, Place::Agents).await?;
     let live = &agents::view(visit).await?;
-    let (presence, what_if) =
-        (agents::presence(visit).await?, agents::what_if(visit, query).await?);
-    let html = shell::page(&nav, notice, &AgentsPage { live, join, presence, what_if });
+    let (presence, churn) = agents::availability(visit).await?;
+    let what_if = agents::what_if(visit, query).await?;
+    let html = shell::page(&nav, notice, &AgentsPage { live, join, presence, churn, what_if });
     Ok(Html(rendered(html)?).into_response())
 }
 

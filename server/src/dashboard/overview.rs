@@ -1,7 +1,7 @@
 //! Fills the overview and the navigation.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     time::{Duration, SystemTime},
 };
 
@@ -10,7 +10,7 @@ use cairn_web::{
     agents::AgentState,
     deployments::{Install, InstallState, Map},
     images::Image,
-    overview::{Overview, Safety, Tile, judge, needs},
+    overview::{History, Hour, Overview, Safety, Steps, Tile, judge, needs},
     shell::{Nav, Place},
     text::{Bytes, counted},
 };
@@ -19,12 +19,14 @@ use super::{agents, deployments, images, machines, visit::Visit};
 use crate::{
     api::{self, error::ApiError, machine::Machine},
     app::App,
-    db::{job::JobState, target::TargetRow},
+    db::{deployment::InstallState as Kept, job::JobState, target::TargetRow},
     moment::Moment,
 };
 
 /// How long a failure is worth showing when nothing came after it.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+/// The same in hours.
+const HOURS: usize = 24;
 /// How long a machine that stopped while it booted is worth showing.
 const LATELY: Duration = Duration::from_secs(60 * 60);
 /// Installs that are shown with all that is known of them.
@@ -60,9 +62,11 @@ fn number(count: usize) -> u64 {
 }
 
 fn waiting_codes(targets: &[TargetRow], machines: &[Machine]) -> Vec<String> {
+    let by_id: HashMap<&str, &Machine> =
+        machines.iter().map(|machine| (machine.id.as_str(), machine)).collect();
     let waits = |target: &&TargetRow| {
-        let id = target.machine.to_string();
-        machines.iter().any(|machine| machine.id == id && machines::waits(target, machine))
+        let machine = by_id.get(target.machine.to_string().as_str()).copied();
+        machine.is_some_and(|machine| machines::waits(target, machine))
     };
     targets.iter().filter(waits).map(|target| target.code.clone()).collect()
 }
@@ -91,7 +95,40 @@ pub(super) async fn view(app: &App) -> Result<Overview, ApiError> {
     running.sort_by_key(deployments::urgency);
     let running_more = running.len().saturating_sub(RUNNING);
     running.truncate(RUNNING);
-    Ok(Overview { verdict: judge(&safety), needs, tiles, rooms, running, running_more })
+    let steps = Steps {
+        images: !images.is_empty(),
+        clients: agents.iter().any(|agent| agent.state == "approved"),
+        machines: machines.iter().any(|machine| machine.installed.is_some()),
+        boots: app.boot.interface.is_some(),
+    };
+    let history = history(app, now).await?;
+    Ok(Overview {
+        verdict: judge(&safety),
+        steps,
+        needs,
+        tiles,
+        rooms,
+        running,
+        running_more,
+        history,
+    })
+}
+
+/// What became of installs, hour by hour until now.
+async fn history(app: &App, now: Moment) -> Result<History, ApiError> {
+    let first = now.minus(FRESH);
+    let mut hours = vec![Hour::default(); HOURS];
+    for (hour, state, count) in app.db.ended_by_the_hour(first).await? {
+        let Some(of) = usize::try_from(hour).ok().and_then(|hour| hours.get_mut(hour)) else {
+            continue;
+        };
+        match state {
+            Kept::Done => of.done = count,
+            Kept::Failed => of.failed = count,
+            _ => {}
+        }
+    }
+    Ok(History(hours))
 }
 
 /// The machines whose newest install failed within [`FRESH`].

@@ -8,7 +8,21 @@ use cairn_core::{
 };
 use sqlx::any::AnyRow;
 
-use super::{Columns as _, Db, DbError, Result};
+use super::{Columns as _, Db, DbError, Result, integer};
+
+/// How the fleet changed on one day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Churn {
+    /// Times that a client came, or went.
+    pub(crate) came: u64,
+    pub(crate) went: u64,
+    /// Clients that were approved, and that left for good.
+    pub(crate) joined: u64,
+    pub(crate) gone: u64,
+}
+
+/// Days of which it is kept.
+const DAYS: i64 = 90;
 
 fn tally(row: &AnyRow) -> Result<Tally> {
     let number =
@@ -48,6 +62,46 @@ impl Db {
         }
         transaction.commit().await?;
         Ok(())
+    }
+
+    /// Adds to how the fleet changed on a day since 1970.
+    pub(crate) async fn note_churn(&self, day: i64, more: Churn) -> Result<()> {
+        let mut transaction = self.write().await?;
+        sqlx::query("DELETE FROM churn WHERE day <= $1")
+            .bind(day - DAYS)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(
+            "INSERT INTO churn (day, came, went, joined, gone) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (day) DO UPDATE SET came = churn.came + excluded.came, went = churn.went + excluded.went,
+               joined = churn.joined + excluded.joined, gone = churn.gone + excluded.gone",
+        )
+        .bind(day)
+        .bind(integer(more.came))
+        .bind(integer(more.went))
+        .bind(integer(more.joined))
+        .bind(integer(more.gone))
+        .execute(&mut *transaction)
+        .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// How the fleet changed from this day on, where it did.
+    pub(crate) async fn churn_since(&self, day: i64) -> Result<Vec<(i64, Churn)>> {
+        let rows = sqlx::query("SELECT * FROM churn WHERE day >= $1 ORDER BY day")
+            .bind(day)
+            .fetch_all(&self.pool)
+            .await?;
+        let day = |row: &AnyRow| {
+            let churn = Churn {
+                came: row.number("came")?,
+                went: row.number("went")?,
+                joined: row.number("joined")?,
+                gone: row.number("gone")?,
+            };
+            Ok((sqlx::Row::try_get(row, "day")?, churn))
+        };
+        rows.iter().map(day).collect()
     }
 
     /// What was counted of every agent that was ever looked for.

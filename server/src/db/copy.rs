@@ -17,7 +17,7 @@ use super::{
 };
 
 /// All tables; each after those that it refers to, but for volumes and snapshots, which refer to each other.
-pub(super) const TABLES: [&str; 37] = [
+pub(super) const TABLES: [&str; 38] = [
     "setting",
     "account",
     "session",
@@ -45,6 +45,7 @@ pub(super) const TABLES: [&str; 37] = [
     "holding",
     "recheck",
     "availability",
+    "churn",
     "link",
     "machine",
     "machine_mac",

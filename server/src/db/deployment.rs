@@ -346,6 +346,24 @@ impl Db {
             .transpose()
     }
 
+    /// Installs that ended since then: how many hours after it (rounded down), how, and how many.
+    pub(crate) async fn ended_by_the_hour(
+        &self,
+        since: Moment,
+    ) -> Result<Vec<(u64, InstallState, u64)>> {
+        let rows = sqlx::query(
+            "SELECT hour, state, count(*) AS installs FROM
+               (SELECT (ended - $1) / 3600000 AS hour, state FROM install WHERE ended >= $1) AS ended
+             GROUP BY hour, state",
+        )
+        .bind(since.0)
+        .fetch_all(&self.pool)
+        .await?;
+        let counted =
+            |row: &AnyRow| Ok((row.number("hour")?, row.word("state")?, row.number("installs")?));
+        rows.iter().map(counted).collect()
+    }
+
     /// Has machines of a deployment that did not begin wait, or go on.
     pub(crate) async fn pause_deployment(&self, id: i64, paused: bool) -> Result<()> {
         let pause = sqlx::query("UPDATE deployment SET paused = $2 WHERE id = $1");

@@ -18,7 +18,7 @@ pub mod account;
 pub mod address;
 pub mod agent;
 pub(crate) mod audit;
-mod availability;
+pub(crate) mod availability;
 pub(crate) mod bundle;
 pub(crate) mod copy;
 pub mod deployment;

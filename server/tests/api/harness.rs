@@ -322,6 +322,7 @@ impl Agent {
     pub(crate) async fn sync(&self, directory: u64, assignment: u64) -> Response {
         let request = SyncRequest {
             stores: true,
+            written_today: ByteCount(3 << 20),
             clock: self.clock,
             lend: ByteCount(10 << 30),
             used: ByteCount(0),
