@@ -242,6 +242,7 @@ impl Clients {
         let papers = home.papers()?;
         let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), names)?;
         let limits = RateLimits::new(home.rates()?);
+        limits.set_site(home.site_rates()?);
         Ok(Self { peers: PeerClient::new(client).paced(limits.download()), members, looking })
     }
 

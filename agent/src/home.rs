@@ -8,6 +8,7 @@
 //! | `segments.dsf` | the distributed storage file |
 //! | `lending.json` | [`Terms`]: how much of the disk the guest may use |
 //! | `limits.json` | [`Rates`]: how fast segments are moved at most; absent: as fast as possible |
+//! | `site-limits.json` | [`Rates`] of the site, as the server said last; absent: it never did, or there are none |
 //! | `written.json` | [`Ledger`]: how much it wrote today |
 //! | `agent.sock` | where a running agent tells its status |
 //! | `stand-in`, `stand-in.sock` | what a stand-in that runs here serves to machines, and where it takes codes |
@@ -45,6 +46,7 @@ const CA: &str = "ca.pem";
 const TERMS: &str = "lending.json";
 const LEDGER: &str = "written.json";
 const RATES: &str = "limits.json";
+const SITE_RATES: &str = "site-limits.json";
 
 /// What this agent became when it joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,7 +199,19 @@ impl Home {
     /// # Errors
     /// When the file is there but unreadable.
     pub fn rates(&self) -> Result<Rates> {
-        let path = self.folder.join(RATES);
+        self.read_rates(RATES)
+    }
+
+    /// The rate limits of the site, as it said last; none before it did.
+    ///
+    /// # Errors
+    /// When the file is there but unreadable.
+    pub fn site_rates(&self) -> Result<Rates> {
+        self.read_rates(SITE_RATES)
+    }
+
+    fn read_rates(&self, name: &str) -> Result<Rates> {
+        let path = self.folder.join(name);
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).with_context(|| {
                 format!("parse {}; `cairn-agent limit` writes it", path.display())
@@ -213,6 +227,14 @@ impl Home {
     /// When they cannot be written.
     pub fn keep_rates(&self, rates: &Rates) -> Result<()> {
         self.write(RATES, &serde_json::to_vec_pretty(rates).context("describe the limits")?)
+    }
+
+    /// Keeps what the site says of rate limits, for a start while the server is away.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn keep_site_rates(&self, rates: &Rates) -> Result<()> {
+        self.write(SITE_RATES, &serde_json::to_vec_pretty(rates).context("describe the limits")?)
     }
 
     /// How much was written; nothing before the first time.
@@ -297,6 +319,8 @@ impl Home {
             CERTIFICATE,
             CA,
             TERMS,
+            RATES,
+            SITE_RATES,
             LEDGER,
             "directory",
             "segments.dsf",

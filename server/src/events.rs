@@ -23,11 +23,12 @@ const BACKLOG: usize = 1024;
 const FORGET_EVERY: u32 = 1000;
 
 /// The kinds of events that are recorded.
-pub(crate) const RECORDED: [&str; 10] = [
+pub(crate) const RECORDED: [&str; 11] = [
     "agent-changed",
     "agent-forgotten",
     "image-changed",
     "image-promised",
+    "group-changed",
     "machine-changed",
     "machine-forgotten",
     "deployment-changed",
@@ -53,6 +54,10 @@ pub enum Event {
         promise: String,
     },
     Registering(Box<api::image::Registration>),
+    /// A group was made or removed, or is to run something else.
+    GroupChanged {
+        name: String,
+    },
     MachineChanged(Box<api::machine::Machine>),
     MachineForgotten {
         id: String,
@@ -86,6 +91,7 @@ impl Event {
             Self::ImageChanged { .. } => "image-changed",
             Self::ImagePromised { .. } => "image-promised",
             Self::Registering(_) => "registering",
+            Self::GroupChanged { .. } => "group-changed",
             Self::MachineChanged(_) => "machine-changed",
             Self::MachineForgotten { .. } => "machine-forgotten",
             Self::DeploymentChanged { .. } => "deployment-changed",

@@ -5,7 +5,10 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use cairn_array::wire::{InstallPhase, InstallProgress, TicketReply};
+use cairn_array::{
+    pace::Rate,
+    wire::{InstallPhase, InstallProgress, TicketReply},
+};
 use cairn_core::units::ByteCount;
 use cairn_tests::{
     cairn::binary,
@@ -75,13 +78,17 @@ async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
     wrong_passwords_are_told(&server, &browser).await;
     server.sign_in(&browser).await;
     browser.sees(".verdict", "There are no images yet.").await;
+    browser.sees("#steps .next", "Register an image").await;
+    browser.shoot("overview-first-steps").await;
 
     approve_an_agent(&server, &site, &browser).await;
     register(&server, &browser, dir.path()).await;
     register_what_is_there(&server, &browser, dir.path()).await;
+    follow_the_steps(&server, &browser).await;
     follow_a_machine_that_boots(&server, &site, &browser).await;
     let target = install(&server, &site, &browser).await;
     watch(&server, &target, &browser).await;
+    all_steps_are_done(&server, &browser).await;
     group(&server, &target, &browser).await;
     ask_what_is_left(&server, &browser).await;
     let other = type_while_the_page_moves(&server, &site, &target, &browser).await;
@@ -181,6 +188,22 @@ async fn register_what_is_there(server: &Server, browser: &Browser, dir: &Path) 
     browser.click("#sure-spare-part-1 button.danger").await;
     browser.sees_gone("#image-spare-part-1").await;
     fs::remove_dir_all(folder).unwrap();
+}
+
+/// There is an image, and a client: what is left is a machine, for which this server has no network to boot from.
+async fn follow_the_steps(server: &Server, browser: &Browser) {
+    browser.go(&server.url).await;
+    browser.sees("#steps .good", "Register an image").await;
+    browser.sees("#steps .good + .good", "Let clients lend space").await;
+    browser.sees("#steps .next", "start it with --boot-interface").await;
+    browser.click("#steps .next a").await;
+    browser.sees("h1", "Boot and network").await;
+}
+
+async fn all_steps_are_done(server: &Server, browser: &Browser) {
+    browser.go(&server.url).await;
+    browser.sees("#overview-live", "1 install is done, none failed.").await;
+    browser.sees_gone("#steps").await;
 }
 
 /// A blank machine boots while the page is open; its code shows up by itself, and Install is clicked.
@@ -330,7 +353,12 @@ async fn deploy_to_many(server: &Server, site: &Site, other: Target, browser: &B
     browser.sees("#deployments-live .map", "Paused").await;
     browser.click("button[id^=resume-]").await;
     browser.sees_gone("button[id^=resume-]").await;
-    targets[0].report(&progress).await;
+    browser.click(".map button[id^=slow-]").await;
+    browser.type_into(".sure:popover-open input", "10 Mbit").await;
+    browser.click(".sure:popover-open button.main").await;
+    browser.sees(".map button[id^=slow-]", "At most 10 Mbit/s each").await;
+    let told = targets[0].report(&progress).await.limits.download.map(Rate::bytes);
+    assert_eq!(told, Some(1_250_000));
     browser.sees("#deployments-live .map", "Writing 50 %").await;
     browser.sees("#deployments-live .map", "90 % from peers").await;
     progress.phase = InstallPhase::Failed;
@@ -431,7 +459,7 @@ async fn add_a_user(server: &Server, browser: &Browser) -> String {
     password
 }
 
-/// She looks, and what she must not is told.
+/// She looks, and is shown nothing that she may not do.
 async fn what_a_viewer_may(server: &Server, browser: &Browser, password: &str) {
     browser.fill("#name", "ann").await;
     browser.type_into("#password", password).await;
@@ -448,9 +476,12 @@ async fn what_a_viewer_may(server: &Server, browser: &Browser, password: &str) {
     browser.type_into("#own-new", "a better password").await;
     browser.click("#own-change").await;
     browser.sees("[role=status]", "Your password is changed.").await;
-    browser.go(&format!("{}/array", server.url)).await;
-    browser.click("#scrub").await;
-    browser.sees("[role=alert]", "this needs the role operator; you are viewer").await;
+    assert_eq!(browser.levers().await, ["Change it"]);
+    for page in ["", "images", "agents", "machines", "deployments", "boot", "array"] {
+        browser.go(&format!("{}/{page}", server.url)).await;
+        browser.sees("nav", "Overview").await;
+        assert_eq!(browser.levers().await, [""; 0], "on {page}");
+    }
 }
 
 /// What has a snapshot stays until that is gone.
@@ -517,6 +548,8 @@ async fn look_at_all_pages(server: &Server, browser: &Browser) {
         let name = if page.is_empty() { "overview" } else { page };
         browser.go(&format!("{}/{page}", server.url)).await;
         browser.sees("main", "").await;
+        let has_none = matches!(page, "" | "deployments" | "boot");
+        assert!(has_none || !browser.levers().await.is_empty(), "nothing can be done on {name}");
         for (screen, size) in [("wide", WIDE), ("phone", PHONE)] {
             browser.resize(size).await;
             assert!(browser.fits().await, "{name} is wider than a {screen}");
@@ -526,8 +559,12 @@ async fn look_at_all_pages(server: &Server, browser: &Browser) {
         browser.dark(true).await;
         browser.shoot(&format!("{name}-phone-dark")).await;
         assert_eq!(browser.barriers().await, [""; 0], "on {name}, dark");
-        browser.dark(false).await;
         browser.resize(WIDE).await;
+        browser.unfold().await;
+        assert_eq!(browser.barriers().await, [""; 0], "on {name}, dark, unfolded");
+        browser.dark(false).await;
+        browser.shoot(&format!("{name}-unfolded")).await;
+        assert_eq!(browser.barriers().await, [""; 0], "on {name}, unfolded");
         assert_eq!(browser.violations().await, Vec::<String>::new(), "on {name}");
     }
     browser.spoil().await;

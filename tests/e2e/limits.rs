@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cairn_tests::{
-    cairn::eventually,
+    cairn::{Agent, eventually},
     image::{Synthetic, first_difference, synthetic_ext4},
     site::{NetworkBoot, Site},
 };
@@ -44,8 +44,16 @@ fn nobody_sends_or_receives_faster_than_he_may() {
     let said = site.agents[1].command(&["limit", "--upload", "2Mbit/s"]).unwrap();
     assert!(said.contains("limits     upload 2 Mbit/s, download 16 Mbit/s"), "{said}");
     assert!(site.agents[1].command(&["limit", "--upload", "1kbit/s"]).is_err(), "too slow");
-    // Both are kept.
+    // Both are kept, also by an agent that begins while the server is away.
     site.server.process().terminate().unwrap();
+    site.agents[2].process().terminate().unwrap();
+    let (host, state) = (site.agents[2].host().clone(), site.agents[2].state_dir().to_owned());
+    site.agents[2] = Agent::run(&site.lab, &host, &state).unwrap();
+    eventually("the agent to know of the site's limits", SOON, || {
+        let limits = site.agents[2].command(&["limit"])?;
+        Ok(limits.contains("upload 8 Mbit/s, download 16 Mbit/s").then_some(()))
+    })
+    .unwrap();
     site.server.restart(&site.lab, &[]).unwrap();
     assert!(site.server.run(&["limit"]).unwrap().contains("download 16 Mbit/s"));
 

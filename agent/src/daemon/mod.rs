@@ -119,6 +119,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let (offers, offered) = mpsc::channel(mirror::OFFERS);
     let mirror = mirror::Mirror::new(&membership, directory.clone(), Arc::clone(&admits), offers);
     let limits = RateLimits::new(home.rates()?);
+    limits.set_site(home.site_rates()?);
     let writable = guest::writable(guest_status.clone(), Arc::clone(&seen.writes));
     let keeps = peer::tails::routes(Arc::clone(&tails), Arc::clone(&admits), writable);
     let app = peer::routes(shelf, admits, limits.upload()).merge(mirror.routes()).merge(keeps);
@@ -160,6 +161,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         guest: guest_status,
         peer_port,
         limits,
+        home: home.clone(),
     };
     tasks.spawn(sync.run(stop.clone()));
     let (me, stopped) = (membership.clone(), stop.clone());

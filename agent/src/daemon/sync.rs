@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Event, gossip::Gossip, guest::GuestStatus, roster::Roster};
 use crate::{
+    home::Home,
     limits::RateLimits,
     link::{Patience, ServerLink},
 };
@@ -54,6 +55,7 @@ pub(super) struct Sync {
     pub(super) guest: watch::Receiver<GuestStatus>,
     pub(super) peer_port: u16,
     pub(super) limits: RateLimits,
+    pub(super) home: Home,
 }
 
 impl Sync {
@@ -161,7 +163,10 @@ impl Sync {
             return Ok(Some(reply.state));
         }
         self.heard(reply.state);
-        self.limits.set_site(reply.limits);
+        if reply.limits != self.limits.told().site {
+            self.limits.set_site(reply.limits);
+            tokio::task::block_in_place(|| self.home.keep_site_rates(&reply.limits))?;
+        }
         if reply.directory > self.roster.number() {
             let signed = self.link.get_bytes("/agent/v1/directory", MAX_DIRECTORY_BYTES).await;
             let signed = signed.context("fetch the directory")?;

@@ -103,7 +103,8 @@ async fn serve(
     let image = site.catalog.choose(options.image.as_deref())?.full_name();
     let clients = site.directory.members.len();
     let files = Boot::prepare(home, &site, options.interface.is_some())?;
-    let targets = Arc::new(Targets::new(site, &image, options.disk.clone())?);
+    let limits = home.site_rates()?;
+    let targets = Arc::new(Targets::new(site, &image, options.disk.clone(), limits)?);
     let stop = CancellationToken::new();
     let mut services = tokio::task::JoinSet::new();
     if let Some(interface) = &options.interface {

@@ -12,7 +12,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use cairn_array::{
-    pace::{Pace, Rates},
+    pace::Pace,
     peer::{self, Found, SegmentSource, Source},
     tidy::tidy,
     tls::{Member, Peer, public_key_of_csr},
@@ -188,7 +188,7 @@ async fn progress(
     Json(progress): Json<InstallProgress>,
 ) -> Result<Json<ProgressReply>, Problem> {
     targets.progress(&bearer, &progress)?;
-    Ok(Json(ProgressReply { cancel: false, limits: Rates::default() }))
+    Ok(Json(ProgressReply { cancel: false, limits: targets.limits }))
 }
 
 async fn complaint(

@@ -18,6 +18,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use cairn_array::{
+    pace::Rates,
     random,
     swarm::Swarms,
     tls::Member,
@@ -80,6 +81,8 @@ pub(super) struct Targets {
     /// What is installed, of the site's images.
     image: usize,
     disk: DiskSelector,
+    /// How fast each machine of the site moves segments at most, as the server said last.
+    pub(super) limits: Rates,
     pub(super) swarms: Swarms,
     /// By code.
     runs: Mutex<HashMap<String, Run>>,
@@ -88,12 +91,18 @@ pub(super) struct Targets {
 
 impl Targets {
     /// Installs `image` of the site.
-    pub(super) fn new(site: DarkSite, image: &str, disk: DiskSelector) -> Result<Self> {
+    pub(super) fn new(
+        site: DarkSite,
+        image: &str,
+        disk: DiskSelector,
+        limits: Rates,
+    ) -> Result<Self> {
         let image = site.catalog.images.iter().position(|one| one.full_name() == image);
         Ok(Self {
             image: image.context("find the image")?,
             site,
             disk,
+            limits,
             swarms: Swarms::default(),
             runs: Mutex::default(),
             changed: watch::Sender::default(),
@@ -330,7 +339,7 @@ mod tests {
     use crate::dark::tests::site;
 
     fn targets() -> Targets {
-        Targets::new(site(&[("lab", 3)]), "lab@3", DiskSelector::Only).unwrap()
+        Targets::new(site(&[("lab", 3)]), "lab@3", DiskSelector::Only, Rates::default()).unwrap()
     }
 
     fn hello(targets: &Targets, key: &[u8], image: Option<&str>) -> (String, String) {

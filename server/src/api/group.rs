@@ -16,6 +16,7 @@ use super::{
 use crate::{
     app::App,
     db::group::{GroupError, GroupRow},
+    events::Event,
     moment::Moment,
     targets::approval,
 };
@@ -162,6 +163,7 @@ pub(crate) async fn create(
     }
     let image = find_image(&app, request.image.as_deref()).await?;
     app.db.add_group(name, image, Moment::now()).await.map_err(|error| refuse(name, error))?;
+    app.events.emit(Event::GroupChanged { name: name.clone() }).await;
     Ok((StatusCode::CREATED, one(&app, name).await?))
 }
 
@@ -186,6 +188,7 @@ pub(crate) async fn remove(
     if !app.db.remove_group(&group).await? {
         return Err(unknown(&group));
     }
+    app.events.emit(Event::GroupChanged { name: group }).await;
     tell(&app, &members).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -201,6 +204,7 @@ pub(crate) async fn set_image(
 ) -> Result<Json<Group>, ApiError> {
     let image = find_image(&app, request.image.as_deref()).await?;
     app.db.set_group_image(&group, image).await.map_err(|error| refuse(&group, error))?;
+    app.events.emit(Event::GroupChanged { name: group.clone() }).await;
     tell(&app, &app.db.members(&group).await?).await?;
     one(&app, &group).await
 }

@@ -97,7 +97,9 @@ impl Topics {
             "image-changed" | "image-promised" | "registering" | "job-changed" | "job-progress" => {
                 Self::of(&[Topic::Images])
             }
-            "machine-changed" | "machine-forgotten" => Self::of(&[Topic::Machines]),
+            "group-changed" | "machine-changed" | "machine-forgotten" => {
+                Self::of(&[Topic::Machines])
+            }
             "install-progress" => Self::of(&[Topic::Installs]),
             "deployment-changed" | "install-changed" => {
                 Self::of(&[Topic::Installs, Topic::Machines])

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use cairn_array::tls::{Member, url};
-use cairn_server::api::{openapi, volume::Volume};
+use cairn_server::api::{group::Group, openapi, volume::Volume};
 use reqwest::{Method, StatusCode};
 
 use crate::harness::{Caller, Server, json, problem};
@@ -115,6 +115,13 @@ async fn events_have_ids_and_come_again_from_an_id_on() {
     assert!(replayed.starts_with(text.split("\n\n").next().unwrap().as_bytes()), "{replayed:?}");
     let refused = listen(Some("x")).await;
     assert_eq!(problem(refused).await, (400, "bad_event_id".to_owned()));
+    // A group without machines is news, too.
+    let wish = serde_json::json!({ "name": "lab-b" });
+    let made: Group = server.api().post_json("/api/v1/groups", &wish).await.unwrap();
+    while !text.contains("event: group-changed") {
+        text.push_str(std::str::from_utf8(&live.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    assert!(text.contains(&format!("{{\"name\":\"{}\"}}", made.name)), "{text}");
 }
 
 #[tokio::test]

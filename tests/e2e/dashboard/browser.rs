@@ -227,6 +227,20 @@ impl Browser {
         found.convert().unwrap()
     }
 
+    /// Shows all that a click would show in front of the page, or in it.
+    pub(crate) async fn unfold(&self) {
+        let script = "for (const it of document.querySelectorAll('[popover]')) it.removeAttribute('popover');
+            for (const it of document.querySelectorAll('details')) it.open = true;";
+        self.driver.execute(script, vec![]).await.unwrap();
+    }
+
+    /// The buttons on the page that can be seen and would change something, by what they say.
+    pub(crate) async fn levers(&self) -> Vec<String> {
+        let script = "const all = document.querySelectorAll('main form:not([method=get]) button, main [popovertarget]');
+            return [...all].filter((it) => it.checkVisibility()).map((it) => it.textContent);";
+        self.driver.execute(script, vec![]).await.unwrap().convert().unwrap()
+    }
+
     /// Puts a field without a name into the page.
     pub(crate) async fn spoil(&self) {
         let script = "document.querySelector('main').append(document.createElement('input'))";
