@@ -241,8 +241,7 @@ impl Clients {
         let looking = lan::look(directory.site, Arc::clone(&names), members.clone());
         let papers = home.papers()?;
         let client = tls::client(&Trust::Ca(papers.ca_pem.clone()), Some(&papers), names)?;
-        let limits = RateLimits::new(home.rates()?);
-        limits.set_site(home.site_rates()?);
+        let limits = RateLimits::of(home)?;
         Ok(Self { peers: PeerClient::new(client).paced(limits.download()), members, looking })
     }
 

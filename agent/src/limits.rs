@@ -47,6 +47,16 @@ impl RateLimits {
         limits
     }
 
+    /// As its owner and its site said last.
+    ///
+    /// # Errors
+    /// When a file of theirs is there but unreadable.
+    pub fn of(home: &Home) -> Result<Self> {
+        let limits = Self::new(home.rates()?);
+        limits.set_site(home.site_rates()?);
+        Ok(limits)
+    }
+
     /// Of what this machine sends.
     #[must_use]
     pub fn upload(&self) -> Pace {

@@ -165,6 +165,9 @@ async fn register(server: &Server, browser: &Browser, dir: &Path) {
     browser.sees_within(UPLOAD, "#register-done", done).await;
     browser.sees("#image-class-room-1", "1 GiB").await;
     browser.sees("#image-class-room-1", "Server").await;
+    browser.click("#image-class-room-1 a").await;
+    browser.sees("#signature", "This site signed its manifest").await;
+    browser.go(&format!("{}/images", server.url)).await;
     browser.sees_gone("#images-live article.live").await;
     browser.shoot("images").await;
 }

@@ -31,6 +31,7 @@ mod hostile;
 mod installer;
 mod members;
 mod server;
+mod tickets;
 mod uploads;
 
 const INSTALL: Duration = Duration::from_secs(120);

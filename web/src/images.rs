@@ -11,6 +11,21 @@ pub struct ImagesPage<'a> {
     pub live: &'a Images,
     /// Files on the server that can become images.
     pub files: Vec<Offered>,
+    /// Of the version that was asked for.
+    pub signature: Option<Signature>,
+}
+
+/// Who vouches for a version.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    /// `classroom, version 3`.
+    pub version: String,
+    /// Why nobody does.
+    pub problem: Option<String>,
+    /// SHA-256 of the manifest, and the site's key; hex.
+    pub manifest: String,
+    pub key: String,
+    pub segments: u64,
 }
 
 /// A file in the server's folder of images.
@@ -217,7 +232,7 @@ mod tests {
             name: "win-11".into(),
             format: Some("qcow2".into()),
         };
-        let page = ImagesPage { live: &Images::default(), files: vec![file] };
+        let page = ImagesPage { live: &Images::default(), files: vec![file], signature: None };
         let html = page.render().unwrap().replace('\u{a0}', " ");
         for wanted in [
             r#"value="win &#34;11&#34;.qcow2""#,
@@ -227,7 +242,7 @@ mod tests {
         ] {
             assert!(html.contains(wanted), "{wanted}: {html}");
         }
-        let none = ImagesPage { live: &Images::default(), files: Vec::new() };
+        let none = ImagesPage { live: &Images::default(), files: Vec::new(), signature: None };
         assert!(!none.render().unwrap().contains("On the server already"));
     }
 

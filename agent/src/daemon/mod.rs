@@ -102,7 +102,6 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     membership.server.announce(&names);
     let client = tls::live_client(shown.clone(), Arc::clone(&names))?;
     let link = ServerLink::new(client.clone());
-    let gossip = gossip::Gossip::new(membership.agent, client.clone());
     let (listener, peer_port) = listen(&membership).await?;
     let (roster, directory) = Roster::load(home.clone(), &membership, Arc::clone(&names))?;
     let (events, mailbox) = mpsc::channel(EVENTS);
@@ -118,10 +117,9 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let shelf = service::Shelf::new(dsf.clone(), events.clone(), guest_status.clone());
     let (offers, offered) = mpsc::channel(mirror::OFFERS);
     let mirror = mirror::Mirror::new(&membership, directory.clone(), Arc::clone(&admits), offers);
-    let limits = RateLimits::new(home.rates()?);
-    limits.set_site(home.site_rates()?);
-    let writable = guest::writable(guest_status.clone(), Arc::clone(&seen.writes));
-    let keeps = peer::tails::routes(Arc::clone(&tails), Arc::clone(&admits), writable);
+    let limits = RateLimits::of(&home)?;
+    let room = guest::writable(guest_status.clone(), Arc::clone(&seen.writes));
+    let keeps = peer::tails::routes(Arc::clone(&tails), Arc::clone(&admits), room);
     let app = peer::routes(shelf, admits, limits.upload()).merge(mirror.routes()).merge(keeps);
     tasks.spawn(tls::serve(listener, tls::live_server_tls(shown.clone())?, app, stop.clone()));
     let status = status::Source {
@@ -141,7 +139,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     let worker = Worker::new(worker::Parts {
         me: membership.agent,
         dsf: dsf.clone(),
-        peers: PeerClient::new(client).paced(limits.download()),
+        peers: PeerClient::new(client.clone()).paced(limits.download()),
         link: link.clone(),
         assignment,
         events: mailbox,
@@ -150,7 +148,7 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
     });
     tasks.spawn(worker.run(stop.clone()));
     let sync = sync::Sync {
-        gossip,
+        gossip: gossip::Gossip::new(membership.agent, client.clone()),
         link,
         roster,
         dsf,
@@ -164,8 +162,8 @@ async fn serve(home: Home, membership: Membership, dsf: DsfHandle) -> Result<()>
         home: home.clone(),
     };
     tasks.spawn(sync.run(stop.clone()));
-    let (me, stopped) = (membership.clone(), stop.clone());
-    tasks.spawn(meet_others(me, peer_port, names, directory, sync_status, stopped));
+    let me = membership.clone();
+    tasks.spawn(meet_others(me, peer_port, names, directory, sync_status, stop.clone()));
     tracing::info!(agent = %membership.agent, server = %membership.server, peer_port, "agent runs");
     supervise(tasks, stop).await
 }

@@ -49,6 +49,7 @@ pub mod role;
 pub(crate) mod scope;
 pub(crate) mod scrub;
 pub mod session;
+pub mod signature;
 pub mod snapshot;
 pub mod status;
 pub mod steer;
@@ -120,6 +121,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(image::show, image::remove))
         .routes(routes!(image::remove_version))
         .routes(routes!(image::export))
+        .routes(routes!(signature::show))
         .routes(routes!(image::promote))
         .routes(routes!(image::roll_back))
         .routes(routes!(disk::of_image))

@@ -47,6 +47,7 @@ const RULES: &[(Method, &str, Role)] = &[
     // What is in an image: more than looking.
     (Method::GET, "/api/v1/images/{name}/versions/{number}/content", Operator),
     (Method::POST, "/api/v1/images/{name}/versions/{number}/promote", Operator),
+    (Method::GET, "/api/v1/images/{name}/versions/{number}/signature", Viewer),
     (Method::GET, "/api/v1/installs", Viewer),
     (Method::GET, "/api/v1/installs/{install}", Viewer),
     (Method::POST, "/api/v1/installs/{install}/cancel", Operator),

@@ -20,7 +20,10 @@ use super::{
     output::{bytes, json, line, note, table},
 };
 use crate::{
-    api::image::{Added, Image, ImageFile, Registration},
+    api::{
+        image::{Added, Image, ImageFile, Registration},
+        signature::Signature,
+    },
     db::image::ImageFormat,
     register::elsewhere::format_of,
 };
@@ -82,6 +85,12 @@ enum Verb {
     },
     /// Remove an image (NAME), or one version of it (NAME@N)
     Remove { name: String },
+    /// Check who signed a version (NAME@N), and what
+    Signature {
+        name: String,
+        #[arg(long)]
+        json: bool,
+    },
     /// Have the image's name stand for a version (NAME@N), whatever newer ones come
     Promote { name: String },
     /// Take the last promotion back
@@ -139,18 +148,7 @@ impl Args {
                 let added = bring(&client, &upload, sha256.as_deref(), on_server).await?;
                 if as_json { json(&added) } else { show_added(&added) }
             }
-            Verb::Files { json: as_json } => {
-                let files: Vec<ImageFile> = client.get("/api/v1/image-files").await?;
-                if as_json {
-                    return json(&files);
-                }
-                let rows = files.into_iter().map(|file| {
-                    let format = file.format.map_or_else(|| "?".to_owned(), |it| it.to_string());
-                    vec![file.name, bytes(file.bytes), format]
-                });
-                let none = "there is no file in the folder `images` of the server's data folder";
-                table(&["FILE", "SIZE", "FORMAT"], rows.collect(), none)
-            }
+            Verb::Files { json: as_json } => files(&client, as_json).await,
             Verb::List { json: as_json } => {
                 let images: Vec<Image> = client.get("/api/v1/images").await?;
                 if as_json { json(&images) } else { list(&images) }
@@ -167,6 +165,7 @@ impl Args {
                 };
                 client.delete(&path).await
             }
+            Verb::Signature { name, json } => signature(&client, &name, json).await,
             Verb::Promote { name } => {
                 let (name, number) = split_name(&name).context("a version is NAME@N")?;
                 let number = number.context("name the version: NAME@N")?;
@@ -184,6 +183,37 @@ impl Args {
                 life.url(&client, &format!("/api/v1/images/{}", part(&name))).await
             }
         }
+    }
+}
+
+async fn files(client: &Client, as_json: bool) -> anyhow::Result<()> {
+    let files: Vec<ImageFile> = client.get("/api/v1/image-files").await?;
+    if as_json {
+        return json(&files);
+    }
+    let rows = files.into_iter().map(|file| {
+        let format = file.format.map_or_else(|| "?".to_owned(), |it| it.to_string());
+        vec![file.name, bytes(file.bytes), format]
+    });
+    let none = "there is no file in the folder `images` of the server's data folder";
+    table(&["FILE", "SIZE", "FORMAT"], rows.collect(), none)
+}
+
+/// Fails when the site does not vouch for it.
+async fn signature(client: &Client, name: &str, as_json: bool) -> anyhow::Result<()> {
+    let (name, number) = split_name(name).context("a version is NAME@N")?;
+    let number = number.context("name the version: NAME@N")?;
+    let path = format!("/api/v1/images/{}/versions/{number}/signature", part(name));
+    let found: Signature = client.get(&path).await?;
+    if as_json {
+        json(&found)?;
+    } else if let Some(manifest) = &found.manifest {
+        line(&format!("manifest  sha256 {manifest}, {} segments", found.segments))?;
+        line(&format!("site key  ed25519 {}", found.key))?;
+    }
+    match found.problem {
+        None => note(&format!("{name}@{number} is signed by this site")),
+        Some(problem) => bail!("this site does not vouch for {name}@{number}: {problem}"),
     }
 }
 

@@ -1,14 +1,15 @@
 //! Fills the page of images.
 
 use axum::{Form, response::Response};
+use cairn_array::wire::split_name;
 use cairn_web::{
-    images::{Image, Images, Lives, Offered, Registration, Version},
+    images::{Image, Images, Lives, Offered, Registration, Signature, Version},
     shell::Place,
     text::{Bytes, Rate, Span},
 };
 use serde::Deserialize;
 
-use super::{ago, answer, visit::Visit};
+use super::{ago, answer, image_label, visit::Visit};
 use crate::{
     api::{self, error::ApiError, extract, image::ImageFile, machine::Machine},
     app::App,
@@ -99,6 +100,29 @@ pub(super) async fn files(app: &App) -> Result<Vec<Offered>, ApiError> {
         file: file.name,
     };
     Ok(files.into_iter().map(offered).collect())
+}
+
+/// What an address of the page says.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Asked {
+    #[serde(default)]
+    pub(super) page: usize,
+    /// `NAME@N`: who vouches for it?
+    #[serde(default)]
+    pub(super) signature: String,
+}
+
+/// Who vouches for the version that was asked for, if one was.
+pub(super) async fn signature(app: &App, asked: &str) -> Result<Option<Signature>, ApiError> {
+    let Some((name, Some(number))) = split_name(asked) else { return Ok(None) };
+    let found = api::signature::check(app, name, number).await?;
+    Ok(Some(Signature {
+        version: image_label(asked),
+        problem: found.problem,
+        manifest: found.manifest.unwrap_or_default(),
+        key: found.key,
+        segments: found.segments,
+    }))
 }
 
 /// What an image may be called after its file.

@@ -203,9 +203,9 @@ async fn overview_page(visit: Visit) -> Result<Response, ApiError> {
 
 async fn images_page(
     visit: Visit,
-    Params(asked): Params<groups::Asked>,
+    Params(asked): Params<images::Asked>,
 ) -> Result<Response, ApiError> {
-    images_with(&visit, None, Filter::from(asked).page).await
+    images_with(&visit, None, asked).await
 }
 
 async fn agents_page(visit: Visit, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
@@ -286,7 +286,7 @@ async fn page(visit: &Visit, place: Place, notice: Option<&str>) -> Result<Respo
         Place::Overview => {
             shell::page(&nav, notice, &OverviewPage { live: &overview::view(visit).await? })
         }
-        Place::Images => return images_with(visit, notice, 0).await,
+        Place::Images => return images_with(visit, notice, images::Asked::default()).await,
         Place::Agents => return agents_with(visit, notice, None, None).await,
         // Its forms show it themselves, as it depends on who looks.
         Place::Settings => return Ok(Redirect::to(place.path()).into_response()),
@@ -307,11 +307,12 @@ async fn page(visit: &Visit, place: Place, notice: Option<&str>) -> Result<Respo
 async fn images_with(
     visit: &Visit,
     notice: Option<&str>,
-    number: usize,
+    asked: images::Asked,
 ) -> Result<Response, ApiError> {
     let nav = overview::nav(visit, Place::Images).await?;
-    let (live, files) = (&images::view(visit, number).await?, images::files(visit).await?);
-    let html = shell::page(&nav, notice, &ImagesPage { live, files });
+    let (live, files) = (&images::view(visit, asked.page).await?, images::files(visit).await?);
+    let signature = images::signature(visit, &asked.signature).await?;
+    let html = shell::page(&nav, notice, &ImagesPage { live, files, signature });
     Ok(Html(rendered(html)?).into_response())
 }
 

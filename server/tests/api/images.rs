@@ -1,15 +1,22 @@
 //! Images: adding, what is refused, what an aborted upload leaves, exporting, removing.
 
-use std::net::SocketAddr;
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use axum::{Router, extract::Request, http::header, response::IntoResponse as _, routing::get};
 use bytes::Bytes;
 use cairn_core::id::sha256;
-use cairn_server::api::image::{Added, Image, Registration};
+use cairn_server::api::{
+    image::{Added, Image, Registration},
+    signature::Signature,
+};
 use futures::{StreamExt as _, stream};
 use reqwest::{Body, Method, RequestBuilder, StatusCode};
 
-use crate::harness::{PATIENCE, Server, image, json, options, problem};
+use crate::harness::{PATIENCE, Server, code, image, json, options, problem};
 
 fn upload(server: &Server, name: &str, query: &str, body: impl Into<Body>) -> RequestBuilder {
     let path = format!("/api/v1/images/{name}/versions?{query}");
@@ -45,6 +52,43 @@ async fn an_image_comes_out_as_it_went_in() {
         assert!(response.bytes().await.unwrap() == content.as_slice(), "version {number}");
     }
     assert_eq!(images(&server).await[0].versions.len(), 2);
+}
+
+/// All files below a folder whose names begin so.
+fn files(folder: &Path, begin: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let below = entries.flat_map(|path| match path.is_dir() {
+        true => files(&path, begin),
+        false => vec![path],
+    });
+    below.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(begin)).collect()
+}
+
+#[tokio::test]
+async fn a_version_is_signed_by_the_site_and_one_that_was_tampered_with_is_not() {
+    let server = Server::start().await;
+    server.add_image("os", 1).await;
+    let check = async || -> Signature {
+        server.api().get("/api/v1/images/os/versions/1/signature").await.unwrap()
+    };
+    let right = check().await;
+    assert!(right.valid && right.problem.is_none() && right.segments > 0, "{right:?}");
+    let [manifest] = files(server.folder.path(), "manifest-").try_into().unwrap();
+    let mut bytes = fs::read(&manifest).unwrap();
+    assert_eq!(right.manifest.unwrap(), sha256(&bytes).iter().map(hex).collect::<String>());
+    bytes[40] ^= 1;
+    fs::write(&manifest, &bytes).unwrap();
+    let wrong = check().await;
+    assert!(!wrong.valid && wrong.problem.unwrap().contains("signature"), "{:?}", wrong.manifest);
+    fs::remove_file(&manifest).unwrap();
+    let none = check().await;
+    assert!(!none.valid && none.manifest.is_none());
+    let unknown = server.api().get::<Signature>("/api/v1/images/os/versions/2/signature").await;
+    assert_eq!(code(unknown), "image_unknown");
+}
+
+fn hex(byte: &u8) -> String {
+    format!("{byte:02x}")
 }
 
 #[tokio::test]
@@ -211,9 +255,9 @@ async fn files_in_the_folder_of_images_are_offered_and_nothing_else_is() {
     };
     assert!(offered().await.is_empty());
     let folder = server.folder.path().join("images");
-    std::fs::create_dir_all(folder.join("sub.img")).unwrap();
-    std::fs::write(folder.join("os 1.raw"), image(1)).unwrap();
-    std::fs::write(folder.join(".hidden.raw"), image(2)).unwrap();
+    fs::create_dir_all(folder.join("sub.img")).unwrap();
+    fs::write(folder.join("os 1.raw"), image(1)).unwrap();
+    fs::write(folder.join(".hidden.raw"), image(2)).unwrap();
     let secret = server.folder.path().join("secrets/cli-token");
     std::os::unix::fs::symlink(&secret, folder.join("link.raw")).unwrap();
     let wanted = serde_json::json!([{ "name": "os 1.raw", "bytes": 1 << 20, "format": "raw" }]);

@@ -13,13 +13,18 @@ use cairn_tests::{
 use super::{SOON, scattered, slots};
 
 /// Somebody who shows papers from `host` and trusts one site.
-struct Caller {
+pub(super) struct Caller {
     host: Host,
     client: reqwest::Client,
 }
 
 impl Caller {
-    fn new(host: &Host, papers: &Papers, trust: &str, members: &[(Member, SocketAddr)]) -> Self {
+    pub(super) fn new(
+        host: &Host,
+        papers: &Papers,
+        trust: &str,
+        members: &[(Member, SocketAddr)],
+    ) -> Self {
         let names = Arc::new(NameTable::default());
         members.iter().for_each(|(member, addr)| names.set(*member, *addr));
         let client = tls::client(&Trust::Ca(trust.to_owned()), Some(papers), names).unwrap();
@@ -27,7 +32,7 @@ impl Caller {
     }
 
     /// The status and body of the answer; none when there was no connection.
-    fn get(&self, member: Member, path: &str) -> Option<(u16, String)> {
+    pub(super) fn get(&self, member: Member, path: &str) -> Option<(u16, String)> {
         let url = tls::url(&member, path);
         let ask = async {
             let answer = self.client.get(url).send().await.ok()?;
@@ -41,13 +46,13 @@ impl Caller {
         self.host.enter(ask).unwrap()
     }
 
-    fn segment(&self, holder: AgentId, id: SegmentId) -> Option<u16> {
+    pub(super) fn segment(&self, holder: AgentId, id: SegmentId) -> Option<u16> {
         let (status, _) = self.get(Member::Agent(holder), &format!("/peer/v1/segment/{id}"))?;
         Some(status)
     }
 }
 
-fn papers(state_dir: &Path) -> Papers {
+pub(super) fn papers(state_dir: &Path) -> Papers {
     let read = |name| fs::read_to_string(state_dir.join(name)).unwrap();
     Papers {
         certificate_pem: read("certificate.pem"),
@@ -56,17 +61,17 @@ fn papers(state_dir: &Path) -> Papers {
     }
 }
 
-fn id_of(state_dir: &Path) -> AgentId {
+pub(super) fn id_of(state_dir: &Path) -> AgentId {
     let text = fs::read(state_dir.join("agent.json")).unwrap();
     let membership: serde_json::Value = serde_json::from_slice(&text).unwrap();
     membership["agent"].as_str().unwrap().parse().unwrap()
 }
 
-fn server_at(host: &Host) -> (Member, SocketAddr) {
+pub(super) fn server_at(host: &Host) -> (Member, SocketAddr) {
     (Member::Server, SocketAddr::from((host.address(), 8440)))
 }
 
-fn peer_at(agent: &Agent) -> (Member, SocketAddr) {
+pub(super) fn peer_at(agent: &Agent) -> (Member, SocketAddr) {
     let id = id_of(agent.state_dir());
     (Member::Agent(id), SocketAddr::from((agent.host().address(), 8442)))
 }
