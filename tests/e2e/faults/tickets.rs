@@ -134,7 +134,7 @@ fn one_is_of_one_run_and_one_key_and_ends_within_two_days() {
     assert_eq!(right.segment(late_id, held_late), Some(200));
     // It is no agent: what the server has for agents it does not get.
     let (status, text) = right.get(Member::Server, "/agent/v1/images").unwrap();
-    assert_eq!(status, 403, "{text}");
+    assert_eq!(status, 401, "{text}");
 
     // Made up: by another CA, in the name of the same install.
     let (ca_pem, ca_key) = new_authority().unwrap();
