@@ -9,7 +9,7 @@ use cairn_array::{
     pace::Rate,
     wire::{InstallPhase, InstallProgress, TicketReply},
 };
-use cairn_core::units::ByteCount;
+use cairn_core::{id::sha256, units::ByteCount};
 use cairn_tests::{
     cairn::binary,
     image::{Synthetic, synthetic_ext4},
@@ -32,11 +32,23 @@ struct Server {
     url: String,
     password: String,
     join: String,
-    _process: Process,
+    /// Where images can be fetched from.
+    images: String,
+    _processes: [Process; 2],
 }
 
 impl Server {
+    /// With a host of images: what is in the folder `elsewhere`.
     fn start(dir: &Path) -> Self {
+        let folder = dir.join("elsewhere");
+        fs::create_dir_all(&folder).unwrap();
+        let elsewhere = Program::new("elsewhere", "python3")
+            .args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory"])
+            .args([&folder])
+            .start()
+            .unwrap();
+        let port = elsewhere.wait_for_line(r"port (\d+)", START).unwrap().groups[1].clone();
+        let host = format!("127.0.0.1:{port}");
         let process = Program::new("cairn-server", binary("cairn-server").unwrap())
             .args([
                 "serve",
@@ -46,6 +58,8 @@ impl Server {
                 "127.0.0.1:0",
                 "--nbd",
                 "127.0.0.1:0",
+                "--image-host",
+                &host,
                 "--data-dir",
             ])
             .args([dir.join("data")])
@@ -57,7 +71,8 @@ impl Server {
             join: find(r"cairn-agent join \S+ (\S+)"),
             password: find(r"with password (\S+)"),
             url: find(r"ready: (https://\S+)"),
-            _process: process,
+            images: format!("http://{host}"),
+            _processes: [elsewhere, process],
         }
     }
 
@@ -190,7 +205,34 @@ async fn register_what_is_there(server: &Server, browser: &Browser, dir: &Path) 
     browser.click("#remove-spare-part-1").await;
     browser.click("#sure-spare-part-1 button.danger").await;
     browser.sees_gone("#image-spare-part-1").await;
+    fetch(server, browser, dir, &folder.join("Spare Part.raw")).await;
     fs::remove_dir_all(folder).unwrap();
+}
+
+/// The same from an address, which is wrong at first.
+async fn fetch(server: &Server, browser: &Browser, dir: &Path, image: &Path) {
+    fs::copy(image, dir.join("elsewhere/part.raw")).unwrap();
+    let hash: String =
+        sha256(&fs::read(image).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect();
+    for (url, hash, said) in [
+        ("http://192.0.2.7/part.raw".to_owned(), hash.clone(), "192.0.2.7"),
+        (format!("{}/part.raw", server.images), "0".repeat(64), "SHA-256"),
+    ] {
+        browser.go(&format!("{}/images", server.url)).await;
+        browser.type_into("#address-url", &url).await;
+        browser.type_into("#address-sha256", &hash).await;
+        browser.type_into("#address-name", "part").await;
+        browser.click("#address-register").await;
+        browser.sees_within(UPLOAD, "[role=alert]", said).await;
+    }
+    browser.type_into("#address-url", &format!("{}/part.raw", server.images)).await;
+    browser.type_into("#address-sha256", &hash).await;
+    browser.type_into("#address-name", "part").await;
+    browser.click("#address-register").await;
+    browser.sees_within(UPLOAD, "#image-part-1", "64 MiB").await;
+    browser.click("#remove-part-1").await;
+    browser.click("#sure-part-1 button.danger").await;
+    browser.sees_gone("#image-part-1").await;
 }
 
 /// There is an image, and a client: what is left is a machine, for which this server has no network to boot from.
@@ -536,6 +578,8 @@ async fn look_at_a_machine(server: &Server, target: &Target, browser: &Browser) 
     browser.sees("#machine-live", "16 GiB").await;
     browser.sees("#machine-live", "e1000e · 1 Gbit/s").await;
     browser.sees("#machine-live article.install", "class-room, version 1").await;
+    browser.click("#machine-live details summary").await;
+    browser.sees("#machine-live .log", "reads back what was written").await;
     for (screen, size) in [("wide", WIDE), ("phone", PHONE)] {
         browser.resize(size).await;
         assert!(browser.fits().await, "a machine's page is wider than a {screen}");

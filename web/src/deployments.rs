@@ -109,6 +109,8 @@ pub struct Install {
     pub together: u64,
     /// It failed or was cancelled, and its machine has nothing else to do: it can be tried again.
     pub again: bool,
+    /// What happened, when that is shown.
+    pub log: Vec<(Ago, String)>,
     /// Its deployment is.
     pub paused: bool,
     /// What its machine receives at most, as its deployment says: `50 Mbit/s`.
@@ -401,6 +403,7 @@ mod tests {
             id: "cc".repeat(16),
             deployment: 7,
             together: 1,
+            log: Vec::new(),
             again: state == InstallState::Failed,
             paused: false,
             rate_limit: None,

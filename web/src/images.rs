@@ -11,6 +11,8 @@ pub struct ImagesPage<'a> {
     pub live: &'a Images,
     /// Files on the server that can become images.
     pub files: Vec<Offered>,
+    /// The server fetches images from hosts that were named.
+    pub fetches: bool,
     /// Of the version that was asked for.
     pub signature: Option<Signature>,
 }
@@ -232,7 +234,12 @@ mod tests {
             name: "win-11".into(),
             format: Some("qcow2".into()),
         };
-        let page = ImagesPage { live: &Images::default(), files: vec![file], signature: None };
+        let page = ImagesPage {
+            live: &Images::default(),
+            files: vec![file],
+            fetches: false,
+            signature: None,
+        };
         let html = page.render().unwrap().replace('\u{a0}', " ");
         for wanted in [
             r#"value="win &#34;11&#34;.qcow2""#,
@@ -242,7 +249,12 @@ mod tests {
         ] {
             assert!(html.contains(wanted), "{wanted}: {html}");
         }
-        let none = ImagesPage { live: &Images::default(), files: Vec::new(), signature: None };
+        let none = ImagesPage {
+            live: &Images::default(),
+            files: Vec::new(),
+            fetches: false,
+            signature: None,
+        };
         assert!(!none.render().unwrap().contains("On the server already"));
     }
 

@@ -438,7 +438,7 @@ pub(crate) async fn cancel_install(
     Ok(Json(install_view(&app, row).await?))
 }
 
-fn unknown_install() -> ApiError {
+pub(super) fn unknown_install() -> ApiError {
     ApiError::not_found(
         "install_unknown",
         "there is no such install: GET /api/v1/installs lists them",

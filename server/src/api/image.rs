@@ -460,6 +460,18 @@ pub(crate) async fn add_file(
     add(State(app.clone()), Place(name), Params(params), AxumBody::empty()).await.map(drop)
 }
 
+/// Registers what is at an address, and waits for the end of that.
+pub(crate) async fn add_url(
+    app: &App,
+    name: String,
+    (url, sha256): (String, String),
+    format: ImageFormat,
+) -> Result<(), ApiError> {
+    let (format, url, sha256) = (Some(format), Some(url), Some(sha256));
+    let params = UploadParams { format, url, sha256, ..UploadParams::default() };
+    add(State(app.clone()), Place(name), Params(params), AxumBody::empty()).await.map(drop)
+}
+
 /// List the files in the folder `images` of the server's data folder
 #[utoipa::path(get, path = "/api/v1/image-files", tag = "images", responses((status = 200, body = Vec<ImageFile>)))]
 pub(crate) async fn files(State(app): State<App>) -> Result<Json<Vec<ImageFile>>, ApiError> {

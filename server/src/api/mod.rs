@@ -38,6 +38,7 @@ pub mod grant;
 pub mod group;
 mod idempotency;
 pub mod image;
+pub mod install_log;
 pub mod job;
 pub mod limits;
 pub mod loss;
@@ -109,6 +110,7 @@ fn of_machines() -> OpenApiRouter<App> {
         .routes(routes!(deployment::list_installs))
         .routes(routes!(deployment::list_of_machine))
         .routes(routes!(deployment::show_install))
+        .routes(routes!(install_log::show))
         .routes(routes!(deployment::cancel_install))
         .routes(routes!(boot::show))
         .routes(routes!(boot::survey))

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::api::{
     deployment::{Deployment, Install},
+    install_log::LogLine,
     machine::Machine,
     steer::RateLimit,
 };
@@ -52,8 +53,38 @@ enum Verb {
         /// Like 50Mbit/s or 10MB/s; `none`: as the site's limits say
         rate: Limit,
     },
+    /// Show what happened on the machines of a deployment
+    Log {
+        id: i64,
+        /// On this one only, by name, MAC or id
+        #[arg(long)]
+        machine: Option<String>,
+    },
     /// Deploy anew to the machines on which it failed or was cancelled
     Retry { id: i64 },
+}
+
+/// What happened, machine by machine.
+async fn log(client: &Client, id: i64, machine: Option<&str>) -> anyhow::Result<()> {
+    let only = match machine {
+        Some(name) => {
+            let found: Machine = client.get(&format!("/api/v1/machines/{}", part(name))).await?;
+            Some(found.id)
+        }
+        None => None,
+    };
+    let deployment: Deployment = client.get(&format!("/api/v1/deployments/{id}")).await?;
+    let mut rows = Vec::new();
+    for install in deployment.installs {
+        if only.as_ref().is_some_and(|only| *only != install.machine) {
+            continue;
+        }
+        let path = format!("/api/v1/installs/{}/log", install.id);
+        for line in client.get::<Vec<LogLine>>(&path).await? {
+            rows.push(vec![line.at, install.machine_label.clone(), line.text]);
+        }
+    }
+    table(&["WHEN", "MACHINE", "WHAT"], rows, "nothing happened yet")
 }
 
 /// Cancels the install of one machine; the others of the deployment go on.
@@ -128,6 +159,7 @@ impl Args {
                 let rate = rate.map_or("no limit of its own".to_owned(), |rate| rate.to_string());
                 line(&format!("deployment {id}: {rate}"))
             }
+            Verb::Log { id, machine } => log(&client, id, machine.as_deref()).await,
             Verb::Retry { id } => {
                 let made: Deployment =
                     client.post(&format!("/api/v1/deployments/{id}/retry")).await?;

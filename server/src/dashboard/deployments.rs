@@ -8,7 +8,7 @@ use cairn_core::id::MachineId;
 use cairn_web::{
     deployments::{Bottleneck, Cell, Deployments, Holders, Install, InstallState, Map, Progress},
     shell::Place,
-    text::{Bytes, Rate, Span},
+    text::{Ago, Bytes, Rate, Span},
 };
 
 use serde::Deserialize;
@@ -104,7 +104,16 @@ pub(super) async fn all(app: &App) -> Result<Vec<Install>, ApiError> {
 pub(super) async fn of_machine(app: &App, machine: MachineId) -> Result<Vec<Install>, ApiError> {
     let now = Moment::now();
     let installs = api::deployment::installs_of(app, machine).await?;
-    Ok(installs.iter().take(SHOWN).map(|install| fill(install, 1, now)).collect())
+    let mut logs = HashMap::<String, Vec<(Ago, String)>>::new();
+    for line in app.db.install_logs_of(machine).await? {
+        let said = (ago(&line.at.to_text(), now), line.text);
+        logs.entry(line.install.to_string()).or_default().push(said);
+    }
+    let fill = |install: &api::deployment::Install| Install {
+        log: logs.remove(&install.id).unwrap_or_default(),
+        ..fill(install, 1, now)
+    };
+    Ok(installs.iter().take(SHOWN).map(fill).collect())
 }
 
 fn state(install: &api::deployment::Install) -> InstallState {
@@ -136,6 +145,7 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
         deployment: install.deployment,
         together,
         again: false,
+        log: Vec::new(),
         paused: install.paused,
         rate_limit: install
             .rate_limit

@@ -160,6 +160,25 @@ pub(super) async fn register_file(
     answer(&visit, Place::Images, done).await
 }
 
+/// What is at an address and is to be registered.
+#[derive(Deserialize)]
+pub(super) struct AddressForm {
+    url: String,
+    sha256: String,
+    name: String,
+    format: ImageFormat,
+}
+
+/// Ends when the registration does, as [`register_file`].
+pub(super) async fn register_address(
+    visit: Visit,
+    Form(form): Form<AddressForm>,
+) -> Result<Response, ApiError> {
+    let from = (form.url.trim().to_owned(), form.sha256.trim().to_owned());
+    let done = api::image::add_url(&visit, form.name, from, form.format).await;
+    answer(&visit, Place::Images, done).await
+}
+
 pub(super) async fn remove(
     visit: Visit,
     extract::Place((name, number)): extract::Place<(String, u32)>,

@@ -74,6 +74,7 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .route("/images/{name}/{number}/promote", post(images::promote))
         .route("/images/{name}/rollback", post(images::roll_back))
         .route("/images/files", post(images::register_file))
+        .route("/images/address", post(images::register_address))
         .route("/agents", get(agents_page))
         .route("/agents/join", post(agents::join))
         .route("/agents/{agent}/approve", post(agents::approve))
@@ -311,8 +312,9 @@ async fn images_with(
 ) -> Result<Response, ApiError> {
     let nav = overview::nav(visit, Place::Images).await?;
     let (live, files) = (&images::view(visit, asked.page).await?, images::files(visit).await?);
+    let fetches = visit.sources.has_hosts();
     let signature = images::signature(visit, &asked.signature).await?;
-    let html = shell::page(&nav, notice, &ImagesPage { live, files, signature });
+    let html = shell::page(&nav, notice, &ImagesPage { live, files, fetches, signature });
     Ok(Html(rendered(html)?).into_response())
 }
 

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// All tables; each after those that it refers to, but for volumes and snapshots, which refer to each other.
-pub(super) const TABLES: [&str; 38] = [
+pub(super) const TABLES: [&str; 39] = [
     "setting",
     "account",
     "session",
@@ -52,6 +52,7 @@ pub(super) const TABLES: [&str; 38] = [
     "group_member",
     "deployment",
     "install",
+    "install_log",
     "target",
     "bundle",
     "bundle_segment",

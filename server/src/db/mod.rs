@@ -27,6 +27,7 @@ pub(crate) mod group;
 mod hold;
 pub mod holding;
 pub mod image;
+mod install_log;
 pub mod job;
 pub(crate) mod link;
 pub mod machine;

@@ -107,6 +107,12 @@ pub(crate) enum FetchError {
 }
 
 impl Sources {
+    /// Whether any host was named.
+    #[must_use]
+    pub const fn has_hosts(&self) -> bool {
+        !self.hosts.is_empty()
+    }
+
     #[must_use]
     pub fn new(hosts: Vec<ImageHost>, data_dir: &Path) -> Self {
         Self { hosts, folder: data_dir.join(IMAGES) }

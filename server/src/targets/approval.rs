@@ -367,6 +367,7 @@ async fn cancel_installs(
     for install in installs {
         let state = app.db.advance_install(install.id, InstallEvent::Cancel, Moment::now()).await?;
         if state.is_some() {
+            super::log::add(app, install.id, "cancelled").await;
             super::ticket::tell_install(app, install.id).await?;
             api::machine::tell(app, install.machine).await?;
         }

@@ -12,6 +12,7 @@ use axum::{
 pub(crate) mod approval;
 mod document;
 mod hello;
+pub(crate) mod log;
 mod progress;
 pub(crate) mod reports;
 mod session;

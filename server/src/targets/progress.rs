@@ -9,7 +9,7 @@ use cairn_array::{
 
 use cairn_core::fetch::Fault;
 
-use super::{session::Ticketed, ticket::tell_install};
+use super::{log, session::Ticketed, ticket::tell_install};
 use crate::{
     agents,
     api::{self, error::ApiError, extract::Body},
@@ -43,6 +43,9 @@ pub(super) async fn progress(
             .collect();
     }
     let now = Moment::now();
+    if let Some(line) = log::turn(install.progress.as_ref(), &progress) {
+        log::add(&app, install.id, &line).await;
+    }
     let goes_on = deployments::next(install.state, progress.phase.into()) == Some(install.state);
     if goes_on && install.state == InstallState::Running && progress.error.is_none() {
         let progress = Some(progress);
@@ -82,6 +85,7 @@ pub(super) async fn complaint(
     }
     let told_by = format!("install {} at {}", install.id, peer.addr.ip());
     tracing::warn!(%source, ?fault, %segment, told_by, "a target complains");
+    log::add(&app, install.id, &log::complaint(&app, source, fault).await).await;
     let holder = match source {
         Source::Peer(agent) => Some(agent),
         Source::Server => None,

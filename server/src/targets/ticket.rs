@@ -8,7 +8,7 @@ use cairn_array::{
 use cairn_core::id::{InstallId, VolumeId};
 use tokio::time::Instant;
 
-use super::session::Session;
+use super::{log, session::Session};
 use crate::{
     api::{self, error::ApiError},
     app::App,
@@ -148,6 +148,8 @@ async fn issue(
         return Ok(over());
     }
     tracing::info!(install = %install, machine = %target.machine, code = target.code, "a ticket was issued");
+    let address = target.address.ip().to_canonical();
+    log::add(app, install, &format!("begins, as {} at {address}", target.code)).await;
     // Another run of the same machine may wait for a ticket that it does not get any more.
     app.targets_changed.notify();
     tell_install(app, install).await?;

@@ -19,6 +19,7 @@ use cairn_core::{
 use cairn_server::{
     api::{
         deployment::{Deployment, DeploymentRequest, Install},
+        install_log::LogLine,
         machine::{BootRequest, Machine},
         volume::Volume,
     },
@@ -369,6 +370,36 @@ async fn a_machine_at_work_hears_of_the_lower_of_the_limits_of_its_deployment_an
     let slow = object!({ "image": "os", "machines": [MAC], "rate_limit": 5 });
     let refused = server.api().post_json::<_, Deployment>("/api/v1/deployments", &slow).await;
     assert_eq!(code(refused), "bad_rate");
+}
+
+#[tokio::test]
+async fn what_happened_in_an_install_can_be_read_afterwards() {
+    let server = Server::start().await;
+    server.add_image("os", 1).await;
+    let target = server.hello(MAC, None).await;
+    let made = deploy(&server, "os", &target.reply.code, false).await.unwrap();
+    ready(target.ticket().await);
+    for phase in [InstallPhase::Planning, InstallPhase::Writing, InstallPhase::Writing] {
+        tell(&target, phase).await;
+    }
+    let failed = report(InstallPhase::Failed, Some("the disk is broken"));
+    let _told: ProgressReply = json(target.caller.post("/target/v1/progress", &failed).await).await;
+    let path = format!("/api/v1/installs/{}/log", made.installs[0].id);
+    let lines: Vec<LogLine> = server.api().get(&path).await.unwrap();
+    let said: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
+    let begun = format!("begins, as {} at 127.0.0.1", target.reply.code);
+    let wanted = [
+        begun.as_str(),
+        "looks at what is on the disk already",
+        "fetches 1000 B and writes",
+        "failed: the disk is broken",
+    ];
+    assert_eq!(said, wanted);
+    // It stays with the install, over a restart.
+    let server = Server::start_in(server.stop().await).await;
+    assert_eq!(server.api().get::<Vec<LogLine>>(&path).await.unwrap().len(), 4);
+    let unknown = format!("/api/v1/installs/{}/log", "ab".repeat(16));
+    assert_eq!(code(server.api().get::<Vec<LogLine>>(&unknown).await), "install_unknown");
 }
 
 #[tokio::test]
