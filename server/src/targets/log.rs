@@ -92,10 +92,10 @@ mod tests {
         let writing = progress(InstallPhase::Writing, None);
         assert_eq!(turn(Some(&writing), &writing), None);
         let begun = turn(None, &writing).unwrap();
-        assert!(begun.starts_with("fetches 3 MiB"), "{begun}");
+        assert!(begun.starts_with("fetches 3.0 MiB"), "{begun}");
         let done = turn(Some(&writing), &progress(InstallPhase::Done, None)).unwrap();
         assert!(
-            done.contains("done after 12 s: 2 MiB from peers, 1 MiB from the server"),
+            done.contains("done after 12 s: 2.0 MiB from peers, 1.0 MiB from the server"),
             "{done}"
         );
         let failed = progress(InstallPhase::Failed, Some("the disk is gone"));
