@@ -1,9 +1,9 @@
 //! The owner of a client's disk comes first.
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use cairn_tests::{
-    cairn::eventually,
+    cairn::{Agent, eventually},
     image::{Synthetic, first_difference, synthetic_ext4},
     site::{NetworkBoot, Site},
     small_disk::SmallDisk,
@@ -14,6 +14,73 @@ const RESERVE: u64 = 128 * MIB;
 const INSTALL: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(60);
 const NAME: &str = "lab";
+
+/// What the kernel says of a laptop's power.
+fn power(folder: &Path, plugged_in: bool) {
+    let (online, status) = if plugged_in { ("1", "Charging") } else { ("0", "Discharging") };
+    for (file, text) in [
+        ("AC/type", "Mains"),
+        ("AC/online", online),
+        ("BAT0/type", "Battery"),
+        ("BAT0/status", status),
+    ] {
+        let path = folder.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, format!("{text}\n")).unwrap();
+    }
+}
+
+#[test]
+fn on_its_battery_a_client_stores_nothing_and_nobody_waits_for_it() {
+    let mut site = Site::start("battery", NetworkBoot::Off).unwrap();
+    site.join(4, "512MiB").unwrap();
+    let supplies = site.lab.dir().join("power");
+    power(&supplies, false);
+    let (host, state) = (site.agents[3].host().clone(), site.agents[3].state_dir().to_owned());
+    site.agents[3].process().terminate().unwrap();
+    site.agents[3] = Agent::run_with_power(&site.lab, &host, &state, &supplies).unwrap();
+    let rest = |site: &Site, wanted: bool| {
+        eventually("the server to know of the client's power", SOON, || {
+            let resting = site.server.agents()?.iter().filter(|agent| agent.rests).count();
+            Ok((resting == usize::from(wanted)).then_some(()))
+        })
+        .unwrap();
+    };
+    rest(&site, true);
+    let said = site.agents[3].command(&["status"]).unwrap();
+    assert!(said.contains("paused     the machine runs on its battery"), "{said}");
+    let wanted = Synthetic { size_mib: 64, files_mib: 40, seed: 8 };
+    let image = synthetic_ext4(&site.lab.dir().join("image.raw"), wanted).unwrap().path;
+    site.add_image(&image, NAME).unwrap();
+    // It is done without the one that rests, which holds nothing of it.
+    site.wait_scattered(NAME).unwrap();
+    assert_eq!(site.agents[3].status().unwrap().segments, 0);
+    let installed = site.lab.dir().join("installed.raw");
+    site.install_to_file(0, NAME, &installed).unwrap().wait_success(INSTALL).unwrap();
+    assert_eq!(first_difference(&image, &installed).unwrap(), None);
+
+    // It is plugged in, and takes its share.
+    power(&supplies, true);
+    rest(&site, false);
+    eventually("it to take its share", SOON, || {
+        Ok((site.agents[3].status()?.segments > 0).then_some(()))
+    })
+    .unwrap();
+    let said = site.agents[3].command(&["status"]).unwrap();
+    assert!(!said.contains("battery"), "{said}");
+    // Unplugged again it serves nothing of what it has by now.
+    power(&supplies, false);
+    rest(&site, true);
+    for index in [0, 1, 2] {
+        site.agents[index].process().kill().unwrap();
+    }
+    let sent = site.agents[3].host().traffic().unwrap().0;
+    let again = site.lab.dir().join("again.raw");
+    site.install_to_file(0, NAME, &again).unwrap().wait_success(INSTALL).unwrap();
+    assert_eq!(first_difference(&image, &again).unwrap(), None);
+    let sent = site.agents[3].host().traffic().unwrap().0 - sent;
+    assert!(sent < MIB, "{sent} bytes were sent from the battery");
+}
 
 #[test]
 fn the_owner_fills_his_disk_and_the_client_gives_way_without_asking() {

@@ -6,12 +6,12 @@ use axum::{Extension, Json, extract::State};
 use cairn_array::{
     tidy::tidy,
     tls::{Peer, public_key_of_csr},
-    wire::{HelloReply, TargetHello, code_of},
+    wire::{HelloReply, TargetHello, code_of, split_name},
 };
 use cairn_core::id::MachineId;
 
 use crate::{
-    api::{self, error::ApiError, extract::Body},
+    api::{self, error::ApiError, extract::Body, image::is_name},
     app::App,
     db::{
         machine::MeetError,
@@ -21,17 +21,18 @@ use crate::{
     secret,
 };
 
-/// The longest name of an image, `@` and number included.
-const MAX_IMAGE_NAME: usize = 80;
-
 pub(super) async fn hello(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
     Body(mut hello): Body<TargetHello>,
 ) -> Result<Json<HelloReply>, ApiError> {
     tidy(&mut hello);
-    if hello.image.as_ref().is_some_and(|image| image.len() > MAX_IMAGE_NAME) {
-        return Err(ApiError::bad_request("bad_image", "no image has so long a name"));
+    let names = |image: &String| split_name(image).is_some_and(|(name, _)| is_name(name));
+    if hello.image.as_ref().is_some_and(|image| !names(image)) {
+        return Err(ApiError::bad_request(
+            "bad_image",
+            "an image is NAME or NAME@N: ask for one that `cairn-server image list` shows",
+        ));
     }
     // Elliptic curves cost: off the threads that serve others.
     let csr = hello.csr_pem.clone();

@@ -453,6 +453,11 @@ async fn a_malformed_hello_is_refused() {
         crate::harness::read(server.folder.path(), "secrets/cli-token").parse().unwrap();
     let call = stranger.client.get(url(&Member::Server, "/target/v1/ticket")).bearer_auth(api);
     assert_eq!(problem(call.send().await.unwrap()).await, (401, "session_unknown".to_owned()));
+    let csr = new_key_and_csr().unwrap().csr_pem;
+    for name in ["o\0s", "", "os@", "os@-1", "../os", &"x".repeat(81)] {
+        let asks = stranger.post("/target/v1/hello", &hello(&csr, MAC, Some(name))).await;
+        assert_eq!(problem(asks).await, (400, "bad_image".to_owned()), "{name:?}");
+    }
     // Last: the server closes the connection instead of reading on.
     let large = stranger.post("/target/v1/hello", &hello(&"x".repeat(1 << 20), MAC, None)).await;
     assert_eq!(problem(large).await, (413, "body_too_large".to_owned()));
