@@ -222,8 +222,12 @@ mod tests {
 
         roster.take(&directory(6, &[1], &[]).seal(&key)).unwrap();
         assert_eq!(names.get(&Member::Agent(agent(2))), None, "who left has no address");
-        let (restarted, members) = load();
+        let (mut restarted, members) = load();
         assert_eq!(restarted.number(), Generation(6));
         assert!(members.borrow().is_member(&agent(1)));
+        // What was seen before the restart counts after it.
+        let older = restarted.take(&directory(5, &[9], &[]).seal(&key)).unwrap_err();
+        assert!(matches!(older.downcast_ref(), Some(BadDirectory::Older { .. })));
+        assert!(!members.borrow().is_member(&agent(9)));
     }
 }
