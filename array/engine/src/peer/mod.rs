@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /peer/v1/turn` | the number of a turn, held until one is free; 429 when that takes too long |
 //! | `DELETE /peer/v1/turn/{n}` | 204: the turn is given back |
-//! | `GET /peer/v1/segment/{id}?turn=N` | the sealed bytes; 404 not here; 409 another target gets it just now; 429 busy |
+//! | `GET /peer/v1/segment/{id}?turn=N` | the sealed bytes; 404 not here; 409 another target gets it just now; 429 busy; 503 nothing is served for the time being |
 //! | `GET /peer/v1/have` | targets only: ids of 32 bytes as they are verified, without end; all zero: nothing more is wanted |
 //! | `PUT /peer/v1/tail/{volume}` | agents only, from the server: 204, a piece of a journal's tail is durable; 409 `gap` or `overtaken`; 507 no room |
 //! | `DELETE /peer/v1/tail/{volume}?generation=N&number=N` | agents only, from the server: 204, the tail is gone |

@@ -122,7 +122,11 @@ async fn segment<S: SegmentSource>(
                 .into_response())
         }
         Ok(Found::NotHere) => Err((StatusCode::NOT_FOUND, "this segment is not here\n")),
-        Ok(Found::NotNow) => Err(Busy.into()),
+        // Not for as long as a turn lasts: whoever waited for it would wait for its owner.
+        Ok(Found::NotNow) => Err((
+            StatusCode::SERVICE_UNAVAILABLE,
+            "nothing is served for the time being: ask others\n",
+        )),
         Ok(Found::Elsewhere) => {
             Err((StatusCode::CONFLICT, "another target gets this segment just now; ask it\n"))
         }
