@@ -16,7 +16,7 @@ use cairn_tests::{
     process::{Process, Program},
 };
 
-use browser::{Browser, PHONE, WIDE};
+use browser::{Browser, PHONE, Size, WIDE};
 use members::{Site, Target};
 
 mod browser;
@@ -86,10 +86,25 @@ impl Server {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_is_registered_and_a_deployment_approved_by_clicking() {
+    do_everything(WIDE).await;
+}
+
+/// The same on a small screen.
+mod long {
+    use super::{PHONE, do_everything};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn everything_can_be_done_on_a_phone() {
+        do_everything(PHONE).await;
+    }
+}
+
+/// The main actions of all pages, one after the other.
+async fn do_everything(screen: Size) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let site = Site::reach(&server.url, &server.join);
-    let browser = Browser::start(dir.path()).await;
+    let browser = Browser::start(dir.path(), screen).await;
     wrong_passwords_are_told(&server, &browser).await;
     server.sign_in(&browser).await;
     browser.sees(".verdict", "There are no images yet.").await;
@@ -586,7 +601,7 @@ async fn look_at_a_machine(server: &Server, target: &Target, browser: &Browser) 
         browser.shoot(&format!("machine-{screen}")).await;
         assert_eq!(browser.barriers().await, [""; 0], "on a machine's page, {screen}");
     }
-    browser.resize(WIDE).await;
+    browser.resize_back().await;
 }
 
 /// Every page fits a phone and a desk, can be used by everybody, light and dark, and breaks no rule of its own policy.
@@ -614,6 +629,7 @@ async fn look_at_all_pages(server: &Server, browser: &Browser) {
         assert_eq!(browser.barriers().await, [""; 0], "on {name}, unfolded");
         assert_eq!(browser.violations().await, Vec::<String>::new(), "on {name}");
     }
+    browser.resize_back().await;
     browser.spoil().await;
     assert_eq!(browser.barriers().await.len(), 1, "what is wrong is not seen");
 }
@@ -624,7 +640,7 @@ async fn the_pages_can_be_read_without_javascript_and_without_a_session_nothing_
     let server = Server::start(dir.path());
     let site = Site::reach(&server.url, &server.join);
     let target = site.hello("52:54:00:00:00:02").await;
-    let browser = Browser::start(dir.path()).await;
+    let browser = Browser::start(dir.path(), WIDE).await;
     browser.scripts(false).await;
     for page in ["", "images", "agents", "machines", "deployments", "boot", "array", "settings"] {
         browser.go(&format!("{}/{page}", server.url)).await;

@@ -54,10 +54,12 @@ pub(crate) struct Browser {
     driver: WebDriver,
     _chromedriver: Process,
     screenshots: PathBuf,
+    /// That it was started with.
+    size: Size,
 }
 
 impl Browser {
-    pub(crate) async fn start(dir: &Path) -> Self {
+    pub(crate) async fn start(dir: &Path, size: Size) -> Self {
         // The driver's client has TLS compiled in and asks for a provider, though it speaks plain HTTP.
         rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
         let chromedriver = Program::new("chromedriver", "chromedriver")
@@ -76,11 +78,11 @@ impl Browser {
         let driver = WebDriver::new(format!("http://127.0.0.1:{port}"), wish).await.unwrap();
         let screenshots = paths::target().join("screenshots");
         fs::create_dir_all(&screenshots).unwrap();
-        let browser = Self { driver, _chromedriver: chromedriver, screenshots };
+        let browser = Self { driver, _chromedriver: chromedriver, screenshots, size };
         browser
             .command("Page.addScriptToEvaluateOnNewDocument", json!({ "source": WITNESS }))
             .await;
-        browser.resize(WIDE).await;
+        browser.resize_back().await;
         browser
     }
 
@@ -252,6 +254,11 @@ impl Browser {
         self.command("Emulation.setDeviceMetricsOverride", size).await;
     }
 
+    /// To the size that it was started with.
+    pub(crate) async fn resize_back(&self) {
+        self.resize(self.size).await;
+    }
+
     pub(crate) async fn dark(&self, is: bool) {
         let value = if is { "dark" } else { "light" };
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": value }] });
@@ -264,7 +271,8 @@ impl Browser {
 
     /// Keeps what is on the screen as `target/screenshots/NAME.png`.
     pub(crate) async fn shoot(&self, name: &str) {
-        let file = self.screenshots.join(format!("{name}.png"));
+        let screen = if self.size == PHONE { "on-phone-" } else { "" };
+        let file = self.screenshots.join(format!("{screen}{name}.png"));
         self.driver.screenshot(&file).await.unwrap();
     }
 

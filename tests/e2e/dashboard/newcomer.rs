@@ -10,7 +10,7 @@ use cairn_tests::{
     site::{CODE_LINE, NetworkBoot, Site},
 };
 
-use super::browser::Browser;
+use super::browser::{Browser, WIDE};
 
 const BOOT: Duration = Duration::from_secs(240);
 const UPLOAD: Duration = Duration::from_secs(180);
@@ -22,7 +22,7 @@ async fn a_newcomer_gets_a_blank_machine_to_run_an_image_with_the_mouse_alone() 
     let portal = Portal::open(site.server.host(), PORT).unwrap();
     let page = |name: &str| format!("https://{}/{name}", portal.address());
     let dir = tempfile::tempdir().unwrap();
-    let browser = Browser::start(dir.path()).await;
+    let browser = Browser::start(dir.path(), WIDE).await;
     browser.go(&page("")).await;
     browser.type_into("#password", &site.server.first().password).await;
     browser.click("button.main").await;
