@@ -1,5 +1,5 @@
 //! How long a room of machines takes that installs together, over what one pass of the data over one link takes; beside it what
-//! others need for the same bytes in the same lab: curl from nginx one by one, udpcast's multicast, and BitTorrent by aria2.
+//! others need for the same bytes in the same lab: curl from nginx one by one, and udpcast's multicast.
 
 use std::{
     fs::File,
@@ -60,25 +60,8 @@ pub(super) fn noise(path: &Path) -> Result<()> {
     file.flush().context("write noise")
 }
 
-/// A program that was begun for every host.
-struct Running {
-    _serving: Vec<Process>,
-    receivers: Vec<Process>,
-    /// What a receiver says when it has all; none: it ends then.
-    says: Option<&'static str>,
-}
-
-impl Running {
-    fn wait(&mut self) -> Result<()> {
-        for receiver in &mut self.receivers {
-            match self.says {
-                Some(line) => drop(receiver.wait_for_line(line, LONG)?),
-                None => receiver.wait_success(LONG)?,
-            }
-        }
-        Ok(())
-    }
-}
+/// What serves, and what receives.
+type Running = (Vec<Process>, Vec<Process>);
 
 pub(super) fn measure() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
@@ -91,8 +74,6 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
         figures.push(Figure::new(&name, others(count, unicast)?, "", Wanted::Nothing));
         let name = format!("udpcast, N = {count}, last over one pass");
         figures.push(Figure::new(&name, others(count, multicast)?, "", Wanted::Nothing));
-        let name = format!("aria2, N = {count}, last over one pass");
-        figures.push(Figure::new(&name, others(count, torrent)?, "", Wanted::Nothing));
     }
     Ok(figures)
 }
@@ -176,8 +157,10 @@ fn others(count: u8, begin: fn(&Lab, &Host, &[Host], &Path) -> Result<Running>) 
         hosts.push(host);
     }
     let started = Instant::now();
-    let mut running = begin(&lab, &server, &hosts, &memory.0)?;
-    running.wait()?;
+    let (_serving, mut receivers) = begin(&lab, &server, &hosts, &memory.0)?;
+    for receiver in &mut receivers {
+        receiver.wait_success(LONG)?;
+    }
     let took = started.elapsed().as_secs_f64();
     for host in &hosts {
         let copy = memory.0.join(host.namespace());
@@ -208,7 +191,7 @@ fn unicast(lab: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Ru
             .start()
     };
     let receivers = hosts.iter().map(receive).collect::<Result<_>>()?;
-    Ok(Running { _serving: vec![nginx], receivers, says: None })
+    Ok((vec![nginx], receivers))
 }
 
 fn multicast(_: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Running> {
@@ -228,32 +211,5 @@ fn multicast(_: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Ru
             .start()
     };
     let receivers = hosts.iter().map(receive).collect::<Result<_>>()?;
-    Ok(Running { _serving: vec![sender], receivers, says: None })
-}
-
-/// Who has a piece serves it until all have all. They find each other by multicast (BEP 14): no tracker is needed.
-fn torrent(_: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Running> {
-    let torrent = folder.join("image.torrent");
-    let made = torrent.to_str().context("name the torrent")?;
-    let image = folder.join("image.raw");
-    let image = image.to_str().context("name the image")?;
-    // Pieces of 1 MiB, as the swarm's figures of others have them.
-    tool::run("mktorrent", ["-l", "20", "-a", "http://192.0.2.1/none", "-o", made, image])?;
-    let begin = |host: &Host, name: &str, more: &[&str]| {
-        let place = format!("1={name}");
-        Program::new("aria2c", "aria2c")
-            .args(["--no-conf", "--enable-dht=false", "--enable-peer-exchange=true"])
-            .args(["--bt-enable-lpd=true", "--bt-lpd-interface=eth0", "--bt-exclude-tracker=*"])
-            .args(["--file-allocation=none", "--disk-cache=64M", "--seed-ratio=0"])
-            .args(["--console-log-level=notice", "--show-console-readout=false"])
-            .args(["--dir", folder.to_str().context("name the folder")?, "--index-out", &place])
-            .args(more)
-            .args([made])
-            .on(host)
-            .start()
-    };
-    let seed = begin(server, "image.raw", &["--bt-seed-unverified=true"])?;
-    let receive = |host: &Host| begin(host, host.namespace(), &[]);
-    let receivers = hosts.iter().map(receive).collect::<Result<_>>()?;
-    Ok(Running { _serving: vec![seed], receivers, says: Some("Download complete") })
+    Ok((vec![sender], receivers))
 }
