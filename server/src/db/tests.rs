@@ -16,6 +16,7 @@ use sqlx::{Column as _, Executor as _, Statement as _};
 use super::{
     account::{Role, Scope},
     agent::NewAgent,
+    availability::Churn,
     copy::CopyError,
     deployment::{DeployError, InstallState, NewDeployment},
     image::{BeginError, ImageFormat, NewVersion, Registered},
@@ -492,4 +493,23 @@ async fn both_schemas_are_the_same_and_all_of_them_is_copied() {
     let found = schema(&db).await;
     assert_eq!(found, schema(&sqlite).await);
     assert_eq!(found.into_keys().collect::<BTreeSet<_>>(), copy::TABLES.map(str::to_owned).into());
+}
+
+#[tokio::test]
+async fn how_the_fleet_changed_is_added_up_by_the_day_and_forgotten_after_ninety() {
+    let (_folder, db) = open().await;
+    let churn = |came, went, joined, gone| Churn { came, went, joined, gone };
+    db.note_churn(100, churn(1, 2, 3, 4)).await.unwrap();
+    db.note_churn(100, churn(10, 0, 0, 1)).await.unwrap();
+    db.note_churn(101, churn(0, 1, 0, 0)).await.unwrap();
+    let both = [(100, churn(11, 2, 3, 5)), (101, churn(0, 1, 0, 0))];
+    assert_eq!(db.churn_since(100).await.unwrap(), both);
+    assert_eq!(db.churn_since(101).await.unwrap(), both[1..]);
+    db.note_churn(190, churn(0, 0, 1, 0)).await.unwrap();
+    let kept = db.churn_since(0).await.unwrap();
+    assert_eq!(kept.iter().map(|(day, _)| *day).collect::<Vec<_>>(), [101, 190]);
+    // What nobody installed has no history, and nothing waits.
+    assert_eq!(db.ended_by_the_hour(NOW).await.unwrap(), []);
+    let waiting = db.waiting(NOW).await.unwrap();
+    assert_eq!((waiting.agents, waiting.machines, waiting.installs), (0, 0, 0));
 }
