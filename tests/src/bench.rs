@@ -55,7 +55,7 @@ pub const BENCHES: [Bench; 16] = [
     },
     Bench {
         name: "swarm",
-        about: "a room of machines that install together, beside curl and udpcast",
+        about: "a room of machines that install together, beside curl, udpcast and aria2",
         run: swarm::measure,
     },
     Bench {

@@ -50,9 +50,11 @@ const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 const AXE: &str = "axe-playwright-python==0.1.8";
 
 /// What benches measure with, or against.
-const PEERS: [(&str, &str); 3] = [
+const PEERS: [(&str, &str); 5] = [
     ("nginx-light", "a file to everybody, one by one"),
     ("udpcast", "a file by multicast"),
+    ("aria2", "a file by BitTorrent"),
+    ("mktorrent", "describes it"),
     ("wrk", "many readers of the API at once"),
 ];
 

@@ -1,5 +1,5 @@
 //! How long a room of machines takes that installs together, over what one pass of the data over one link takes; beside it what
-//! others need for the same bytes in the same lab: curl from nginx one by one, and udpcast's multicast.
+//! others need for the same bytes in the same lab: curl from nginx one by one, udpcast's multicast, and BitTorrent by aria2.
 
 use std::{
     fs::File,
@@ -60,8 +60,40 @@ pub(super) fn noise(path: &Path) -> Result<()> {
     file.flush().context("write noise")
 }
 
-/// What serves, and what receives.
-type Running = (Vec<Process>, Vec<Process>);
+/// A program that was begun for every host.
+struct Running {
+    _serving: Vec<Process>,
+    receivers: Vec<Process>,
+    /// When the first receiver began.
+    since: Instant,
+    /// What a receiver says when it has all; none: it ends then.
+    says: Option<&'static str>,
+}
+
+impl Running {
+    /// Whoever serves is there: has everybody receive.
+    fn begin(
+        serving: Vec<Process>,
+        hosts: &[Host],
+        says: Option<&'static str>,
+        receive: impl Fn(&Host) -> Result<Process>,
+    ) -> Result<Self> {
+        let since = Instant::now();
+        let receivers = hosts.iter().map(receive).collect::<Result<_>>()?;
+        Ok(Self { _serving: serving, receivers, since, says })
+    }
+
+    /// Until all have all. Returns the seconds since the first began.
+    fn wait(&mut self) -> Result<f64> {
+        for receiver in &mut self.receivers {
+            match self.says {
+                Some(line) => drop(receiver.wait_for_line(line, LONG)?),
+                None => receiver.wait_success(LONG)?,
+            }
+        }
+        Ok(self.since.elapsed().as_secs_f64())
+    }
+}
 
 pub(super) fn measure() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
@@ -74,6 +106,8 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
         figures.push(Figure::new(&name, others(count, unicast)?, "", Wanted::Nothing));
         let name = format!("udpcast, N = {count}, last over one pass");
         figures.push(Figure::new(&name, others(count, multicast)?, "", Wanted::Nothing));
+        let name = format!("aria2, N = {count}, last over one pass");
+        figures.push(Figure::new(&name, others(count, torrent)?, "", Wanted::Nothing));
     }
     Ok(figures)
 }
@@ -156,12 +190,8 @@ fn others(count: u8, begin: fn(&Lab, &Host, &[Host], &Path) -> Result<Running>) 
         host.shape(RATE)?;
         hosts.push(host);
     }
-    let started = Instant::now();
-    let (_serving, mut receivers) = begin(&lab, &server, &hosts, &memory.0)?;
-    for receiver in &mut receivers {
-        receiver.wait_success(LONG)?;
-    }
-    let took = started.elapsed().as_secs_f64();
+    let mut running = begin(&lab, &server, &hosts, &memory.0)?;
+    let took = running.wait()?;
     for host in &hosts {
         let copy = memory.0.join(host.namespace());
         ensure!(first_difference(&image, &copy)?.is_none(), "a copy is not the image");
@@ -169,7 +199,8 @@ fn others(count: u8, begin: fn(&Lab, &Host, &[Host], &Path) -> Result<Running>) 
     Ok(took / pass(BYTES))
 }
 
-fn unicast(lab: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Running> {
+/// Serves the files of `folder`.
+fn nginx(lab: &Lab, server: &Host, folder: &Path) -> Result<Process> {
     let config = lab.dir().join("nginx.conf");
     let text = format!(
         "user root; daemon off; worker_processes 2; pid {0}/nginx.pid; error_log stderr;\n\
@@ -179,7 +210,11 @@ fn unicast(lab: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Ru
         folder.display(),
     );
     std::fs::write(&config, text).context("write nginx's configuration")?;
-    let nginx = Program::new("nginx", "nginx").args(["-c"]).args([&config]).on(server).start()?;
+    Program::new("nginx", "nginx").args(["-c"]).args([&config]).on(server).start()
+}
+
+fn unicast(lab: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Running> {
+    let nginx = nginx(lab, server, folder)?;
     let url = format!("http://{}/image.raw", server.address());
     let receive = |host: &Host| {
         let copy = folder.join(host.namespace());
@@ -190,8 +225,7 @@ fn unicast(lab: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Ru
             .on(host)
             .start()
     };
-    let receivers = hosts.iter().map(receive).collect::<Result<_>>()?;
-    Ok((vec![nginx], receivers))
+    Running::begin(vec![nginx], hosts, None, receive)
 }
 
 fn multicast(_: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Running> {
@@ -210,6 +244,52 @@ fn multicast(_: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Ru
             .on(host)
             .start()
     };
-    let receivers = hosts.iter().map(receive).collect::<Result<_>>()?;
-    Ok((vec![sender], receivers))
+    Running::begin(vec![sender], hosts, None, receive)
+}
+
+const TORRENT_PORT: u16 = 6881;
+
+/// Who has a piece serves it until all have all. All peers are known beforehand, so the tracker is a file.
+fn torrent(lab: &Lab, server: &Host, hosts: &[Host], folder: &Path) -> Result<Running> {
+    let mut peers = Vec::new();
+    for host in std::iter::once(server).chain(hosts) {
+        peers.extend(host.address().octets());
+        peers.extend(TORRENT_PORT.to_be_bytes());
+    }
+    // BEP 23: who is asked says where the peers are, six bytes each.
+    let mut answer = format!("d8:intervali5e5:peers{}:", peers.len()).into_bytes();
+    answer.extend(peers);
+    answer.push(b'e');
+    std::fs::write(folder.join("announce"), answer).context("write the tracker's answer")?;
+    let nginx = nginx(lab, server, folder)?;
+    let torrent = folder.join("image.torrent");
+    let made = torrent.to_str().context("name the torrent")?;
+    let image = folder.join("image.raw");
+    let image = image.to_str().context("name the image")?;
+    let tracker = format!("http://{}/announce", server.address());
+    // Pieces of 1 MiB.
+    tool::run("mktorrent", ["-l", "20", "-a", &tracker, "-o", made, image])?;
+    let begin = |host: &Host, name: &str, more: &[&str]| {
+        let place = format!("1={name}");
+        Program::new("aria2c", "aria2c")
+            .args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--bt-max-peers=0"])
+            .args(["--bt-tracker-interval=2", "--bt-request-peer-speed-limit=100M"])
+            .args([format!("--listen-port={TORRENT_PORT}")])
+            .args(["--file-allocation=none", "--seed-ratio=0"])
+            // It says nothing by itself, and goes on serving.
+            .args(["--on-bt-download-complete=/usr/bin/echo"])
+            .args([
+                "--console-log-level=error",
+                "--show-console-readout=false",
+                "--summary-interval=0",
+            ])
+            .args(["--dir", folder.to_str().context("name the folder")?, "--index-out", &place])
+            .args(more)
+            .args([made])
+            .on(host)
+            .start()
+    };
+    let seed = begin(server, "image.raw", &["--bt-seed-unverified=true"])?;
+    let receive = |host: &Host| begin(host, host.namespace(), &[]);
+    Running::begin(vec![nginx, seed], hosts, Some("^[0-9a-f]{16} 1 /"), receive)
 }
