@@ -1,4 +1,4 @@
-//! `sqlx::migrate!` embeds the migrations when the crate is compiled; a new file must compile it again.
+//! `rust-embed` embeds the migrations when the crate is compiled; a new file must compile it again.
 
 fn main() {
     println!("cargo:rerun-if-changed=../migrations");

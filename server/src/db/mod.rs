@@ -31,6 +31,7 @@ mod install_log;
 pub mod job;
 pub(crate) mod link;
 pub mod machine;
+mod migrations;
 pub(crate) mod once;
 mod pool;
 mod promotion;
@@ -55,6 +56,8 @@ pub enum DbError {
     Sql(#[from] sqlx::Error),
     #[error("bring the database up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error("migration {file} is not UTF-8 text in a file called NNNN_verb_noun.sql")]
+    MigrationName { file: String },
     #[error("the database holds something unreadable in column {column}")]
     Unreadable { column: &'static str },
     #[error("draw an id")]

@@ -9,17 +9,13 @@ use std::time::Duration;
 use sqlx::{
     Any, AnyConnection, AnyPool, Connection as _, Executor as _,
     any::{AnyArguments, AnyConnectOptions, AnyPoolOptions, AnyQueryResult},
-    migrate::Migrator,
     query::Query,
 };
 
-use super::{DatabaseAddress, DbError, Result, hold::Hold};
+use super::{DatabaseAddress, DbError, Result, hold::Hold, migrations};
 
 /// A transaction that may write.
 pub(super) type Transaction = sqlx::Transaction<'static, Any>;
-
-static SQLITE: Migrator = sqlx::migrate!("../migrations/sqlite");
-static POSTGRES: Migrator = sqlx::migrate!("../migrations/postgres");
 
 const CONNECTIONS: u32 = 8;
 /// How long somebody waits for their turn to write.
@@ -155,13 +151,10 @@ pub(super) async fn connect(options: &AnyConnectOptions) -> Result<AnyConnection
 
 async fn migrate(kind: Kind, options: &AnyConnectOptions) -> Result<(), DbError> {
     let mut connection = connect(options).await?;
-    match kind {
-        Kind::Sqlite => {
-            connection.execute(SQLITE_SESSION).await?;
-            SQLITE.run_direct(None, &mut connection, false).await?;
-        }
-        Kind::Postgres => POSTGRES.run_direct(None, &mut connection, false).await?,
+    if kind == Kind::Sqlite {
+        connection.execute(SQLITE_SESSION).await?;
     }
+    migrations::of(kind)?.run_direct(None, &mut connection, false).await?;
     connection.close().await?;
     Ok(())
 }
