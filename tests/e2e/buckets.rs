@@ -59,7 +59,7 @@ impl S3 {
 }
 
 fn serve(host: &Host, folder: &Path) -> Process {
-    let program = Program::new("s3", env!("CARGO_BIN_EXE_cairn-s3"))
+    let program = Program::new("s3", binary("cairn-s3").unwrap())
         .args([folder])
         .args(["--listen", &format!("{}:9000", host.address())])
         .args(["--access-key", "cairn", "--secret-key", "not a secret"])

@@ -18,7 +18,6 @@
 //! and the next one sweeps up what a killed program left. Needs root and Debian's packages
 //! (`cargo xtask setup`).
 
-pub mod bench;
 pub mod cairn;
 pub mod demo;
 pub mod dhcpd;

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 use super::{Figure, Wanted};
-use crate::{
+use cairn_tests::{
     cairn::Server,
     netns::{Host, Lab},
     process::{Process, Program},
@@ -161,7 +161,7 @@ fn path(path: &Path) -> Result<&str> {
 }
 
 fn wait_until_served(host: &Host, uri: &str) -> Result<()> {
-    crate::cairn::eventually("somebody at the port", PATIENCE, || {
+    cairn_tests::cairn::eventually("somebody at the port", PATIENCE, || {
         Ok(size(host, uri).is_ok().then_some(()))
     })
 }
@@ -297,7 +297,7 @@ fn start(lab: &Lab, server: &mut Server) -> Result<Started> {
 
 /// Waits until the journals are sealed.
 fn settle(server: &Server) -> Result<()> {
-    crate::cairn::eventually("the journals to be sealed", PATIENCE, || {
+    cairn_tests::cairn::eventually("the journals to be sealed", PATIENCE, || {
         let volumes: Vec<Volume> = server.json(&["volume", "list"])?;
         Ok(volumes.iter().all(|volume| volume.journal == 0).then_some(()))
     })

@@ -20,7 +20,7 @@ use reqwest::{Client, StatusCode, header};
 use tokio::task::JoinSet;
 
 use super::{Figure, Wanted};
-use crate::{
+use cairn_tests::{
     cairn::binary,
     process::{Process, Program},
     tool,

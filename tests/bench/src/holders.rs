@@ -12,7 +12,7 @@ use super::{
     Figure, Wanted,
     swarm::{LONG, Memory, RATE, noise, pass},
 };
-use crate::{
+use cairn_tests::{
     image::first_difference,
     process::Process,
     site::{NetworkBoot, Site},
@@ -85,7 +85,7 @@ struct Round {
     targets: Vec<(Process, std::path::PathBuf)>,
     started: Instant,
     sent_before: u64,
-    server: crate::netns::Host,
+    server: cairn_tests::netns::Host,
 }
 
 struct Done {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{Figure, Wanted};
-use crate::{
+use cairn_tests::{
     cairn::{Agent, Install, LAB_RESERVE, Server, binary, eventually, join},
     image::{Percent, Synthetic, mutate, synthetic_ext4},
     netns::{Host, Lab, MegabitsPerSecond},
@@ -90,7 +90,7 @@ impl Site {
         let seconds = started.elapsed().as_secs_f64();
         let resident =
             install.wait_for_line(r"Maximum resident set size \(kbytes\): (\d+)", LONG)?;
-        let deployments: Vec<crate::cairn::Deployment> =
+        let deployments: Vec<cairn_tests::cairn::Deployment> =
             self.server.json(&["deployment", "list"])?;
         let newest = deployments
             .iter()

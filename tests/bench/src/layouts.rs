@@ -15,7 +15,7 @@ use super::{
     array::{fio, written},
     swarm::{BYTES, noise},
 };
-use crate::{
+use cairn_tests::{
     cairn::binary,
     netns::Host,
     site::{NetworkBoot, Site, stores},

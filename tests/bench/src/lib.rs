@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::paths;
+use cairn_tests::paths;
 
 mod array;
 mod dashboard;

@@ -12,7 +12,7 @@ use super::{
     Figure, Wanted,
     dashboard::{PAGES, Server, sign_in},
 };
-use crate::{paths, tool};
+use cairn_tests::{paths, tool};
 
 const LIGHTHOUSE: &str = "lighthouse@12.2.3";
 const CHROMIUM: &str = "/usr/bin/chromium";

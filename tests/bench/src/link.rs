@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{Figure, Wanted};
-use crate::netns::{Lab, MegabitsPerSecond};
+use cairn_tests::netns::{Lab, MegabitsPerSecond};
 
 const RATE: u32 = 200;
 const SENT: usize = 64 << 20;

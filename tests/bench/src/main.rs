@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use cairn_tests::bench::{self, BENCHES};
+use cairn_bench::BENCHES;
 use clap::Parser;
 
 /// Measures Cairn in its lab; without a name, lists what can be measured
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match bench::run(&names, record, print) {
+    match cairn_bench::run(&names, record, print) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{Figure, Wanted, swarm::Memory};
-use crate::{
+use cairn_tests::{
     image::{Synthetic, synthetic_ext4},
     netns::MegabitsPerSecond,
     site::{NetworkBoot, Site},

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Figure, Wanted};
-use crate::{
+use cairn_tests::{
     image::first_difference,
     netns::{Host, Lab, MegabitsPerSecond},
     process::{Process, Program},

@@ -20,7 +20,7 @@ use super::{
     agent,
     presence::{DAY, Presence, WEEK, YEAR},
 };
-use crate::bench::random::Random;
+use crate::random::Random;
 
 const SEED: u64 = 0x7965_6172;
 /// As the server: away for longer is lost.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::bench::random::Random;
+use crate::random::Random;
 
 pub(super) const DAY: u32 = 24;
 pub(super) const WEEK: u32 = 7 * DAY;

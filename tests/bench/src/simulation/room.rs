@@ -22,7 +22,7 @@ use cairn_core::{
 };
 
 use super::{agent, ratio};
-use crate::bench::{Figure, Wanted};
+use crate::{Figure, Wanted};
 
 const TARGETS: usize = 1000;
 /// 256 MiB, as in the lab.
