@@ -190,7 +190,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let path = paths::binaries().join(name);
     ensure!(
         path.is_file(),
-        "{} is not built: `cargo xtask build`, or name its folder in CAIRN_BIN_DIR",
+        "{} is not built: `cargo build --workspace --bins`, or name its folder in CAIRN_BIN_DIR",
         path.display()
     );
     Ok(path)

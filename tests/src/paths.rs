@@ -20,19 +20,19 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// The folder of Cairn's programs: `CAIRN_BIN_DIR`, or the release build.
+/// The folder of Cairn's programs: `CAIRN_BIN_DIR`, or the build that demo and tests share.
 pub fn binaries() -> PathBuf {
     match env::var_os("CAIRN_BIN_DIR") {
         Some(dir) => workspace().join(dir),
-        None => target().join("release"),
+        None => target().join("debug"),
     }
 }
 
-/// Kernel and initramfs for blank machines: `CAIRN_BOOT_DIR`, or where `cargo xtask build` puts them.
+/// Kernel and initramfs for blank machines: `CAIRN_BOOT_DIR`, or those of the build that demo and tests share.
 pub fn boot_payload() -> PathBuf {
     match env::var_os("CAIRN_BOOT_DIR") {
         Some(dir) => workspace().join(dir),
-        None => cache().join("boot/release"),
+        None => cache().join("boot/dev"),
     }
 }
 
@@ -44,4 +44,11 @@ pub fn cache() -> PathBuf {
 /// The working folders of labs, one each.
 pub fn labs() -> PathBuf {
     target().join("cairn-lab")
+}
+
+/// QEMU for a PC: the one that `cargo xtask setup` unpacked, or the installed one.
+pub fn qemu() -> PathBuf {
+    const NAME: &str = "qemu-system-x86_64";
+    let unpacked = target().join("tools/qemu").join(NAME);
+    if unpacked.exists() { unpacked } else { NAME.into() }
 }

@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     netns::{Lab, Tap},
+    paths,
     process::{Process, Program},
     transcript::Found,
 };
@@ -123,7 +124,7 @@ impl Hardware {
     pub fn start(&self, lab: &Lab, on_reboot: OnReboot) -> Result<Machine> {
         let qmp = lab.dir().join(format!("{}.qmp", self.name));
         let log = lab.dir().join(format!("{}.log", self.name));
-        let mut program = Program::new(&self.name, "qemu-system-x86_64")
+        let mut program = Program::new(&self.name, paths::qemu())
             .args(["-nodefaults", "-display", "none", "-vga", "std"])
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"])
             .args(["-m", &self.memory_mib.to_string(), "-rtc", "base=utc"])

@@ -58,7 +58,7 @@ impl Site {
                 let payload = paths::boot_payload();
                 ensure!(
                     payload.join("boot.json").is_file(),
-                    "there is no boot payload in {}: `cargo xtask build`",
+                    "there is no boot payload in {}: `cargo xtask demo` or `cargo xtask test` makes it",
                     payload.display()
                 );
                 let host = lab.host("dhcp", 2)?;

