@@ -305,6 +305,7 @@ async fn watch(server: &Server, target: &Target, browser: &Browser) {
         already: ByteCount(3 * MIB),
         written: ByteCount(50 * MIB),
         milliseconds: 1000,
+        percent: None,
         bottleneck: None,
         error: None,
     };
@@ -406,6 +407,7 @@ async fn deploy_to_many(server: &Server, site: &Site, other: Target, browser: &B
         already: ByteCount(0),
         written: ByteCount(50),
         milliseconds: 1000,
+        percent: None,
         bottleneck: None,
         error: None,
     };

@@ -165,6 +165,7 @@ pub struct Deployment {
 pub struct Install {
     pub state: String,
     pub phase: Option<String>,
+    pub percent: u8,
     pub total: u64,
     pub from_peers: u64,
     pub from_server: u64,

@@ -151,6 +151,8 @@ pub enum InstallState {
 /// How far an install is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
+    /// Share of the whole install, reading back included.
+    pub percent: Percent,
     /// Sealed bytes that it needs to fetch.
     pub total: Bytes,
     pub from_peers: Bytes,
@@ -234,10 +236,6 @@ impl Progress {
         self.from_peers.0.saturating_add(self.from_server.0).saturating_add(self.rebuilt.0)
     }
 
-    fn percent(&self) -> Percent {
-        Percent::of(self.got(), self.total.0)
-    }
-
     fn pieces(&self) -> Vec<Piece> {
         let whole = u128::from(self.total.0.max(self.got()).max(1));
         let mut x = 0;
@@ -265,7 +263,7 @@ impl Cell {
     fn percent(&self) -> Percent {
         match self.state {
             InstallState::Done => Percent::ALL,
-            _ => self.progress.map_or(Percent::of(0, 1), |progress| progress.percent()),
+            _ => self.progress.map_or(Percent::ZERO, |progress| progress.percent),
         }
     }
 
@@ -382,7 +380,7 @@ impl Deployments {
         match running.as_slice() {
             [] => "No install is running.".to_owned(),
             [one] => {
-                let far = one.progress.map(|progress| progress.percent().coarse());
+                let far = one.progress.map(|progress| progress.percent.coarse());
                 let far = far.map(|far| format!(", {far}")).unwrap_or_default();
                 format!("{}: {}{far}.", one.machine, one.state.word())
             }
@@ -411,6 +409,7 @@ mod tests {
             image: "classroom, version 3".into(),
             state,
             progress: Some(Progress {
+                percent: Percent::of(58, 100),
                 total: Bytes(1000 << 20),
                 from_peers: Bytes(500 << 20),
                 from_server: Bytes(50 << 20),
@@ -497,6 +496,7 @@ mod tests {
             machine: machine.into(),
             state,
             progress: (megabytes > 0).then(|| Progress {
+                percent: Percent::of(50, 100),
                 total: Bytes(100),
                 from_peers: Bytes(45),
                 from_server: Bytes(5),

@@ -419,6 +419,9 @@ pub struct InstallProgress {
     /// Plain bytes written.
     pub written: ByteCount,
     pub milliseconds: u64,
+    /// Share of the whole install, reading back included, in percent: 100 only when it is done. None from agents of 0.1.
+    #[serde(default)]
+    pub percent: Option<u8>,
     /// What holds it up, while it writes and that is clear.
     #[serde(default)]
     pub bottleneck: Option<Bottleneck>,
@@ -451,10 +454,30 @@ impl InstallProgress {
             already: ByteCount(0),
             written: ByteCount(0),
             milliseconds: 0,
+            percent: Some(0),
             bottleneck: None,
             error: None,
         }
     }
+
+    /// Share of the whole install, in percent. Of an agent that does not tell, what was fetched counts, and 100 is for
+    /// installs that are done.
+    #[must_use]
+    pub fn percent(&self) -> u8 {
+        if self.phase == InstallPhase::Done {
+            return 100;
+        }
+        let fetched = self.from_peers.0 + self.from_server.0 + self.rebuilt.0;
+        self.percent.unwrap_or_else(|| share(fetched, self.total.0, 99)).min(99)
+    }
+}
+
+/// `part` of `whole`, of `most`: nothing of nothing is nothing.
+#[must_use]
+pub fn share(part: u64, whole: u64, most: u8) -> u8 {
+    let most = u128::from(most);
+    let share = u128::from(part) * most / u128::from(whole.max(1));
+    u8::try_from(share.min(most)).unwrap_or(u8::MAX)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -512,6 +535,24 @@ pub fn split_name(text: &str) -> Option<(&str, Option<u32>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hundred_percent_is_only_of_a_done_install() {
+        let all = |phase, percent| InstallProgress {
+            phase,
+            percent,
+            total: ByteCount(10),
+            from_peers: ByteCount(7),
+            rebuilt: ByteCount(3),
+            ..InstallProgress::begin()
+        };
+        // An agent of 0.1 does not tell, and reads back for as long as it takes.
+        assert_eq!(all(InstallPhase::Verifying, None).percent(), 99);
+        assert_eq!(all(InstallPhase::Verifying, Some(83)).percent(), 83);
+        assert_eq!(all(InstallPhase::Done, None).percent(), 100);
+        assert_eq!(InstallProgress { percent: None, ..InstallProgress::begin() }.percent(), 0);
+        assert_eq!([share(1, 3, 75), share(9, 3, 75), share(0, 0, 75)], [25, 75, 0]);
+    }
 
     #[test]
     fn a_code_is_eight_digits_of_the_key() {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use cairn_array::{
     pace::Rate,
-    wire::{AfterInstall, Bottleneck, DiskSelector, InstallPhase},
+    wire::{AfterInstall, Bottleneck, DiskSelector, InstallPhase, InstallProgress},
 };
 use cairn_core::{
     id::{InstallId, MachineId},
@@ -107,6 +107,8 @@ pub struct Install {
     pub state: InstallState,
     /// `planning`, `writing`, `verifying`, `finishing`, `done` or `failed`, as the target last said
     pub phase: Option<String>,
+    /// Share of the whole install, reading back included: 100 only when it is done.
+    pub percent: u8,
     /// Sealed bytes to fetch.
     pub total: u64,
     pub from_peers: u64,
@@ -180,9 +182,8 @@ pub(crate) async fn install_view(app: &App, row: InstallRow) -> Result<Install, 
 pub(crate) fn view_of(app: &App, row: InstallRow, labels: &HashMap<MachineId, String>) -> Install {
     let label = labels.get(&row.machine).cloned().unwrap_or_else(|| row.machine.to_string());
     let progress = row.progress.as_ref();
-    let bytes = |pick: fn(&cairn_array::wire::InstallProgress) -> ByteCount| {
-        progress.map_or(0, |progress| pick(progress).0)
-    };
+    let bytes =
+        |pick: fn(&InstallProgress) -> ByteCount| progress.map_or(0, |progress| pick(progress).0);
     let (total, milliseconds) = (bytes(|p| p.total), progress.map_or(0, |p| p.milliseconds));
     let done = bytes(|p| p.from_peers) + bytes(|p| p.from_server) + bytes(|p| p.rebuilt);
     let (bytes_per_second, left) = pace(done, total, milliseconds);
@@ -197,6 +198,7 @@ pub(crate) fn view_of(app: &App, row: InstallRow, labels: &HashMap<MachineId, St
         image: format!("{}@{}", row.image, row.number),
         state: row.state,
         phase: progress.map(|progress| phase_word(progress.phase).to_owned()),
+        percent: progress.map_or(0, InstallProgress::percent),
         total,
         from_peers: bytes(|p| p.from_peers),
         from_server: bytes(|p| p.from_server),

@@ -8,7 +8,7 @@ use cairn_core::id::MachineId;
 use cairn_web::{
     deployments::{Bottleneck, Cell, Deployments, Holders, Install, InstallState, Map, Progress},
     shell::Place,
-    text::{Ago, Bytes, Rate, Span},
+    text::{Ago, Bytes, Percent, Rate, Span},
 };
 
 use serde::Deserialize;
@@ -155,6 +155,7 @@ fn fill(install: &api::deployment::Install, together: u64, now: Moment) -> Insta
         image: image_label(&install.image),
         state,
         progress: install.phase.is_some().then(|| Progress {
+            percent: Percent::of(install.percent.into(), 100),
             total: Bytes(install.total),
             from_peers: Bytes(install.from_peers),
             from_server: Bytes(install.from_server),

@@ -82,6 +82,7 @@ mod tests {
             already: ByteCount(0),
             written: ByteCount(5 << 20),
             milliseconds: 12_345,
+            percent: None,
             bottleneck: None,
             error: error.map(str::to_owned),
         }

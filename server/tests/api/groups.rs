@@ -46,6 +46,7 @@ async fn install(server: &Server, mac: &str) {
             already: ByteCount(0),
             written: ByteCount(1),
             milliseconds: 1,
+            percent: None,
             bottleneck: None,
             error: None,
         };

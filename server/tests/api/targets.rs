@@ -83,6 +83,7 @@ fn report(phase: InstallPhase, error: Option<&str>) -> InstallProgress {
         already: ByteCount(0),
         written: ByteCount(2000),
         milliseconds: 1000,
+        percent: None,
         bottleneck: None,
         error: error.map(str::to_owned),
     }

@@ -324,6 +324,7 @@ async fn watched(
                 already: ByteCount(0),
                 written: ByteCount(500),
                 milliseconds: 500,
+                percent: None,
                 bottleneck: None,
                 error: None,
             };

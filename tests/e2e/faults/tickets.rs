@@ -79,6 +79,7 @@ impl Blank {
             already: ByteCount(0),
             written: ByteCount(1),
             milliseconds: 1,
+            percent: None,
             bottleneck: None,
             error: None,
         };

@@ -86,11 +86,8 @@ impl Report {
 
 /// One line while an install runs.
 pub(super) fn progress(name: &str, install: &Install) -> String {
-    // What is rebuilt was fetched as other segments of its stripe, so it is not counted again.
-    let here = install.from_peers + install.from_server;
-    let percent = (here * 100).checked_div(install.total).unwrap_or_default().min(100);
     let phase = install.phase.as_deref().unwrap_or("starting");
-    format!("{name}: {phase} {percent} %, {}", sources(install))
+    format!("{name}: {phase}, {} % done, {}", install.percent, sources(install))
 }
 
 fn sources(install: &Install) -> String {

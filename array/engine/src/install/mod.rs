@@ -52,7 +52,7 @@ pub use storage::StoragePartition;
 
 use crate::{
     map_reader::{MapError, pages_of},
-    wire::{InstallPhase, InstallProgress},
+    wire::{InstallPhase, InstallProgress, share},
 };
 use apply::{Held, apply, write_within};
 use plan::{BootBlocks, Plan};
@@ -165,6 +165,8 @@ struct Counters {
     total: AtomicU64,
     already: AtomicU64,
     written: AtomicU64,
+    /// Bytes of the disk compared with the map in the present phase.
+    compared: AtomicU64,
 }
 
 struct Run {
@@ -245,7 +247,8 @@ impl Run {
         let key =
             self.image.secret.map_keys.get(number).ok_or(InstallError::Map(MapError::Order))?;
         let pages = pages_of(bytes, &key.key, self.image.public.data.len())?;
-        Ok(plan.pages(&pages, &self.disk, BootBlocks::of(self.image.public.size))?)
+        let boot = BootBlocks::of(self.image.public.size);
+        Ok(plan.pages(&pages, &self.disk, boot, &self.counters.compared)?)
     }
 
     /// The map segments of a window in order, from memory or from the peers.
@@ -446,6 +449,7 @@ impl Run {
     }
 
     fn turn_to(&self, phase: InstallPhase) {
+        self.counters.compared.store(0, Ordering::Relaxed);
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
         self.progress.send_replace(self.snapshot());
     }
@@ -472,9 +476,17 @@ impl Run {
 
     fn snapshot(&self) -> InstallProgress {
         let stats = self.fetcher.stats();
+        let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let total = ByteCount(self.counters.total.load(Ordering::Relaxed));
+        let fetched = stats.from_peers.0 + stats.from_server.0 + stats.rebuilt.0;
+        let (part, whole) = match phase {
+            InstallPhase::Writing => (fetched, total.0),
+            _ => (self.counters.compared.load(Ordering::Relaxed), self.image.public.size.0),
+        };
         InstallProgress {
-            phase: *self.phase.lock().unwrap_or_else(PoisonError::into_inner),
-            total: ByteCount(self.counters.total.load(Ordering::Relaxed)),
+            phase,
+            total,
+            percent: Some(percent(phase, part, whole)),
             from_peers: stats.from_peers,
             from_server: stats.from_server,
             rebuilt: stats.rebuilt,
@@ -485,6 +497,23 @@ impl Run {
             error: None,
         }
     }
+}
+
+/// Share of the whole install when `part` of `whole` of a phase is done. Reading the disk takes about a fifth of the time
+/// that filling it takes.
+const fn phase_share(phase: InstallPhase) -> (u8, u8) {
+    match phase {
+        InstallPhase::Planning => (0, 5),
+        InstallPhase::Writing => (5, 75),
+        InstallPhase::Verifying => (80, 19),
+        InstallPhase::Finishing | InstallPhase::Failed => (99, 0),
+        InstallPhase::Done => (100, 0),
+    }
+}
+
+fn percent(phase: InstallPhase, part: u64, whole: u64) -> u8 {
+    let (before, most) = phase_share(phase);
+    before + share(part, whole, most)
 }
 
 fn joined(

@@ -6,6 +6,7 @@
 use std::{
     num::NonZero,
     panic::resume_unwind,
+    sync::atomic::{AtomicU64, Ordering},
     thread::{self, ScopedJoinHandle},
 };
 
@@ -99,12 +100,14 @@ impl Plan {
         self.zero_until(page.first.0 + PAGE_BLOCKS, disk)
     }
 
-    /// Compares pages that follow each other with the disk, on as many threads as there are processors.
+    /// Compares pages that follow each other with the disk, on as many threads as there are processors. `compared` grows
+    /// by the bytes of each page.
     pub(super) fn pages(
         &mut self,
         pages: &[MapPage],
         disk: &TargetDisk,
         boot: BootBlocks,
+        compared: &AtomicU64,
     ) -> Result<(), DiskError> {
         let parallel = thread::available_parallelism().map_or(2, NonZero::get);
         let parts = thread::scope(|scope| {
@@ -113,7 +116,7 @@ impl Plan {
             for pages in pages.chunks(pages.len().div_ceil(parallel).max(1)) {
                 let part = Self { next, ..Self::default() };
                 next = pages.last().map_or(next, |last| last.first.0 + PAGE_BLOCKS);
-                threads.push(scope.spawn(move || part.over(pages, disk, boot)));
+                threads.push(scope.spawn(move || part.over(pages, disk, boot, compared)));
             }
             let parts = threads.into_iter().map(ScopedJoinHandle::join);
             parts.map(|part| part.unwrap_or_else(|panic| resume_unwind(panic))).collect::<Vec<_>>()
@@ -129,10 +132,12 @@ impl Plan {
         pages: &[MapPage],
         disk: &TargetDisk,
         boot: BootBlocks,
+        compared: &AtomicU64,
     ) -> Result<Self, DiskError> {
         for page in pages {
             disk.will_read(page.first.byte_offset(), bytes_of(PAGE_BLOCKS));
             self.page(page, disk, boot)?;
+            compared.fetch_add(bytes_of(PAGE_BLOCKS), Ordering::Relaxed);
         }
         Ok(self)
     }
