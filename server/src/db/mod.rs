@@ -43,6 +43,7 @@ pub mod snapshot;
 pub mod stripe_set;
 pub mod target;
 pub mod token;
+mod upgrade;
 pub mod volume;
 pub(crate) mod webhook;
 
@@ -56,6 +57,11 @@ pub enum DbError {
     Sql(#[from] sqlx::Error),
     #[error("bring the database up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error(
+        "the database has schema {schema}, this program knows {known}: start the newer cairn-server that it was used \
+         with, or put the copy from before the upgrade in its place (OPERATIONS, \"Upgrades\")"
+    )]
+    Newer { schema: i64, known: i64 },
     #[error("migration {file} is not UTF-8 text in a file called NNNN_verb_noun.sql")]
     MigrationName { file: String },
     #[error("the database holds something unreadable in column {column}")]

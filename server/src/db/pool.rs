@@ -12,7 +12,7 @@ use sqlx::{
     query::Query,
 };
 
-use super::{DatabaseAddress, DbError, Result, hold::Hold, migrations};
+use super::{DatabaseAddress, Result, hold::Hold, upgrade};
 
 /// A transaction that may write.
 pub(super) type Transaction = sqlx::Transaction<'static, Any>;
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a PostgreSQL server may take to answer somebody who connects.
 const ANSWER: Duration = Duration::from_secs(5);
 
-const SQLITE_SESSION: &str =
+pub(super) const SQLITE_SESSION: &str =
     "PRAGMA busy_timeout = 30000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
      PRAGMA foreign_keys = ON";
 const POSTGRES_SESSION: &str = "SET lock_timeout = '30s';
@@ -78,7 +78,7 @@ impl Db {
             Kind::Sqlite => Hold::none(),
             Kind::Postgres => Hold::take(address).await?,
         };
-        migrate(kind, &options).await?;
+        upgrade::run(address, kind, &options).await?;
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
             // Nothing lies between us and SQLite, and asking costs as much as most statements do.
@@ -147,14 +147,4 @@ impl Db {
 pub(super) async fn connect(options: &AnyConnectOptions) -> Result<AnyConnection> {
     let connected = tokio::time::timeout(ANSWER, AnyConnection::connect_with(options)).await;
     Ok(connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))?)
-}
-
-async fn migrate(kind: Kind, options: &AnyConnectOptions) -> Result<(), DbError> {
-    let mut connection = connect(options).await?;
-    if kind == Kind::Sqlite {
-        connection.execute(SQLITE_SESSION).await?;
-    }
-    migrations::of(kind)?.run_direct(None, &mut connection, false).await?;
-    connection.close().await?;
-    Ok(())
 }

@@ -1,6 +1,8 @@
 //! Databases of earlier programs: each schema there ever was is brought up to date with what is in it, kills included.
 
 use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -62,6 +64,61 @@ async fn every_earlier_schema_is_brought_up_to_date_with_what_is_in_it() {
             db.close().await;
         }
     }
+}
+
+/// The last migration of the database in `path`, and how many images it has.
+async fn look(path: &Path) -> (i64, i64) {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    let last = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations");
+    let last = last.fetch_one(&mut connection).await.unwrap();
+    let images = sqlx::query_scalar("SELECT count(*) FROM image");
+    (last, images.fetch_one(&mut connection).await.unwrap())
+}
+
+#[tokio::test]
+async fn upgrade_keeps_a_copy_of_the_database_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cairn.db");
+    earlier(&path, 10, &[IMAGE, AGENT]).await;
+    let backups = folder.path().join("backups");
+    // What a start that was cut short left is no obstacle.
+    fs::create_dir(&backups).unwrap();
+    fs::write(backups.join("cairn-schema-0010.new"), "half").unwrap();
+    let address = DatabaseAddress::Sqlite(path.clone());
+    for _ in 0..2 {
+        Db::open(&address).await.unwrap().close().await;
+        let names: Vec<_> = fs::read_dir(&backups).unwrap().map(|it| it.unwrap().path()).collect();
+        let copy = backups.join("cairn-schema-0010.db");
+        assert_eq!(names, [copy.clone()], "one copy, of the schema before");
+        assert_eq!(look(&copy).await, (10, 1));
+        assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    assert!(look(&path).await.0 > 10);
+}
+
+#[tokio::test]
+async fn database_of_a_newer_program_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cairn.db");
+    let address = DatabaseAddress::Sqlite(path.clone());
+    Db::open(&address).await.unwrap().close().await;
+    let newer =
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+        VALUES (9999, 'of tomorrow', true, x'00', 0)";
+    let options = SqliteConnectOptions::new().filename(&path);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    connection.execute(newer).await.unwrap();
+    connection.close().await.unwrap();
+    let before = fs::read(&path).unwrap();
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_cairn-server"));
+    serve.args(["move", "--from", &format!("sqlite:{}", path.display()), "--database"]);
+    serve.arg(format!("sqlite:{}", folder.path().join("new.db").display()));
+    let said = serve.arg("--data-dir").arg(folder.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert!(!said.status.success() && text.contains("schema 9999"), "{text}");
+    assert!(text.contains("newer cairn-server"), "{text}");
+    assert!(fs::read(&path).unwrap() == before);
 }
 
 #[tokio::test]
