@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cairn_array::{
     dsf::DsfHandle,
     tls::{Member, card_towards},
-    wire::{Assignment, MAX_SEGMENTS, MemberState, SyncReply, SyncRequest},
+    wire::{Assignment, MAX_SEGMENTS, MemberState, SyncReply, SyncRequest, WIRE_VERSION},
 };
 use cairn_core::units::{ByteCount, Generation};
 use tokio::{
@@ -150,6 +150,7 @@ impl Sync {
             directory: self.roster.number(),
             assignment: self.assignment(),
             limits: self.limits.told().site,
+            wire: WIRE_VERSION,
         };
         let reply: SyncReply =
             match self.link.post("/agent/v1/sync", &request, Patience::Held).await {

@@ -37,6 +37,9 @@ use crate::{pace::Rates, tls::Fingerprint};
 
 /// How long the server holds a call that waits for news.
 pub const SYNC_HOLD: Duration = Duration::from_secs(20);
+/// Version of these messages. It grows when a message changes so that the other side should know; agents of 0.1 had none
+/// and count as 0. A server works with agents of this version and the one before, and lists the older ones.
+pub const WIRE_VERSION: u32 = 1;
 /// The largest JSON body either side accepts.
 pub const MAX_BODY_BYTES: usize = 256 << 20;
 /// The most segments one message names (a 12 TiB DSF).
@@ -117,6 +120,9 @@ pub struct SyncRequest {
     /// The site's rate limits that this agent obeys.
     #[serde(default)]
     pub limits: Rates,
+    /// [`WIRE_VERSION`] of this agent.
+    #[serde(default)]
+    pub wire: u32,
 }
 
 /// What is new for an agent.
@@ -535,6 +541,30 @@ pub fn split_name(text: &str) -> Option<(&str, Option<u32>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_of_0_1_are_understood() {
+        fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/wire-0.1");
+            let text = std::fs::read(format!("{folder}/{name}.json")).unwrap();
+            serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{name}: {error}"))
+        }
+        let join: JoinRequest = read("agent-v1-join.request");
+        assert_eq!((join.hostname.as_str(), join.peer_port), ("vm", 18442));
+        assert_eq!(read::<JoinReply>("agent-v1-join.reply").state, MemberState::Pending);
+        let sync: SyncRequest = read("agent-v1-sync.request");
+        assert_eq!((sync.wire, sync.lend), (0, ByteCount(1 << 30)));
+        assert!(read::<SyncReply>("agent-v1-sync.reply").want_holdings);
+        let holdings: Holdings = read("agent-v1-holdings.request");
+        assert_eq!((holdings.stored.len(), holdings.fulfils), (1, Some(Generation(3))));
+        assert_eq!(read::<TargetHello>("target-v1-hello.request").disks.len(), 1);
+        assert_eq!(read::<HelloReply>("target-v1-hello.reply").code, "6416-7ZF3");
+        let progress: InstallProgress = read("target-v1-progress.request");
+        assert_eq!((progress.percent(), progress.written), (100, ByteCount(20 << 20)));
+        assert!(!read::<ProgressReply>("target-v1-progress.reply").cancel);
+        assert_eq!(read::<SwarmRequest>("target-v1-swarm.request").port, 36259);
+        assert_eq!(read::<SwarmReply>("target-v1-swarm.reply").generation, Generation(2));
+    }
 
     #[test]
     fn hundred_percent_is_only_of_a_done_install() {

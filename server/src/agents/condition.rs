@@ -5,6 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use cairn_array::wire::WIRE_VERSION;
 use cairn_core::{
     id::AgentId,
     units::{ByteCount, Generation},
@@ -24,6 +25,8 @@ pub(crate) struct Condition {
     pub(crate) clock_ahead: i64,
     /// The directory that it has.
     pub(crate) directory: Generation,
+    /// The version of its messages.
+    pub(crate) wire: u32,
 }
 
 impl Condition {
@@ -59,6 +62,11 @@ impl Conditions {
         self.get(agent).map(|condition| condition.directory)
     }
 
+    /// It speaks an older version of the messages than this server.
+    pub(crate) fn is_old(&self, agent: AgentId) -> bool {
+        self.get(agent).is_some_and(|condition| condition.wire < WIRE_VERSION)
+    }
+
     /// Seconds by which its clock is ahead, when that is worth a word.
     pub(crate) fn clock_fault(&self, agent: AgentId) -> Option<i64> {
         self.get(agent).and_then(Condition::clock_fault)
@@ -82,6 +90,7 @@ mod tests {
             written_today: ByteCount(7),
             clock_ahead,
             directory,
+            wire: 0,
         };
         assert!(!conditions.note(agent, at(200)));
         assert_eq!(conditions.clock_fault(agent), None);

@@ -80,6 +80,7 @@ async fn note_news(
         written_today: request.written_today,
         clock_ahead,
         directory: request.directory,
+        wire: request.wire,
     };
     if app.conditions.note(agent.id, condition) {
         tracing::warn!(

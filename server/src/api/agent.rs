@@ -55,6 +55,9 @@ pub struct Agent {
     pub complaints: Vec<String>,
     #[serde(default)]
     pub complaining_machines: u64,
+    /// Its program is older than the server's. It works; update its package.
+    #[serde(default)]
+    pub old: bool,
     /// Seconds by which its clock is ahead of the server's, negative when behind; only when more than five minutes.
     pub clock_ahead: Option<i64>,
 }
@@ -79,7 +82,8 @@ impl Agent {
             };
             format!("{machines}: {}", self.complaints.join(", "))
         });
-        rests.into_iter().chain(overwritten).chain(complaints).chain(clock).collect()
+        let old = self.old.then(|| "old version".to_owned());
+        rests.into_iter().chain(old).chain(overwritten).chain(complaints).chain(clock).collect()
     }
 }
 
@@ -105,6 +109,7 @@ pub(crate) async fn view(app: &App, row: &AgentRow) -> Result<Agent, ApiError> {
         written_today: app.conditions.written_today(row.id).map(|bytes| bytes.0),
         complaints: complaints.iter().flat_map(|tally| tally.faults()).map(str::to_owned).collect(),
         complaining_machines: complaints.map_or(0, |tally| tally.machines() as u64),
+        old: app.conditions.is_old(row.id),
         clock_ahead: app.conditions.clock_fault(row.id),
     })
 }

@@ -227,3 +227,20 @@ async fn a_clock_that_is_wrong_is_told_until_it_is_right() {
     agent.synced(0, 0).await;
     assert_eq!(ahead().await, None);
 }
+
+#[tokio::test]
+async fn agent_of_0_1_works_and_is_listed_as_old() {
+    let server = Server::start().await;
+    let agent = server.join(true).await;
+    let path = format!("/api/v1/agents/{}", agent.reply.agent);
+    let view = async || server.api().get::<AgentView>(&path).await.unwrap();
+    agent.synced(0, 0).await;
+    assert!(!view().await.old);
+    let recorded =
+        include_str!("../../../array/engine/fixtures/wire-0.1/agent-v1-sync.request.json");
+    let recorded: serde_json::Value = serde_json::from_str(recorded).unwrap();
+    let reply: SyncReply = json(agent.caller.post("/agent/v1/sync", &recorded).await).await;
+    assert_eq!(reply.state, MemberState::Approved);
+    let old = view().await;
+    assert!(old.old && old.lend == 1 << 30);
+}

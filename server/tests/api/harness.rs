@@ -12,7 +12,7 @@ use cairn_array::{
     tls::{self, KeyAndCsr, Member, NameTable, Papers, Token, Trust, new_key_and_csr},
     wire::{
         DiskLine, Firmware, HelloReply, Inventory, JoinReply, JoinRequest, MachineIdentity,
-        SyncReply, SyncRequest, TargetHello, TicketReply,
+        SyncReply, SyncRequest, TargetHello, TicketReply, WIRE_VERSION,
     },
 };
 use cairn_core::units::{ByteCount, Generation};
@@ -331,6 +331,7 @@ impl Agent {
             directory: Generation(directory),
             assignment: Generation(assignment),
             limits: Rates::default(),
+            wire: WIRE_VERSION,
         };
         self.caller.post("/agent/v1/sync", &request).await
     }
