@@ -1,13 +1,22 @@
 //! The command line of `cairn-agent`.
 
 use std::{
+    ffi::OsString,
     io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use cairn_array::{pace::Limit, tls::Token, wire::DiskSelector};
-use clap::{CommandFactory as _, Parser, Subcommand};
+use cairn_array::{
+    pace::Limit,
+    settings::{self, Place, Settings},
+    tls::Token,
+    wire::DiskSelector,
+};
+use clap::{
+    Arg, Args as _, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind,
+    parser::ValueSource,
+};
 use clap_complete::Shell;
 
 use crate::{dark::Opener, lending::Amount, place::ServerPlace};
@@ -17,8 +26,17 @@ use crate::{dark::Opener, lending::Amount, place::ServerPlace};
 #[command(name = "cairn-agent", version)]
 pub struct Cli {
     /// Where the agent keeps its papers and the storage file.
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/cairn-agent")]
+    #[arg(
+        long,
+        global = true,
+        env = "CAIRN_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/cairn-agent"
+    )]
     pub state_dir: PathBuf,
+    /// The configuration file, which must be there when it is named [default: /etc/cairn/agent.toml]
+    #[arg(long, global = true, env = settings::VARIABLE, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -26,20 +44,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Become a client of the site at URL.
-    Join {
-        /// The server, like `https://cairn.example:8440`
-        url: ServerPlace,
-        /// A join token from `cairn-server token create`
-        token: Token,
-        /// How much disk space to lend: a size like 20GiB or a share of the disk like 15%
-        #[arg(long, value_name = "SIZE")]
-        lend: Amount,
-        #[command(flatten)]
-        limits: Limits,
-        /// Where to listen for peers
-        #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8442")]
-        peer_listen: SocketAddr,
-    },
+    Join(Join),
     /// Hold and serve segments until stopped.
     Run,
     /// Lend more or less from now on; a running agent follows within a second.
@@ -113,6 +118,83 @@ pub enum Command {
     Man { folder: PathBuf },
 }
 
+#[derive(Debug, clap::Args)]
+#[command(allow_missing_positional = true)]
+pub struct Join {
+    /// The server, like `https://cairn.example:8440`; not needed where --server says it
+    pub url: Option<ServerPlace>,
+    /// A join token from `cairn-server token create`
+    pub token: Token,
+    /// The server, for when URL is left out
+    #[arg(long, env = "CAIRN_SERVER", value_name = "URL")]
+    pub server: Option<ServerPlace>,
+    /// How much disk space to lend: a size like 20GiB or a share of the disk like 15%
+    #[arg(long, env = "CAIRN_LEND", value_name = "SIZE")]
+    pub lend: Amount,
+    #[command(flatten)]
+    pub limits: Limits,
+    /// Where to listen for peers
+    #[arg(
+        long,
+        env = "CAIRN_PEER_LISTEN",
+        value_name = "ADDR:PORT",
+        default_value = "0.0.0.0:8442"
+    )]
+    pub peer_listen: SocketAddr,
+}
+
+/// The configuration file that is read when none is named.
+pub const CONFIG_FILE: &str = "/etc/cairn/agent.toml";
+
+/// The keys of the configuration file: the flags of `join`, and the state folder.
+#[must_use]
+pub fn options() -> Vec<Arg> {
+    let cli = Cli::augment_args(clap::Command::new("cairn-agent"));
+    let join = Join::augment_args(clap::Command::new("join"));
+    let state_dir = cli.get_arguments().filter(|option| option.get_id() == "state_dir");
+    let join = join.get_arguments().filter(|option| option.get_long().is_some());
+    state_dir.chain(join).cloned().collect()
+}
+
+/// The command line with the values of a configuration file as defaults.
+#[must_use]
+pub fn configured(settings: &Settings) -> clap::Command {
+    let limits = settings.only(&["reserve", "daily_writes"]);
+    settings
+        .only(&["state_dir"])
+        .fill(Cli::command())
+        .mut_subcommand("join", |join| settings.fill(join))
+        .mut_subcommand("lend", |lend| limits.fill(lend))
+}
+
+/// What was asked for.
+#[derive(Debug)]
+pub struct Invocation {
+    pub cli: Cli,
+    /// The state folder is the one that the package's service uses: nobody named another for this run.
+    pub is_of_service: bool,
+}
+
+/// Reads a command line; `place` is where its configuration was.
+///
+/// # Errors
+/// When it is not understood, or help was asked for.
+pub fn parse(
+    mut command: clap::Command,
+    arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    place: &Place,
+) -> Result<Invocation, clap::Error> {
+    let mut matches = command.try_get_matches_from_mut(arguments)?;
+    let is_default = matches.value_source("state_dir") == Some(ValueSource::DefaultValue);
+    let cli =
+        Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
+    if let Command::Join(Join { url: None, server: None, .. }) = &cli.command {
+        let why = "where is the server? Say `cairn-agent join URL TOKEN`";
+        return Err(command.error(ErrorKind::MissingRequiredArgument, why));
+    }
+    Ok(Invocation { cli, is_of_service: is_default && !place.named })
+}
+
 /// Writes what `shell` needs to complete commands to standard output.
 ///
 /// # Errors
@@ -136,10 +218,10 @@ pub fn manual(folder: &Path) -> std::io::Result<()> {
 #[derive(Debug, clap::Args)]
 pub struct Limits {
     /// What stays free on the disk, like 50GiB or 20% [default: a tenth of it, at least 10GiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, env = "CAIRN_RESERVE", value_name = "SIZE")]
     pub reserve: Option<Amount>,
     /// The most that is written on one day [default: 5% of the disk, at least 8GiB; a hard disk has no limit]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, env = "CAIRN_DAILY_WRITES", value_name = "SIZE")]
     pub daily_writes: Option<Amount>,
 }
 
@@ -266,12 +348,71 @@ mod tests {
         let line = ["cairn-agent", "join", "https://s:8440", &token, "--lend", "20GiB"];
         let cli = Cli::try_parse_from(line).unwrap();
         assert_eq!(cli.state_dir, PathBuf::from("/var/lib/cairn-agent"));
-        let Command::Join { lend, peer_listen, .. } = cli.command else { panic!("join") };
-        assert_eq!(lend, Amount::Bytes(ByteCount(20 << 30)));
-        assert_eq!(peer_listen, "0.0.0.0:8442".parse().unwrap());
+        let Command::Join(join) = cli.command else { panic!("join") };
+        assert_eq!(join.lend, Amount::Bytes(ByteCount(20 << 30)));
+        assert_eq!(join.peer_listen, "0.0.0.0:8442".parse().unwrap());
         assert!(
             Cli::try_parse_from(["cairn-agent", "join", "https://s", "token", "--lend", "1G"])
                 .is_err()
         );
+    }
+
+    fn read(text: &str, line: &str) -> Result<Invocation, clap::Error> {
+        let settings = Settings::parse(Path::new("f"), text, &options()).unwrap();
+        let place = Place { path: CONFIG_FILE.into(), named: false };
+        parse(configured(&settings), line.split(' '), &place)
+    }
+
+    #[test]
+    fn a_file_has_what_join_needs() {
+        let token = format!("cairn_join_{}_{}", "A".repeat(43), "0".repeat(64));
+        let text =
+            "state_dir = \"/s\"\nserver = \"https://a:1\"\nlend = \"15%\"\nreserve = \"1GiB\"\n";
+        let invocation = read(text, &format!("c join {token}")).unwrap();
+        assert_eq!(invocation.cli.state_dir, PathBuf::from("/s"));
+        assert!(invocation.is_of_service);
+        let Command::Join(join) = invocation.cli.command else { panic!("join") };
+        assert_eq!((join.url, join.server), (None, Some("https://a:1".parse().unwrap())));
+        assert_eq!(
+            (join.lend, join.limits.reserve),
+            ("15%".parse().unwrap(), Some("1GiB".parse().unwrap()))
+        );
+        let line = format!("c --state-dir /t join https://b:2 {token} --lend 1GiB");
+        let invocation = read(text, &line).unwrap();
+        assert!(!invocation.is_of_service);
+        let Command::Join(join) = invocation.cli.command else { panic!("join") };
+        assert_eq!(
+            (join.url, join.lend),
+            (Some("https://b:2".parse().unwrap()), "1GiB".parse().unwrap())
+        );
+        let refused = read("", &format!("c join {token} --lend 1GiB")).unwrap_err().to_string();
+        assert!(refused.contains("cairn-agent join URL TOKEN"), "{refused}");
+        let Command::Lend { lend, limits } = read(text, "c lend 2GiB").unwrap().cli.command else {
+            panic!("lend")
+        };
+        assert_eq!(
+            (lend, limits.reserve),
+            ("2GiB".parse().unwrap(), Some("1GiB".parse().unwrap()))
+        );
+    }
+
+    #[test]
+    fn the_example_has_every_key_and_sets_none() {
+        let text = include_str!("../../packaging/agent.toml");
+        let path = Path::new("packaging/agent.toml");
+        let empty = Settings::parse(path, text, &options()).unwrap();
+        assert_eq!(empty, Settings::default());
+        let all = Settings::parse(path, &settings::with_examples(text), &options()).unwrap();
+        let keys: Vec<_> = options().iter().filter_map(settings::key).collect();
+        assert_eq!(keys, ["state_dir", "server", "lend", "reserve", "daily_writes", "peer_listen"]);
+        for option in options() {
+            let key = settings::key(&option).unwrap();
+            assert!(all.has(&key), "packaging/agent.toml does not mention {key}");
+            let default = option.get_default_values().iter().map(|it| it.to_str().unwrap());
+            let default: Vec<_> = default.collect();
+            assert!(default.is_empty() || all.values(&key) == default, "{key}");
+            let variable = format!("CAIRN_{}", key.to_uppercase());
+            assert_eq!(option.get_env().and_then(|name| name.to_str()), Some(variable.as_str()));
+        }
     }
 }

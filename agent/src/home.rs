@@ -15,7 +15,8 @@
 //! | `lock` | held by the one process that uses the folder |
 //!
 //! Invariants: the folder is 0700 and every file in it 0600; a file is replaced by renaming a whole one over it,
-//! so a kill at any instant leaves the old one or the new one.
+//! so a kill at any instant leaves the old one or the new one. What root writes belongs to the folder's owner, who runs
+//! the agent; links that this owner may have put there are not followed.
 
 use std::{
     fs,
@@ -26,17 +27,22 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use cairn_array::{pace::Rates, tls::Papers};
+use cairn_array::{
+    ownership::{Owner, hand_over_file},
+    pace::Rates,
+    tls::Papers,
+};
 use cairn_core::{
     id::{AgentId, SiteId},
     sign::VerifyingKey,
 };
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     lending::{Ledger, Terms},
     place::ServerPlace,
+    privilege,
 };
 
 const MEMBERSHIP: &str = "agent.json";
@@ -93,7 +99,22 @@ impl Home {
             .create(&self.folder)
             .with_context(|| format!("create state folder {}", self.folder.display()))?;
         fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("make state folder {} private", self.folder.display()))
+            .with_context(|| format!("make state folder {} private", self.folder.display()))?;
+        let give = |owner| -> io::Result<()> {
+            // The files in it follow as they are written.
+            match Owner::of(&self.folder)?.is_root() {
+                true => hand_over_file(fs::File::open(&self.folder)?, owner),
+                false => Ok(()),
+            }
+        };
+        let user = privilege::system_user()?;
+        user.map_or(Ok(()), give)
+            .with_context(|| format!("give state folder {} away", self.folder.display()))
+    }
+
+    /// Gives a file in the folder to the folder's owner, when root made it.
+    fn give(&self, file: &fs::File) -> io::Result<()> {
+        hand_over_file(file, Owner::of(&self.folder)?)
     }
 
     /// Takes the folder for this process; `None` when another one has it.
@@ -102,8 +123,13 @@ impl Home {
     /// When the lock file cannot be made.
     pub fn lock(&self) -> Result<Option<Lock>> {
         let path = self.folder.join("lock");
-        let file = private().truncate(false).open(&path);
-        let file = file.with_context(|| format!("open lock file {}", path.display()))?;
+        let nofollow = OFlags::NOFOLLOW.bits().cast_signed();
+        let open = || {
+            let file = private().create(true).truncate(false).custom_flags(nofollow).open(&path)?;
+            self.give(&file)?;
+            Ok::<_, io::Error>(file)
+        };
+        let file = open().with_context(|| format!("open lock file {}", path.display()))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Lock { _file: file })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -358,7 +384,12 @@ impl Home {
     fn write(&self, name: &str, data: &[u8]) -> Result<()> {
         let (path, partial) = (self.folder.join(name), self.folder.join(format!("{name}.new")));
         let write = || -> io::Result<()> {
-            let mut file = private().truncate(true).open(&partial)?;
+            match fs::remove_file(&partial) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = private().create_new(true).open(&partial)?;
+            self.give(&file)?;
             file.write_all(data)?;
             file.sync_all()?;
             fs::rename(&partial, &path)?;
@@ -371,7 +402,7 @@ impl Home {
 
 fn private() -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).mode(0o600);
+    options.write(true).mode(0o600);
     options
 }
 

@@ -15,7 +15,7 @@ use crate::{
     lending::{Space, Terms, first_size},
     link::{Patience, ServerLink},
     place::ServerPlace,
-    size,
+    privilege, size,
 };
 
 /// What the operator asks for.
@@ -86,6 +86,7 @@ pub async fn join(home: &Home, join: Join) -> Result<JoinReply> {
     };
     home.keep_terms(&terms).context("keep the terms of lending")?;
     home.keep(&membership, &papers).context("keep the papers of the new membership")?;
+    privilege::hand_to_system_user(home.folder())?;
     Ok(reply)
 }
 

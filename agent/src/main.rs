@@ -2,6 +2,7 @@
 //! 1 (failed) or 2 (wrong usage).
 
 use std::{
+    ffi::OsString,
     future::Future,
     io::{IsTerminal as _, Write as _},
     path::PathBuf,
@@ -11,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use cairn_agent::{
-    cli::{self, Cli, Command},
+    cli::{self, CONFIG_FILE, Cli, Command, Invocation},
     daemon,
     dark::Opener,
     home::Home,
@@ -30,12 +31,17 @@ use cairn_agent::{
     volume,
 };
 use cairn_array::{
+    settings::{self, Place, Settings},
+    systemd::Unit,
     tls::{self, NameTable, Trust},
     wire::MemberState,
 };
-use clap::Parser as _;
+use clap::CommandFactory as _;
 use tracing_subscriber::EnvFilter;
 
+const UNIT: Unit = Unit("cairn-agent.service");
+/// The exit code of a command line or configuration file that is not understood.
+const WRONG_USAGE: u8 = 2;
 /// The daemon's memory is bounded by its threads too: each keeps an arena and buffers of its own.
 const DAEMON_THREADS: usize = 2;
 const DAEMON_BLOCKING_THREADS: usize = 6;
@@ -47,7 +53,24 @@ fn main() -> ExitCode {
     {
         return finish(init::run());
     }
-    let cli = Cli::parse();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let place = Place::find(
+        arguments.iter().skip(1).cloned(),
+        std::env::var_os(settings::VARIABLE),
+        CONFIG_FILE,
+    );
+    let settings = Settings::load(&place, &cli::options());
+    let command = match &settings {
+        Ok(settings) => cli::configured(settings),
+        Err(_) => Cli::command(),
+    };
+    let invocation = cli::parse(command, arguments, &place).unwrap_or_else(|error| error.exit());
+    let needs_settings =
+        !matches!(invocation.cli.command, Command::Completions { .. } | Command::Man { .. });
+    if let (Err(error), true) = (settings, needs_settings) {
+        complain(&error.into());
+        return ExitCode::from(WRONG_USAGE);
+    }
     let filter = EnvFilter::try_from_env("CAIRN_LOG")
         .unwrap_or_else(|_| EnvFilter::new("warn,cairn_agent=info"));
     tracing_subscriber::fmt()
@@ -55,28 +78,16 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    if matches!(cli.command, Command::InitWorker) {
+    if matches!(invocation.cli.command, Command::InitWorker) {
         return ExitCode::from(u8::try_from(init::work()).unwrap_or(1));
     }
-    finish(dispatch(cli))
+    finish(dispatch(invocation))
 }
 
-fn dispatch(cli: Cli) -> Result<()> {
+fn dispatch(Invocation { cli, is_of_service }: Invocation) -> Result<()> {
     let home = Home::new(cli.state_dir);
     match cli.command {
-        Command::Join { url, token, lend, limits, peer_listen } => block_on(async {
-            let terms = terms(lend, &limits);
-            let reply = join(&home, Join { server: url, token, terms, peer_listen }).await?;
-            say(&match reply.state {
-                MemberState::Approved => {
-                    format!("joined as agent {}; start it with `cairn-agent run`\n", reply.agent)
-                }
-                _ => format!(
-                    "joined as agent {}, waiting for approval (`cairn-server agent approve {}`); start it with `cairn-agent run`\n",
-                    reply.agent, reply.agent
-                ),
-            })
-        }),
+        Command::Join(options) => block_on(become_client(&home, options, is_of_service)),
         Command::Run => run_daemon(home),
         Command::Lend { lend, limits } => {
             block_on(async { say(&lend::lend(&home, terms(lend, &limits)).await?) })
@@ -129,6 +140,33 @@ fn dispatch(cli: Cli) -> Result<()> {
 
 const fn terms(lend: Amount, limits: &cli::Limits) -> Terms {
     Terms { lend, reserve: limits.reserve, daily_writes: limits.daily_writes }
+}
+
+/// Joins, and starts the package's service where there is one.
+async fn become_client(home: &Home, options: cli::Join, is_of_service: bool) -> Result<()> {
+    let terms = terms(options.lend, &options.limits);
+    let server = options.url.or(options.server).context("say where the server is")?;
+    let join_request =
+        Join { server, token: options.token, terms, peer_listen: options.peer_listen };
+    let reply = join(home, join_request).await?;
+    let agent = reply.agent;
+    let waits = match reply.state {
+        MemberState::Approved => String::new(),
+        _ => format!(", waiting for approval (`cairn-server agent approve {agent}`)"),
+    };
+    say(&format!("joined as agent {agent}{waits}; "))?;
+    if !(is_of_service && UNIT.is_installed()) {
+        return say("start it with `cairn-agent run`\n");
+    }
+    // One that was started before it could do anything looks again.
+    let started = if UNIT.is_active() { UNIT.restart() } else { UNIT.enable_now() };
+    match started {
+        Ok(()) => say(&format!("{} is started\n", UNIT.0)),
+        Err(error) => {
+            say(&format!("{} did not start\n", UNIT.0))?;
+            Err(error)
+        }
+    }
 }
 
 fn run_daemon(home: Home) -> Result<()> {
@@ -235,13 +273,17 @@ fn say(text: &str) -> Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
 }
 
-#[expect(clippy::print_stderr, reason = "the last word of a failed program")]
 fn finish(outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cairn-agent: {error:#}");
+            complain(&error);
             ExitCode::FAILURE
         }
     }
+}
+
+#[expect(clippy::print_stderr, reason = "the last word of a failed program")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("cairn-agent: {error:#}");
 }

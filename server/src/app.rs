@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    agent_package::AgentPackage,
     agents::{
         complaint::Complaints, condition::Conditions, directory::DirectoryKeeper,
         holdings::FullDisks,
@@ -53,6 +54,8 @@ pub struct Inner {
     pub boot_folder: PathBuf,
     /// The folder with the distribution's iPXE binaries.
     pub ipxe_dir: PathBuf,
+    /// What machines that are to become clients install.
+    pub(crate) agent_package: AgentPackage,
     /// The boot services.
     pub(crate) boot: BootNet,
     /// Fires when the server is to stop.

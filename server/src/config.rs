@@ -5,68 +5,92 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::{Context as _, ensure};
 use cairn_array::store::DeviceAddress;
-use clap::{Args, ValueEnum};
+use clap::{Arg, ArgAction, Args, Command, ValueEnum};
 
 use crate::{db::DatabaseAddress, register::ImageHost};
 
 /// The database file in the data folder.
 pub const DATABASE_FILE: &str = "cairn.db";
 
-/// The flags of `cairn-server serve`. Names and defaults are a contract with scripts outside.
+/// The configuration file that is read when none is named.
+pub const CONFIG_FILE: &str = "/etc/cairn/server.toml";
+/// Where the package `cairn-boot` has the agent's package.
+const AGENT_PACKAGE: &str = "/usr/share/cairn/agent.deb";
+
+/// The flags of `cairn-server serve`. Names and defaults are a contract with scripts outside. Each flag has a variable and a
+/// key in the configuration file ([`cairn_array::settings`]).
 #[derive(Clone, Debug, Args)]
 pub struct ServeOptions {
     /// Where database, secrets and, by default, the store are kept
     #[arg(long, env = "CAIRN_DATA_DIR", default_value = "./cairn-data", value_name = "DIR")]
     pub data_dir: PathBuf,
     /// HTTPS: dashboard, API, agents
-    #[arg(long, default_value = "0.0.0.0:8440", value_name = "ADDR:PORT")]
+    #[arg(long, env = "CAIRN_LISTEN", default_value = "0.0.0.0:8440", value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
     /// HTTP: boot files only
-    #[arg(long, default_value = "0.0.0.0:8441", value_name = "ADDR:PORT")]
+    #[arg(
+        long,
+        env = "CAIRN_BOOT_LISTEN",
+        default_value = "0.0.0.0:8441",
+        value_name = "ADDR:PORT"
+    )]
     pub boot_listen: SocketAddr,
     /// NBD: volumes, to clients on this machine, and by TLS to others
-    #[arg(long, default_value = "0.0.0.0:10809", value_name = "ADDR:PORT")]
+    #[arg(long, env = "CAIRN_NBD", default_value = "0.0.0.0:10809", value_name = "ADDR:PORT")]
     pub nbd: SocketAddr,
     /// Turns DHCP and TFTP on, on this interface
-    #[arg(long, value_name = "IF")]
+    #[arg(long, env = "CAIRN_BOOT_INTERFACE", value_name = "IF")]
     pub boot_interface: Option<String>,
     /// Beside an existing DHCP server, as the net's only one, or not at all
-    #[arg(long, value_enum, default_value_t = DhcpChoice::Proxy)]
+    #[arg(long, env = "CAIRN_DHCP", value_enum, default_value_t = DhcpChoice::Proxy)]
     pub dhcp: DhcpChoice,
-    /// The addresses that full DHCP gives, first and last
-    #[arg(long, value_name = "A-B", required_if_eq("dhcp", "full"))]
+    /// The addresses that full DHCP gives, first and last; full DHCP needs them
+    #[arg(long, env = "CAIRN_DHCP_POOL", value_name = "A-B")]
     pub dhcp_pool: Option<Pool>,
     /// The network mask that full DHCP tells
-    #[arg(long, value_name = "MASK", default_value = "255.255.255.0")]
+    #[arg(long, env = "CAIRN_DHCP_MASK", value_name = "MASK", default_value = "255.255.255.0")]
     pub dhcp_mask: Ipv4Addr,
     /// The router that full DHCP tells
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, env = "CAIRN_DHCP_ROUTER", value_name = "ADDR")]
     pub dhcp_router: Option<Ipv4Addr>,
     /// A name server that full DHCP tells (repeatable)
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, env = "CAIRN_DHCP_DNS", value_name = "ADDR")]
     pub dhcp_dns: Vec<Ipv4Addr>,
     /// How long a lease of full DHCP lasts
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    #[arg(long, env = "CAIRN_DHCP_LEASE", value_name = "SECONDS", default_value_t = 3600)]
     pub dhcp_lease: u32,
     /// A device of the store: a folder, or `s3://BUCKET/PREFIX` (repeatable; default: `store` in the data folder)
-    #[arg(long, value_name = "DIR-OR-URL")]
+    #[arg(long, env = "CAIRN_STORE", value_name = "DIR-OR-URL")]
     pub store: Vec<DeviceAddress>,
     /// The database: `sqlite:PATH` or `postgres://USER@HOST/NAME` (default: SQLite in the data folder)
     #[arg(long, env = "CAIRN_DATABASE", hide_env_values = true, value_name = "URL")]
     pub database: Option<DatabaseAddress>,
     /// Wait until no other server uses the site, then take its place: with a PostgreSQL database and a store in buckets
-    #[arg(long)]
+    #[arg(
+        long,
+        env = "CAIRN_STANDBY",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value_t = false
+    )]
     pub standby: bool,
     /// A host that images may be fetched from, `NAME` or `NAME:PORT` (repeatable; default: none)
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, env = "CAIRN_IMAGE_HOST", value_name = "HOST")]
     pub image_host: Vec<ImageHost>,
     /// Where the distribution's package keeps iPXE
-    #[arg(long, value_name = "DIR", default_value = "/usr/lib/ipxe")]
+    #[arg(long, env = "CAIRN_IPXE_DIR", value_name = "DIR", default_value = "/usr/lib/ipxe")]
     pub ipxe_dir: PathBuf,
     /// Kernel and initramfs for blank machines, made by `cairn-server boot build` (default: `boot` in the data folder)
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, env = "CAIRN_BOOT_DIR", value_name = "DIR")]
     pub boot_dir: Option<PathBuf>,
+    /// The agent's Debian package, which machines that are to become clients get (default:
+    /// `/usr/share/cairn/agent.deb` if it is there)
+    #[arg(long, env = "CAIRN_AGENT_PACKAGE", value_name = "FILE")]
+    pub agent_package: Option<PathBuf>,
 }
 
 /// What we do about DHCP.
@@ -84,6 +108,12 @@ pub struct Pool {
     pub last: Ipv4Addr,
 }
 
+impl std::fmt::Display for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
 impl std::str::FromStr for Pool {
     type Err = String;
 
@@ -99,6 +129,38 @@ impl std::str::FromStr for Pool {
 }
 
 impl ServeOptions {
+    /// The options as clap has them: the keys of the configuration file.
+    #[must_use]
+    pub fn arguments() -> Vec<Arg> {
+        Self::augment_args(Command::new("serve")).get_arguments().cloned().collect()
+    }
+
+    /// Checks what one option wants of another.
+    ///
+    /// # Errors
+    /// A sentence that says which option is missing.
+    pub fn check(&self) -> Result<(), &'static str> {
+        match (self.dhcp, self.dhcp_pool) {
+            (DhcpChoice::Full, None) => {
+                Err("full DHCP needs --dhcp-pool A-B: which addresses may it give?")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the agent's package is, if it is there.
+    ///
+    /// # Errors
+    /// When one was named that is not there.
+    pub fn agent_package(&self) -> anyhow::Result<PathBuf> {
+        let Some(named) = &self.agent_package else { return Ok(AGENT_PACKAGE.into()) };
+        let found = std::fs::metadata(named);
+        let found =
+            found.with_context(|| format!("look for the agent's package {}", named.display()))?;
+        ensure!(found.is_file(), "the agent's package {} is not a file", named.display());
+        Ok(named.clone())
+    }
+
     /// Where the database is.
     #[must_use]
     pub fn database(&self) -> DatabaseAddress {
@@ -153,6 +215,8 @@ pub fn reachable(
 
 #[cfg(test)]
 mod tests {
+    use cairn_array::settings::{self, Settings};
+
     use super::*;
 
     #[test]
@@ -161,6 +225,38 @@ mod tests {
         assert_eq!((pool.first.octets()[3], pool.last.octets()[3]), (100, 200));
         assert!("10.0.0.100".parse::<Pool>().is_err());
         assert!("10.0.0.100-x".parse::<Pool>().is_err());
+    }
+
+    #[test]
+    fn every_option_has_a_variable_named_after_its_flag() {
+        for option in ServeOptions::arguments() {
+            let long = option.get_long().expect("options of `serve` have long flags");
+            let variable = format!("CAIRN_{}", long.replace('-', "_").to_uppercase());
+            assert_eq!(option.get_env().and_then(|name| name.to_str()), Some(variable.as_str()));
+        }
+    }
+
+    #[test]
+    fn the_example_has_every_key_and_the_defaults() {
+        let text = include_str!("../../packaging/server.toml");
+        let options = ServeOptions::arguments();
+        let path = Path::new("packaging/server.toml");
+        let set = Settings::parse(path, text, &options).unwrap();
+        let keys: Vec<_> = options.iter().filter_map(settings::key).collect();
+        let set: Vec<_> = keys.iter().filter(|key| set.has(key)).collect();
+        assert_eq!(set, ["data_dir", "boot_dir"]);
+        // With every example in force, all keys are known and all values are right.
+        let uncommented = settings::with_examples(text);
+        let all = Settings::parse(path, &uncommented, &options).unwrap();
+        for option in &options {
+            let key = settings::key(option).unwrap();
+            assert!(all.has(&key), "packaging/server.toml does not mention {key}");
+            let default: Vec<_> =
+                option.get_default_values().iter().map(|it| it.to_str().unwrap()).collect();
+            if key != "data_dir" && !default.is_empty() {
+                assert_eq!(all.values(&key), default, "{key}");
+            }
+        }
     }
 
     #[test]

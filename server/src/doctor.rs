@@ -103,7 +103,7 @@ pub(crate) async fn examine(options: &ServeOptions) -> Vec<Check> {
 }
 
 /// Whether a server has the data folder. Unlike starting one, this makes nothing.
-fn is_running(data_dir: &Path) -> bool {
+pub(crate) fn is_running(data_dir: &Path) -> bool {
     let Ok(lock) = File::open(data_dir.join("run/lock")) else { return false };
     flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
 }

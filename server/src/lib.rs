@@ -12,6 +12,7 @@
 //! Invariants: nothing outside `db/` writes SQL; nothing outside `site/` touches a secret file; a decision about a machine
 //! never rests on what the machine says of itself alone.
 
+mod agent_package;
 mod agents;
 mod announce;
 pub mod api;
@@ -29,7 +30,9 @@ mod disks;
 pub mod doctor;
 pub mod events;
 pub mod finder;
+pub mod first_start;
 pub mod jobs;
+pub mod join_command;
 mod limits;
 mod machines;
 pub mod moment;
@@ -43,6 +46,7 @@ pub mod scatter;
 pub mod scrub;
 mod secret;
 pub mod serve;
+mod setup;
 pub mod site;
 mod standby;
 mod targets;

@@ -27,6 +27,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    agent_package::AgentPackage,
     agents::{
         condition::Conditions,
         directory::{self, DirectoryKeeper},
@@ -39,20 +40,17 @@ use crate::{
     boot_build, bundle,
     config::{DhcpChoice, ServeOptions, reachable},
     dashboard::{self, live::Live},
-    db::{
-        DatabaseAddress, Db,
-        account::{Role, Scope},
-        token::TokenKind,
-    },
+    db::{DatabaseAddress, Db, token::TokenKind},
     disks::Disks,
     events::Events,
     finder::Finder,
+    first_start::{self, FirstStart},
     jobs,
     limits::SiteLimits,
     moment::Moment,
     presence, rebalance, recover,
     register::{self, Registrations, Sources},
-    scrub, secret,
+    scrub,
     site::{Opened, Site, secrets},
     standby,
     targets::reports::{self, Reports},
@@ -72,15 +70,6 @@ pub struct ServerFile {
 #[must_use]
 pub fn server_file(data_dir: &Path) -> PathBuf {
     data_dir.join("run").join("server.json")
-}
-
-/// What the first start shows once.
-#[derive(Clone, Debug)]
-pub struct FirstStart {
-    pub password: String,
-    /// What to run on the first client.
-    pub join: String,
-    pub recovery_file: PathBuf,
 }
 
 /// A server that serves.
@@ -178,12 +167,7 @@ fn announce(running: &Running) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     let url = running.url();
     if let Some(first) = &running.first_start {
-        writeln!(out, "dashboard: {url}")?;
-        writeln!(out, "sign in:   {} with password {}", api::session::ADMIN, first.password)?;
-        writeln!(out, "join:      {}", first.join)?;
-        writeln!(out, "recovery:  {}", first.recovery_file.display())?;
-        writeln!(out, "           {}", secrets::RECOVERY_ADVICE)?;
-        writeln!(out, "This is shown once.")?;
+        first.show(&url, &mut out)?;
     }
     writeln!(out, "ready: {url}")?;
     out.flush()
@@ -209,8 +193,8 @@ async fn bind_boot(
 /// Each says what to do: the folder is in use, a secret is not as it must be, a port is taken.
 pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Result<Running> {
     let data_dir = options.data_dir.clone();
-    let lock = lock(&data_dir)?;
-    recover::refuse_unfinished(&data_dir)?;
+    let agent_package = AgentPackage::new(options.agent_package()?);
+    let lock = claim(&data_dir)?;
     let Opened { site, first_start } = Site::open(&data_dir)?;
     let db = open_database(&options.database()).await?;
     let (listener, bound) = bind(options.listen, "--listen").await?;
@@ -236,6 +220,7 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
         names,
         boot_folder: options.boot_folder(),
         ipxe_dir: options.ipxe_dir.clone(),
+        agent_package,
         boot: BootNet::new(options.boot_interface.clone(), options.dhcp),
         stop: stop.clone(),
         tasks: TaskTracker::new(),
@@ -272,14 +257,13 @@ pub async fn start(options: ServeOptions, stop: CancellationToken) -> anyhow::Re
     services.spawn(tls::serve(listener, server, api::router(&app), stop.clone()));
     services.spawn(pxe.run(stop.clone()));
     run_beside(&app, (papers, moved), &mut services);
-    keep_cli_token(&app).await?;
-    write_server_file(&app)?;
-    let first_start = greet(&app, first_start).await?;
+    let_command_line_in(&app).await?;
+    let first_start = welcome(&app, first_start).await?;
     Ok(Running { app, bound, boot, nbd, first_start, services, _lock: lock })
 }
 
 /// Opens the database, unless it was moved elsewhere.
-async fn open_database(address: &DatabaseAddress) -> anyhow::Result<Db> {
+pub(crate) async fn open_database(address: &DatabaseAddress) -> anyhow::Result<Db> {
     let what = || format!("open the database {address}");
     let db = Db::open(address).await.with_context(what)?;
     if let Some(elsewhere) = db.moved().await.with_context(what)? {
@@ -467,6 +451,18 @@ pub(crate) fn pxe_config(options: &ServeOptions, address: SocketAddr) -> anyhow:
     })
 }
 
+/// Takes the folder of a site that is whole.
+pub(crate) fn claim(data_dir: &Path) -> anyhow::Result<File> {
+    let lock = lock(data_dir)?;
+    recover::refuse_unfinished(data_dir)?;
+    Ok(lock)
+}
+
+async fn let_command_line_in(app: &App) -> anyhow::Result<()> {
+    keep_cli_token(app).await?;
+    write_server_file(app)
+}
+
 /// The command line on this machine needs a token that works; one that was revoked or lost is replaced.
 async fn keep_cli_token(app: &App) -> anyhow::Result<()> {
     if let Some(text) = secrets::read_cli_token(&app.data_dir)?
@@ -503,32 +499,11 @@ fn write_server_file(app: &App) -> anyhow::Result<()> {
     fs::rename(&beside, &path).with_context(|| format!("put {} in place", path.display()))
 }
 
-/// Makes the administrator's account and the first join token when there is no account yet.
-async fn greet(app: &App, site_is_new: bool) -> anyhow::Result<Option<FirstStart>> {
-    if app.db.has_an_account().await? {
-        return Ok(None);
-    }
-    if !site_is_new {
+async fn welcome(app: &App, site_is_new: bool) -> anyhow::Result<Option<FirstStart>> {
+    let site = (&app.db, &app.site, app.data_dir.as_path());
+    let first = first_start::greet(site, app.address, &app.agent_package).await?;
+    if first.is_some() && !site_is_new {
         tracing::warn!("there was no account: a start was cut short, or the database is new");
     }
-    let password = secret::random_password()?;
-    let kept = api::session::hash_password(&password)?;
-    let request = api::token::TokenRequest {
-        kind: TokenKind::Join,
-        auto_approve: false,
-        role: None,
-        groups: Vec::new(),
-        expires_in: None,
-        note: "first start".to_owned(),
-    };
-    let made =
-        api::token::make(app, &request).await.map_err(|error| anyhow::anyhow!("{error:?}"))?;
-    app.db
-        .add_account(api::session::ADMIN, &kept, Role::Admin, &Scope::default(), Moment::now())
-        .await?;
-    Ok(Some(FirstStart {
-        password,
-        join: made.command.unwrap_or_default(),
-        recovery_file: app.data_dir.join(secrets::RECOVERY_FILE),
-    }))
+    Ok(first)
 }

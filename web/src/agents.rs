@@ -24,6 +24,8 @@ pub struct AgentsPage<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinCommand {
     pub command: String,
+    /// What installs the agent first; none when the server has no package of it.
+    pub install: Option<String>,
     pub expires: Option<String>,
     /// Who joins with it needs no approval.
     pub auto_approve: bool,
@@ -180,6 +182,7 @@ mod tests {
         let live = Agents::default();
         let join = JoinCommand {
             command: "cairn-agent join https://10.0.0.1:8440 cairn_join_x_y --lend 20GiB".into(),
+            install: Some("apt-get install -y f && cairn-agent join".into()),
             expires: Some("2026-11-24T10:00:00Z".into()),
             auto_approve: false,
         };
@@ -195,6 +198,7 @@ mod tests {
             html.contains("cairn-agent join https://10.0.0.1:8440 cairn_join_x_y --lend 20GiB"),
             "{html}"
         );
+        assert!(html.contains("apt-get install -y f &#38;&#38; cairn-agent join"), "{html}");
         assert!(html.contains("No agents yet"), "{html}");
     }
 }

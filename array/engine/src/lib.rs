@@ -19,6 +19,7 @@ pub mod settings;
 pub mod size;
 pub mod store;
 pub mod swarm;
+pub mod systemd;
 pub mod tails;
 pub mod tidy;
 pub mod tls;

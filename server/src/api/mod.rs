@@ -5,7 +5,7 @@
 //! | `/api/v1/…` | an API token, or a dashboard session, as far as its role goes ([`role`]) |
 //! | `/agent/v1/…`, `/target/v1/…`, `/peer/v1/…` | members; see `cairn_array::wire` |
 //! | `/`, `/images`, …, `/static/…` | browsers; see `dashboard` |
-//! | `/healthz`, `/readyz`, `/api/openapi.json`, `POST /api/v1/session` | anybody |
+//! | `/healthz`, `/readyz`, `/api/openapi.json`, `POST /api/v1/session`, `/install/agent.deb` | anybody |
 
 use std::collections::BTreeMap;
 
@@ -38,6 +38,7 @@ pub mod grant;
 pub mod group;
 mod idempotency;
 pub mod image;
+mod install;
 pub mod install_log;
 pub mod job;
 pub mod limits;
@@ -171,6 +172,7 @@ fn api() -> (OpenApiRouter<App>, OpenApiRouter<App>) {
         .routes(routes!(session::sign_in))
         .routes(routes!(status::healthz))
         .routes(routes!(status::readyz))
+        .routes(routes!(install::agent_package))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     (administrators.merge(uploads), anybody)
 }

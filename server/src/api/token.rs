@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State, http::StatusCode};
-use cairn_array::tls;
+use cairn_array::tls::{self, Fingerprint};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -15,9 +15,11 @@ use super::{
 use crate::{
     app::App,
     db::{
-        account::Role,
+        Db,
+        account::{Role, Scope},
         token::{NewToken, TokenKind, TokenRow},
     },
+    join_command::JoinCommands,
     moment::Moment,
 };
 
@@ -53,8 +55,12 @@ pub struct NewTokenReply {
     pub kind: TokenKind,
     pub token: String,
     pub expires: Option<String>,
-    /// What to run on the machine that is to join.
+    /// What to run on the machine that is to join, when it has the agent.
     pub command: Option<String>,
+    /// What to run on a Debian machine without the agent: installs the server's package of it, then joins. None when
+    /// the server has no package.
+    #[serde(default)]
+    pub install_command: Option<String>,
 }
 
 /// A token as it is listed.
@@ -92,13 +98,26 @@ impl From<TokenRow> for Token {
     }
 }
 
-/// Makes and keeps a token.
-pub(crate) async fn make(app: &App, request: &TokenRequest) -> Result<NewTokenReply, ApiError> {
+/// A token that was kept.
+#[derive(Debug)]
+pub(crate) struct Issued {
+    pub(crate) id: i64,
+    pub(crate) token: tls::Token,
+    pub(crate) expires: Option<Moment>,
+}
+
+/// Makes and keeps a token of this scope.
+pub(crate) async fn issue(
+    db: &Db,
+    site: Fingerprint,
+    request: &TokenRequest,
+    scope: &Scope,
+) -> anyhow::Result<Issued> {
     let kind = match request.kind {
         TokenKind::Join => tls::TokenKind::Join,
         TokenKind::Api => tls::TokenKind::Api,
     };
-    let token = tls::Token::random(kind, app.site.fingerprint())?;
+    let token = tls::Token::random(kind, site)?;
     let now = Moment::now();
     let life = match (request.expires_in, request.kind) {
         (Some(seconds), _) => Some(Duration::from_secs(seconds)),
@@ -106,29 +125,42 @@ pub(crate) async fn make(app: &App, request: &TokenRequest) -> Result<NewTokenRe
         (None, TokenKind::Api) => None,
     };
     let expires = life.map(|life| now.plus(life));
-    let role = request.role.unwrap_or(Role::Admin);
-    let scope = scope::of(app, role, request.groups.clone()).await?;
-    let id = app
-        .db
+    let id = db
         .keep_token(NewToken {
             kind: request.kind,
             secret: &token.secret,
             note: &request.note,
             auto_approve: request.auto_approve,
-            role,
-            scope: &scope,
+            role: request.role.unwrap_or(Role::Admin),
+            scope,
             now,
             expires,
         })
         .await?;
-    let command = (request.kind == TokenKind::Join)
-        .then(|| format!("cairn-agent join https://{} {token}", app.address));
+    Ok(Issued { id, token, expires })
+}
+
+/// Makes and keeps a token.
+pub(crate) async fn make(app: &App, request: &TokenRequest) -> Result<NewTokenReply, ApiError> {
+    let role = request.role.unwrap_or(Role::Admin);
+    let scope = scope::of(app, role, request.groups.clone()).await?;
+    let Issued { id, token, expires } =
+        issue(&app.db, app.site.fingerprint(), request, &scope).await?;
+    let commands = match request.kind {
+        TokenKind::Join => {
+            let sha256 = app.agent_package.sha256().await;
+            Some(JoinCommands::new(app.address, &token, sha256.as_deref()))
+        }
+        TokenKind::Api => None,
+    };
+    let (command, install) = commands.map(|it| (Some(it.join), it.install)).unwrap_or_default();
     Ok(NewTokenReply {
         id,
         kind: request.kind,
         token: token.to_string(),
         expires: expires.map(Moment::to_text),
         command,
+        install_command: install,
     })
 }
 

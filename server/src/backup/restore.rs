@@ -44,7 +44,7 @@ pub(crate) struct Options {
     #[arg(long, env = "CAIRN_DATA_DIR", default_value = "./cairn-data", value_name = "DIR")]
     data_dir: PathBuf,
     /// A device of the store: a folder, or `s3://BUCKET/PREFIX` (repeatable; default: `store` in the data folder)
-    #[arg(long, value_name = "DIR-OR-URL")]
+    #[arg(long, env = "CAIRN_STORE", value_name = "DIR-OR-URL")]
     store: Vec<DeviceAddress>,
 }
 

@@ -1,7 +1,7 @@
 //! The client side of the API: finds the server, shows its token, turns problem documents into errors.
 
 use std::{
-    fs,
+    fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -75,7 +75,14 @@ impl Remote {
 
     fn local(&self) -> anyhow::Result<ServerFile> {
         let path = server_file(&self.data_dir);
-        let text = fs::read(&path).with_context(|| {
+        let found = fs::read(&path);
+        if found.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            bail!(
+                "the data folder {} belongs to another user: run this as root",
+                self.data_dir.display()
+            );
+        }
+        let text = found.with_context(|| {
             format!(
                 "no server has run with data folder {}: name its folder with --data-dir, or a server elsewhere with \
                  --server and --token-file",

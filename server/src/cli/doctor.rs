@@ -17,6 +17,10 @@ pub(super) struct Args {
 }
 
 impl Args {
+    pub(super) const fn serve(&self) -> &ServeOptions {
+        &self.serve
+    }
+
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let checks = doctor::examine(&self.serve).await;
         if self.json {

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::{
     client::Remote,
-    output::{json, line, or_dash, table},
+    output::{self, json, line, or_dash, table},
 };
 use crate::{
     api::token::{NewTokenReply, Token, TokenRequest},
@@ -94,7 +94,13 @@ impl Args {
                 if as_json {
                     return json(&made);
                 }
-                line(made.command.as_ref().unwrap_or(&made.token))
+                line(made.command.as_ref().unwrap_or(&made.token))?;
+                match &made.install_command {
+                    Some(install) => output::note(&format!(
+                        "On a Debian machine without the agent, as root:\n{install}"
+                    )),
+                    None => Ok(()),
+                }
             }
             Verb::List { json: as_json } => {
                 let tokens: Vec<Token> = client.get("/api/v1/tokens").await?;

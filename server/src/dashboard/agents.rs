@@ -126,6 +126,7 @@ pub(super) async fn join(visit: Visit) -> Result<Response, ApiError> {
     let made = api::token::make(&visit, &wish).await?;
     let join = made.command.map(|command| JoinCommand {
         command,
+        install: made.install_command,
         expires: made.expires,
         auto_approve: false,
     });

@@ -45,6 +45,16 @@ fn example_of(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
     None
 }
 
+/// The text of an example file with every example in force: `#key = …` becomes `key = …`. Sentences begin with `# `.
+#[must_use]
+pub fn with_examples(text: &str) -> String {
+    let lines = text.lines().map(|line| match line.strip_prefix('#') {
+        Some(example) if example.starts_with(|sign: char| sign.is_ascii_lowercase()) => example,
+        _ => line,
+    });
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
 /// A basic string of TOML.
 fn quoted(value: &str) -> String {
     let mut text = String::with_capacity(value.len() + 2);

@@ -37,7 +37,7 @@ use toml::{
 
 mod edit;
 
-pub use edit::set;
+pub use edit::{set, with_examples};
 
 /// The variable that names the configuration file.
 pub const VARIABLE: &str = "CAIRN_CONFIG";
@@ -256,6 +256,12 @@ impl Settings {
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
+    }
+
+    /// The value of a key as words of a command line; none when the file does not have it.
+    #[must_use]
+    pub fn values(&self, key: &str) -> &[String] {
+        self.values.get(key).map_or(&[], Vec::as_slice)
     }
 
     /// The value of a key, as another command names it.

@@ -25,6 +25,27 @@ pub fn local_addresses() -> anyhow::Result<BTreeSet<IpAddr>> {
     Ok(addresses)
 }
 
+/// An IPv4 address of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    pub interface: String,
+    pub address: Ipv4Addr,
+}
+
+/// The interfaces that have IPv4 addresses, without the loopback.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn interface_addresses() -> anyhow::Result<Vec<InterfaceAddress>> {
+    let cards = if_addrs::get_if_addrs().context("list the addresses of this machine")?;
+    let known = cards.into_iter().filter(|card| !card.is_loopback());
+    let known = known.filter_map(|card| match card.ip() {
+        IpAddr::V4(address) => Some(InterfaceAddress { interface: card.name, address }),
+        IpAddr::V6(_) => None,
+    });
+    Ok(known.collect())
+}
+
 /// The Ethernet address of the card by which `there` is reached, lower-case and colon-separated; none when it is reached
 /// without one, over the loopback for example.
 ///

@@ -15,7 +15,7 @@ mod names;
 mod service;
 mod token;
 
-pub use addresses::{card_towards, local_addresses};
+pub use addresses::{InterfaceAddress, card_towards, interface_addresses, local_addresses};
 pub use authority::{AGENT_LIFE, Authority, Certified, new_authority, valid_until};
 pub use client::{Trust, client, client_config, client_of_strangers, live_client, url};
 pub use key::{Fingerprint, KeyAndCsr, Papers, csr_of, new_key_and_csr, public_key_of_csr};
