@@ -454,4 +454,28 @@ pub(crate) mod tests {
         drop(held);
         assert!(home.lock().unwrap().is_some());
     }
+
+    #[test]
+    fn files_of_root_belong_to_the_folders_owner_and_links_are_not_followed() {
+        assert!(cairn_array::ownership::is_root(), "only root gives files away: run tests as root");
+        let folder = tempfile::tempdir().unwrap();
+        let (state, outside) = (folder.path().join("state"), folder.path().join("outside"));
+        fs::create_dir(&state).unwrap();
+        fs::write(&outside, "untouched").unwrap();
+        let (user, root) = (Owner { user: 4711, group: 4712 }, Owner { user: 0, group: 0 });
+        let home = Home::new(state.clone());
+        cairn_array::ownership::hand_over(&state, user).unwrap();
+        std::os::unix::fs::symlink(&outside, state.join("limits.json.new")).unwrap();
+        home.keep_rates(&Rates::default()).unwrap();
+        let held = home.lock().unwrap();
+        assert!(held.is_some());
+        for file in ["limits.json", "lock"] {
+            assert_eq!(Owner::of(&state.join(file)).unwrap(), user, "{file}");
+        }
+        fs::remove_file(state.join("lock")).unwrap();
+        std::os::unix::fs::symlink(&outside, state.join("lock")).unwrap();
+        assert!(home.lock().is_err());
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "untouched");
+        assert_eq!(Owner::of(&outside).unwrap(), root);
+    }
 }

@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use cairn_array::{
+    ownership::{Owner, hand_over, is_root},
     peer::PeerClient,
     store::{DeviceAddress, Store},
     swarm::Swarms,
@@ -449,6 +450,16 @@ pub(crate) fn pxe_config(options: &ServeOptions, address: SocketAddr) -> anyhow:
         },
         state_dir: options.data_dir.clone(),
     })
+}
+
+/// Gives what root made in the folder of the server's own user to that user.
+pub(crate) fn hand_back(data_dir: &Path) -> anyhow::Result<()> {
+    let owner = Owner::of(data_dir);
+    let owner = owner.with_context(|| format!("look at {}", data_dir.display()))?;
+    if !is_root() || owner.is_root() {
+        return Ok(());
+    }
+    hand_over(data_dir, owner).with_context(|| format!("hand {} to its owner", data_dir.display()))
 }
 
 /// Takes the folder of a site that is whole.

@@ -28,9 +28,9 @@ pub fn binaries() -> PathBuf {
     }
 }
 
-/// Kernel and initramfs for blank machines: `CAIRN_BOOT_DIR`, or those of the build that demo and tests share.
+/// Kernel and initramfs for blank machines: `CAIRN_PAYLOAD_DIR`, or those of the build that demo and tests share.
 pub fn boot_payload() -> PathBuf {
-    match env::var_os("CAIRN_BOOT_DIR") {
+    match env::var_os("CAIRN_PAYLOAD_DIR") {
         Some(dir) => workspace().join(dir),
         None => cache().join("boot/dev"),
     }

@@ -87,7 +87,7 @@ impl Programs {
 
 /// Tells the lab where the programs and the payload are.
 pub(crate) fn with_programs(command: &mut Command, programs: Programs) -> &mut Command {
-    command.env("CAIRN_BIN_DIR", programs.folder()).env("CAIRN_BOOT_DIR", programs.payload())
+    command.env("CAIRN_BIN_DIR", programs.folder()).env("CAIRN_PAYLOAD_DIR", programs.payload())
 }
 
 /// Builds the programs, and the payload made of the static agent.

@@ -24,7 +24,7 @@ use crate::{
     config::{DATABASE_FILE, default_database, default_device},
     db::{Db, restored::Leap, volume::VolumeStage},
     recover::{self, LEAP},
-    serve::{lock, open_store},
+    serve::{hand_back, lock, open_store},
     site::{Secrets, Site},
     volumes::{journal_path, make_journal},
 };
@@ -93,6 +93,7 @@ pub(crate) async fn run(options: Options) -> Result<Outcome> {
     db.close().await;
     store.release().await;
     recover::end(&data_dir)?;
+    hand_back(&data_dir)?;
     Ok(Outcome { header, missing, segments, unusable })
 }
 

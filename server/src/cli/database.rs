@@ -8,7 +8,7 @@ use super::output::line;
 use crate::{
     config::default_database,
     db::{DatabaseAddress, Db, copy::CopyError},
-    serve::lock,
+    serve::{hand_back, lock},
 };
 
 #[derive(Debug, clap::Args)]
@@ -50,6 +50,7 @@ impl Args {
         // From here on there are two; the old one says so itself.
         old.note_moved(&to).await.with_context(|| format!("note in {from} that it was moved"))?;
         old.close().await;
+        hand_back(&data_dir)?;
         line(&format!("{rows} rows are in {to}: start `cairn-server serve` with it as --database"))
     }
 }

@@ -38,7 +38,7 @@ use crate::{
     db::{Db, recovered::Recovered},
     moment::Moment,
     register::keep_manifest,
-    serve::{lock, open_store},
+    serve::{hand_back, lock, open_store},
     site::{Secrets, Site},
 };
 
@@ -170,6 +170,7 @@ pub(crate) async fn run(options: Options, tell: impl Fn(&str)) -> Result<Outcome
     db.close().await;
     store.release().await;
     end(&data_dir)?;
+    hand_back(&data_dir)?;
     let images = rows.iter().map(Row::name);
     let volumes = volumes.iter().map(|volume| format!("volume {}", volume.name));
     Ok(Outcome { back: images.chain(volumes).collect(), lost, clients: directory.members.len() })

@@ -21,7 +21,8 @@ use cairn_server::{
     cli::client::Client,
     config::ServeOptions,
     db::DatabaseAddress,
-    serve::{self, FirstStart},
+    first_start::FirstStart,
+    serve,
 };
 use cairn_tests::postgres::fresh_database;
 use clap::Parser;

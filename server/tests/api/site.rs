@@ -21,8 +21,9 @@ async fn the_first_start_shows_its_secrets_once() {
     let server = Server::start().await;
     let first = server.first_start.clone().unwrap();
     assert_eq!(first.password.len(), 23);
-    assert!(first.join.starts_with("cairn-agent join https://127.0.0.1:"), "{}", first.join);
-    assert!(first.join.contains(" cairn_join_"));
+    let join = &first.join.join;
+    assert!(join.starts_with("cairn-agent join https://127.0.0.1:"), "{join}");
+    assert!(join.contains(" cairn_join_") && join.ends_with(" --lend 20GiB"), "{join}");
     let recovery = fs::read_to_string(&first.recovery_file).unwrap();
     assert!(recovery.contains("offline") && recovery.contains("AGE-SECRET-KEY-1"));
     let run = read(server.folder.path(), "run/server.json");

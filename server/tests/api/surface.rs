@@ -6,11 +6,15 @@ use cairn_array::tls::{Member, url};
 use cairn_server::api::{group::Group, openapi, volume::Volume};
 use reqwest::{Method, StatusCode};
 
-use crate::harness::{Caller, Server, json, problem};
+use crate::harness::{Caller, Server, json, options, problem};
 
 /// What anybody may call.
-const OPEN: [(&str, &str); 3] =
-    [("post", "/api/v1/session"), ("get", "/healthz"), ("get", "/readyz")];
+const OPEN: [(&str, &str); 4] = [
+    ("post", "/api/v1/session"),
+    ("get", "/healthz"),
+    ("get", "/readyz"),
+    ("get", "/install/agent.deb"),
+];
 
 fn routes() -> Vec<(String, String)> {
     let document = serde_json::to_value(openapi()).unwrap();
@@ -26,7 +30,12 @@ fn routes() -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn every_listed_route_is_there_and_shut_to_strangers() {
-    let server = Server::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path());
+    let package = folder.path().join("agent.deb");
+    std::fs::write(&package, "a package").unwrap();
+    options.agent_package = Some(package);
+    let server = Server::start_as(options, folder).await;
     let client = server.client(None);
     let routes = routes();
     assert!(routes.len() >= 30, "{routes:?}");
