@@ -42,7 +42,6 @@ use serde::{Deserialize, Serialize};
 use crate::{
     lending::{Ledger, Terms},
     place::ServerPlace,
-    privilege,
 };
 
 const MEMBERSHIP: &str = "agent.json";
@@ -87,7 +86,7 @@ impl Home {
         &self.folder
     }
 
-    /// Makes the folder when there is none, and makes it private.
+    /// Makes the folder when there is none, and makes it private to the user of this process.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -100,16 +99,9 @@ impl Home {
             .with_context(|| format!("create state folder {}", self.folder.display()))?;
         fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("make state folder {} private", self.folder.display()))?;
-        let give = |owner| -> io::Result<()> {
-            // The files in it follow as they are written.
-            match Owner::of(&self.folder)?.is_root() {
-                true => hand_over_file(fs::File::open(&self.folder)?, owner),
-                false => Ok(()),
-            }
-        };
-        let user = privilege::system_user()?;
-        user.map_or(Ok(()), give)
-            .with_context(|| format!("give state folder {} away", self.folder.display()))
+        // An earlier membership left it to the system user; the storage file is made in a folder of one's own.
+        let take = || hand_over_file(fs::File::open(&self.folder)?, Owner::ROOT);
+        take().with_context(|| format!("take over state folder {}", self.folder.display()))
     }
 
     /// Gives a file in the folder to the folder's owner, when root made it.

@@ -27,12 +27,12 @@ pub struct Join {
     pub peer_listen: SocketAddr,
 }
 
-/// Joins and keeps the papers in `home`. The token is spent only after all that is local has succeeded.
+/// Joins and keeps the papers in `home`, which belongs to the system user from then on, if root joins and there is one. The
+/// token is spent only after all that is local has succeeded.
 ///
 /// # Errors
 /// When this agent has joined already, the token is not for joining, or the server refuses.
 pub async fn join(home: &Home, join: Join) -> Result<JoinReply> {
-    let Join { server, token, terms, peer_listen } = join;
     if home.is_joined() {
         let membership = home.membership()?;
         bail!(
@@ -42,10 +42,17 @@ pub async fn join(home: &Home, join: Join) -> Result<JoinReply> {
         );
     }
     ensure!(
-        token.kind == TokenKind::Join,
+        join.token.kind == TokenKind::Join,
         "this is an API token; make a join token with `cairn-server token create`"
     );
     home.create()?;
+    let joined = become_member(home, join).await;
+    privilege::hand_to_system_user(home.folder())?;
+    joined
+}
+
+async fn become_member(home: &Home, join: Join) -> Result<JoinReply> {
+    let Join { server, token, terms, peer_listen } = join;
     let slots = slots_to_lend(home, &terms)?;
     let Some(_lock) = home.lock()? else {
         bail!("another cairn-agent uses {}; stop it first", home.folder().display());
@@ -86,7 +93,6 @@ pub async fn join(home: &Home, join: Join) -> Result<JoinReply> {
     };
     home.keep_terms(&terms).context("keep the terms of lending")?;
     home.keep(&membership, &papers).context("keep the papers of the new membership")?;
-    privilege::hand_to_system_user(home.folder())?;
     Ok(reply)
 }
 

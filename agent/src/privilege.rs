@@ -34,16 +34,12 @@ pub fn drop_to_system_user(folder: &Path) -> Result<()> {
 /// # Errors
 /// When it is possible but fails.
 pub fn hand_to_system_user(folder: &Path) -> Result<Option<Owner>> {
-    let Some(owner) = system_user()? else { return Ok(None) };
-    hand_over(folder, owner)
-        .with_context(|| format!("hand {} to user {SYSTEM_USER}", folder.display()))?;
-    Ok(Some(owner))
-}
-
-/// The system user, for root.
-pub(crate) fn system_user() -> Result<Option<Owner>> {
     if !is_root() {
         return Ok(None);
     }
-    Owner::named(SYSTEM_USER).context("read /etc/passwd")
+    let owner = Owner::named(SYSTEM_USER).context("read /etc/passwd")?;
+    let Some(owner) = owner else { return Ok(None) };
+    hand_over(folder, owner)
+        .with_context(|| format!("hand {} to user {SYSTEM_USER}", folder.display()))?;
+    Ok(Some(owner))
 }

@@ -29,6 +29,8 @@ pub struct Owner {
 }
 
 impl Owner {
+    pub const ROOT: Self = Self { user: 0, group: 0 };
+
     /// The user of that name; none when this machine has none.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ async fn a_flag_wins_over_the_variable_and_the_variable_over_the_file() {
     let (serving, host) = serve(program(&line)).await;
     assert_eq!(host, "127.0.0.2");
     let (code, said, why) = outcome(&["image", "list", "--config", &file]).await;
-    assert_eq!((code, said.as_str()), (Some(0), "no images\n"), "{why}");
+    assert!(code == Some(0) && said.starts_with("no images"), "{said}{why}");
     stop(serving).await;
     let mut command = program(&line);
     command.env("CAIRN_LISTEN", "127.0.0.3:0");

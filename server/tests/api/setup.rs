@@ -25,34 +25,41 @@ fn after<'a>(text: &'a str, words: &str) -> &'a str {
     found.unwrap_or_else(|| panic!("no line begins with {words:?}: {text}")).trim()
 }
 
-#[tokio::test]
-async fn setup_makes_a_site_that_a_client_joins_as_printed() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = folder.path();
+fn read(folder: &Path, name: &str) -> String {
+    fs::read_to_string(folder.join(name)).unwrap_or_default()
+}
+
+/// Runs the script on a machine of its own; what it wrote is in the folder.
+async fn run_script(folder: &Path, example: &Path) {
     // The users of the programs look into it.
-    fs::set_permissions(at, Permissions::from_mode(0o755)).unwrap();
-    let package = b"a package".repeat(10_000);
-    fs::write(at.join("agent.deb"), &package).unwrap();
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let example = here.join("../packaging/server.toml");
+    fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
     let mut machine = Command::new("unshare");
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CAIRN_")) {
         machine.env_remove(name);
     }
     machine.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]);
-    machine.arg(here.join("tests/api/setup.sh")).kill_on_drop(true);
-    machine.env("T", at).env("SERVER", SERVER).env("AGENT", agent()).env("EXAMPLE", &example);
-    let output = machine.output().await.unwrap();
-    let read = |name: &str| fs::read_to_string(at.join(name)).unwrap_or_default();
+    machine.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api/setup.sh"));
+    machine.env("T", folder).env("SERVER", SERVER).env("AGENT", agent()).env("EXAMPLE", example);
+    let output = machine.kill_on_drop(true).output().await.unwrap();
+    let logs = ["first", "cairn-server.service.journal", "cairn-agent.service.journal"];
     assert!(
         output.status.success(),
-        "{}\n{}\nserver: {}\nagent: {}\n{}",
+        "{}\n{}\n{}",
         output.status,
         String::from_utf8_lossy(&output.stderr),
-        read("cairn-server.service.journal"),
-        read("cairn-agent.service.journal"),
-        read("first")
+        logs.map(|log| format!("{log}: {}", read(folder, log))).join("\n")
     );
+}
+
+#[tokio::test]
+async fn setup_makes_a_site_that_a_client_joins_as_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let package = b"a package".repeat(10_000);
+    fs::write(at.join("agent.deb"), &package).unwrap();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/server.toml");
+    run_script(at, &example).await;
+    let read = |name: &str| read(at, name);
 
     let unknown = read("unknown");
     assert!(
@@ -66,7 +73,7 @@ async fn setup_makes_a_site_that_a_client_joins_as_printed() {
     let password = after(&first, "sign in:   admin with password ");
     assert_eq!(password.len(), 23);
     assert!(!read("cairn-server.service.journal").contains("password"));
-    assert_eq!(read("images"), "no images\n");
+    assert!(read("images").starts_with("no images"));
     let expected = fs::read_to_string(&example).unwrap();
     let expected = expected.replace("#boot_interface = \"eth0\"", "boot_interface = \"eth7\"");
     let expected = expected.replace("#dhcp = \"proxy\"", "dhcp = \"off\"");

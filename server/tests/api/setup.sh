@@ -69,7 +69,6 @@ mkdir -p /etc/cairn
 cp "$EXAMPLE" /etc/cairn/server.toml
 printf 'agent_package = "%s/agent.deb" # of the test\n' "$T" >> /etc/cairn/server.toml
 cd "$T"
-ls -laR /etc/cairn > /dev/null
 
 state() { cat /etc/cairn/server.toml; ls -lai /etc/cairn /var/lib/cairn/secrets; sha256sum /var/lib/cairn/secrets/*; }
 
@@ -113,5 +112,5 @@ cairn-server token create > token 2> token.full
 umount /run
 rm -rf /run/systemd 2> /dev/null || true
 mount -t tmpfs none /run
-printf 'data_dir = "%s/own"\nlisten = "127.0.0.1:0"\n' "$T" > own.toml
+printf 'data_dir = "%s/own-data"\nlisten = "127.0.0.1:0"\n' "$T" > own.toml
 cairn-server setup --interface eth8 --config own.toml > own

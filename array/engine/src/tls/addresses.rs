@@ -32,7 +32,7 @@ pub struct InterfaceAddress {
     pub address: Ipv4Addr,
 }
 
-/// The interfaces that have IPv4 addresses, without the loopback.
+/// The interfaces that have IPv4 addresses, without the loopback, by name.
 ///
 /// # Errors
 /// When the kernel does not list them.
@@ -43,7 +43,9 @@ pub fn interface_addresses() -> anyhow::Result<Vec<InterfaceAddress>> {
         IpAddr::V4(address) => Some(InterfaceAddress { interface: card.name, address }),
         IpAddr::V6(_) => None,
     });
-    Ok(known.collect())
+    let mut known: Vec<_> = known.collect();
+    known.sort_by(|one, other| one.interface.cmp(&other.interface));
+    Ok(known)
 }
 
 /// The Ethernet address of the card by which `there` is reached, lower-case and colon-separated; none when it is reached
