@@ -144,7 +144,16 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
         start(options, stop).await?
     };
     announce(&running).context("write to standard output")?;
+    notify_service_manager("serving");
     running.run().await
+}
+
+/// Reports to systemd that the start is over; without `NOTIFY_SOCKET` (not a unit of `Type=notify`) it does nothing.
+pub(crate) fn notify_service_manager(status: &str) {
+    use sd_notify::NotifyState;
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]) {
+        tracing::warn!(%error, "systemd does not hear that the server is up");
+    }
 }
 
 fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::ServeOptions,
     db::{DatabaseAddress, DbError},
-    serve::{Running, start},
+    serve::{Running, notify_service_manager, start},
     site::secrets::Secrets,
 };
 
@@ -40,6 +40,8 @@ pub(crate) async fn wait(
     let mut out = std::io::stdout();
     writeln!(out, "standby: waits until no other server uses {database}")?;
     out.flush()?;
+    // As a service, a standby is up while it waits: the start of its unit must not time out.
+    notify_service_manager("standby");
     loop {
         // A start that finds the site in use has waited for it for a while.
         let started = tokio::select! {
