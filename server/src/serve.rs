@@ -148,7 +148,7 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     running.run().await
 }
 
-/// Reports to systemd that the start is over; without `NOTIFY_SOCKET` (not a unit of `Type=notify`) it does nothing.
+/// Reports to systemd that the start is over; does nothing unless the unit is of `Type=notify`.
 pub(crate) fn notify_service_manager(status: &str) {
     use sd_notify::NotifyState;
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]) {

@@ -20,6 +20,7 @@ mod limits;
 mod mirror;
 mod mirrored;
 mod owner;
+mod packages;
 mod partitions;
 mod postgres;
 mod recover;

@@ -49,6 +49,15 @@ pub enum Variant {
     Small,
 }
 
+/// What an image has beside its variant.
+#[derive(Debug, Clone, Default)]
+struct Extras<'a> {
+    /// Package files that are installed, with what they depend on.
+    packages: &'a [PathBuf],
+    /// Bytes of the root file system that are free beside the usual quarter.
+    room: u64,
+}
+
 /// A raw disk image and where its root file system lies.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -65,15 +74,21 @@ impl Variant {
         }
     }
 
-    fn fingerprint(self) -> String {
+    fn fingerprint(self, extras: &Extras<'_>) -> Result<String> {
         let mut hash = Hasher::default();
         for source in RECIPE {
             hash.update(&source.len().to_le_bytes());
             hash.update(source.as_bytes());
         }
         hash.update(self.name().as_bytes());
+        for package in extras.packages {
+            let bytes = fs::read(package).with_context(|| format!("read {}", package.display()))?;
+            hash.update(&bytes.len().to_le_bytes());
+            hash.update(&bytes);
+        }
+        hash.update(&extras.room.to_le_bytes());
         let digest = hex::encode(hash.finish());
-        digest[..16].to_owned()
+        Ok(digest[..16].to_owned())
     }
 
     /// The image, made now if it is not in the cache.
@@ -81,21 +96,26 @@ impl Variant {
     /// # Errors
     /// Not root, a tool is missing, or Debian's mirror cannot be reached.
     pub fn image(self) -> Result<Image> {
+        self.cached(self.name(), &Extras::default())
+    }
+
+    fn cached(self, name: &str, extras: &Extras<'_>) -> Result<Image> {
         let cache = paths::cache();
         fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
-        let path = cache.join(format!("{}-{}.raw", self.name(), self.fingerprint()));
+        let path = cache.join(format!("{name}-{}.raw", self.fingerprint(extras)?));
         let image = Image { path, root_offset: disk::ROOT_OFFSET };
         // Of two programs that want it at once, one makes it and the other waits.
-        let lock = cache.join(format!("{}.lock", self.name()));
+        let lock = cache.join(format!("{name}.lock"));
         let lock = File::create(&lock).with_context(|| format!("open {}", lock.display()))?;
         lock.lock().context("wait for the other program that makes this image")?;
         if !image.path.exists() {
-            self.make(&image.path).with_context(|| format!("make the {} image", self.name()))?;
+            self.make(&image.path, extras).with_context(|| format!("make the {name} image"))?;
+            forget_other_recipes(&cache, name, &image.path)?;
         }
         Ok(image)
     }
 
-    fn make(self, path: &Path) -> Result<()> {
+    fn make(self, path: &Path, extras: &Extras<'_>) -> Result<()> {
         let cache = path.parent().context("name the cache")?;
         let work = tempfile::Builder::new()
             .prefix("making-")
@@ -104,28 +124,36 @@ impl Variant {
         let tree = work.path().join("tree");
         match self {
             Self::Tiny => tree::tiny(&tree, work.path())?,
-            Self::Small => tree::small(&tree)?,
+            Self::Small => tree::small(&tree, extras.packages)?,
         }
         let made = work.path().join("disk.raw");
-        disk::make(&made, &tree, work.path())?;
+        disk::make(&made, &tree, work.path(), extras.room)?;
         grub::install(&made, disk::layout(), work.path())?;
         // On disk before it has its name: a name in the cache always means a whole image.
         File::open(&made).and_then(|file| file.sync_all()).context("write the image")?;
-        self.forget_other_recipes(cache)?;
         fs::rename(&made, path).context("put the image into the cache")
     }
+}
 
-    /// Images of earlier recipes would pile up. Whoever has one open keeps it until he closes it.
-    fn forget_other_recipes(self, cache: &Path) -> Result<()> {
-        for entry in fs::read_dir(cache).context("list the cache")? {
-            let path = entry.context("list the cache")?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(&format!("{}-", self.name())) && name.ends_with(".raw") {
-                fs::remove_file(&path).context("remove an image of an earlier recipe")?;
-            }
+/// The Small system with package files installed, and so many bytes free beside the usual quarter. Only the
+/// image of the newest packages is kept.
+///
+/// # Errors
+/// As of [`Variant::image`], or a package cannot be installed.
+pub fn small_with_packages(packages: &[PathBuf], room: u64) -> Result<Image> {
+    Variant::Small.cached("packaged", &Extras { packages, room })
+}
+
+/// Images of earlier recipes would pile up. A program that has one open keeps it until it closes it.
+fn forget_other_recipes(cache: &Path, name: &str, newest: &Path) -> Result<()> {
+    for entry in fs::read_dir(cache).context("list the cache")? {
+        let path = entry.context("list the cache")?.path();
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        if file.starts_with(&format!("{name}-")) && file.ends_with(".raw") && path != newest {
+            fs::remove_file(&path).context("remove an image of an earlier recipe")?;
         }
-        Ok(())
     }
+    Ok(())
 }
 
 impl Image {
@@ -156,7 +184,18 @@ mod tests {
 
     #[test]
     fn variants_never_share_a_cache_entry() {
-        assert_ne!(Variant::Tiny.fingerprint(), Variant::Small.fingerprint());
-        assert_eq!(Variant::Tiny.fingerprint(), Variant::Tiny.fingerprint());
+        let folder = tempfile::tempdir().unwrap();
+        let package = [folder.path().join("some.deb")];
+        let fingerprint = |variant: Variant, packages, room| {
+            variant.fingerprint(&Extras { packages, room }).unwrap()
+        };
+        assert_ne!(fingerprint(Variant::Tiny, &[], 0), fingerprint(Variant::Small, &[], 0));
+        assert_eq!(fingerprint(Variant::Tiny, &[], 0), fingerprint(Variant::Tiny, &[], 0));
+        assert_ne!(fingerprint(Variant::Small, &[], 0), fingerprint(Variant::Small, &[], 1));
+        fs::write(&package[0], "one").unwrap();
+        let one = fingerprint(Variant::Small, &package, 0);
+        fs::write(&package[0], "two").unwrap();
+        assert_ne!(one, fingerprint(Variant::Small, &package, 0));
+        assert_ne!(one, fingerprint(Variant::Small, &[], 0));
     }
 }

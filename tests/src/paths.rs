@@ -36,6 +36,14 @@ pub fn boot_payload() -> PathBuf {
     }
 }
 
+/// The Debian packages: `CAIRN_PACKAGES_DIR`, or where `cargo xtask package` puts them.
+pub fn packages() -> PathBuf {
+    match env::var_os("CAIRN_PACKAGES_DIR") {
+        Some(dir) => workspace().join(dir),
+        None => target().join("packages"),
+    }
+}
+
 /// What is expensive to make and stays valid between runs: bootable images.
 pub fn cache() -> PathBuf {
     target().join("cairn-cache")

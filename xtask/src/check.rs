@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Programs},
-    deny,
+    deny, package,
     setup::{self, Purpose},
     step,
 };
@@ -38,7 +38,8 @@ pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
          A failed step stops no other; the verdict is at the end.",
     );
     let mut verdict = Verdict::default();
-    verdict.step("packages", || setup::run(Purpose::Tests));
+    let purpose = if depth == Depth::Long { Purpose::LongTests } else { Purpose::Tests };
+    verdict.step("packages", || setup::run(purpose));
     verdict.step("axe-core", setup::axe);
     // Without it, some tests would be left out, and the verdict would not say so.
     let nextest =
@@ -46,6 +47,7 @@ pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
     if depth == Depth::Long {
         verdict.step("fsx", setup::fsx);
         verdict.step("schemathesis", setup::schemathesis);
+        verdict.step("Debian packages", package::run);
     }
     verdict.step("format", || cargo(&["fmt", "--all", "--check"]));
     verdict.step("lints", || {

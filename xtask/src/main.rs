@@ -11,6 +11,7 @@ mod build;
 mod check;
 mod deny;
 mod fuzz;
+mod package;
 mod setup;
 mod step;
 
@@ -25,6 +26,7 @@ cargo xtask COMMAND
             measures; without a name, lists; --record appends to docs/BENCHMARKS.md
   setup     installs the Debian packages that the tests need (needs root); removes and downgrades nothing
   build     builds server, agent and the boot payload for a site of your own
+  package   makes the Debian packages in target/packages, from a release build; installs what that needs
   fuzz [NAME…] [--seconds N]
             fuzzes the decoders, or those that are named, for a minute each; installs what that needs
 ";
@@ -57,6 +59,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
             setup::run(Purpose::Tests).and_then(|()| setup::axe()).map(|()| ExitCode::SUCCESS)
         }
         "build" if rest.is_empty() => build::all(Programs::Release).map(|()| ExitCode::SUCCESS),
+        "package" if rest.is_empty() => package::run().map(|()| ExitCode::SUCCESS),
         "fuzz" => fuzz::run(rest),
         "help" | "--help" | "-h" => {
             step::say(USAGE);

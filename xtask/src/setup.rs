@@ -68,6 +68,20 @@ const PEERS: [Package; 5] = [
     ("wrk", "many readers of the API at once"),
 ];
 
+/// Packages that make and check Debian packages.
+const PACKAGING: [Package; 6] = [
+    ("dpkg-dev", "dpkg-shlibdeps, for Depends"),
+    ("binutils", "strip"),
+    ("xz-utils", "compresses the packages"),
+    ("gzip", "compresses documentation"),
+    ("busybox-static", "the boot payload"),
+    ("systemd", "checks the units"),
+];
+
+/// Packages that tests of the container need.
+const CONTAINER: [Package; 2] =
+    [("podman", "builds and runs the container"), ("runc", "its runtime")];
+
 const FSX: &str = "fsx@0.3.2";
 
 /// The command that packages are installed for.
@@ -76,6 +90,8 @@ pub(crate) enum Purpose {
     Demo,
     Tests,
     Benches,
+    Packages,
+    LongTests,
 }
 
 impl Purpose {
@@ -84,6 +100,8 @@ impl Purpose {
             Self::Demo => &[&DEMO],
             Self::Tests => &[&DEMO, &TESTS],
             Self::Benches => &[&DEMO, &TESTS, &PEERS],
+            Self::Packages => &[&PACKAGING],
+            Self::LongTests => &[&DEMO, &TESTS, &PACKAGING, &CONTAINER],
         };
         lists.iter().flat_map(|list| list.iter()).map(|(name, _)| *name).collect()
     }
@@ -93,7 +111,8 @@ impl Purpose {
 pub(crate) fn run(purpose: Purpose) -> Result<()> {
     let missing: Vec<&str> =
         purpose.packages().into_iter().filter(|name| !is_installed(name)).collect();
-    let needs_machines = !is_installed(MACHINES.0) && !beside::is_there();
+    let needs_machines =
+        purpose != Purpose::Packages && !is_installed(MACHINES.0) && !beside::is_there();
     if missing.is_empty() && !needs_machines {
         return Ok(());
     }

@@ -474,7 +474,7 @@ impl InstallProgress {
             return 100;
         }
         let fetched = self.from_peers.0 + self.from_server.0 + self.rebuilt.0;
-        self.percent.unwrap_or_else(|| share(fetched, self.total.0, 99)).min(99)
+        self.percent.unwrap_or_else(|| share(fetched, self.total.0, 100)).min(99)
     }
 }
 

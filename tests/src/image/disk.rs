@@ -37,9 +37,10 @@ pub(super) fn layout() -> Layout {
     Layout { bios_offset: BIOS_OFFSET, bios_size: ESP_OFFSET - BIOS_OFFSET, esp_offset: ESP_OFFSET }
 }
 
-/// Makes the image with its root file system from `tree` and an empty EFI system partition.
-pub(super) fn make(image: &Path, tree: &Path, work: &Path) -> Result<()> {
-    let root_size = root_size(tree)?;
+/// Makes the image with its root file system from `tree`, `room` bytes larger than usual, and an empty EFI
+/// system partition.
+pub(super) fn make(image: &Path, tree: &Path, work: &Path, room: u64) -> Result<()> {
+    let root_size = root_size(tree)? + room.next_multiple_of(MIB);
     let file = File::create(image).with_context(|| format!("make {}", image.display()))?;
     file.set_len(ROOT_OFFSET + root_size + TAIL).context("size the image")?;
     drop(file);

@@ -109,13 +109,14 @@ fn tiny_initramfs(packages: &Path, modules: &Path, initrd: &Path, work: &Path) -
     tool::feed(&mut pack, names.as_bytes()).map(drop)
 }
 
-/// Debian with systemd, without documentation and translations.
-pub(super) fn small(tree: &Path) -> Result<()> {
+/// Debian with systemd, without documentation and translations, with these package files and what they need.
+pub(super) fn small(tree: &Path, ours: &[PathBuf]) -> Result<()> {
     let packages = "systemd-sysv,udev,dbus,login,linux-image-cloud-amd64,initramfs-tools,e2fsprogs,\
                     iproute2,iputils-ping,less,nano";
     let leave_out = ["man", "doc", "locale", "info"]
         .map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*"));
-    mmdebstrap(tree, "minbase", packages, &leave_out)?;
+    let (_lent, include) = lend(ours)?;
+    mmdebstrap(tree, "minbase", packages, &[leave_out.to_vec(), include].concat())?;
     write(tree, "etc/hostname", "cairn-demo\n")?;
     write(tree, "etc/hosts", "127.0.0.1 localhost\n127.0.1.1 cairn-demo\n")?;
     write(tree, "etc/fstab", &format!("UUID={ROOT_UUID} / ext4 errors=remount-ro 0 1\n"))?;
@@ -156,6 +157,29 @@ fn grub_config(tree: &Path, options: &str) -> Result<()> {
              initrd /boot/initrd.img\nboot\n"
         ),
     )
+}
+
+/// Options of mmdebstrap by which it installs package files: apt wants them at the same path inside and outside.
+/// The folder lives as long as mmdebstrap runs.
+fn lend(packages: &[PathBuf]) -> Result<(tempfile::TempDir, Vec<String>)> {
+    let folder = tempfile::Builder::new()
+        .prefix("cairn-packages-")
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempdir()
+        .context("make a folder for packages")?;
+    let shown = folder.path().display();
+    let mut options = Vec::new();
+    for package in packages {
+        let name = package.file_name().context("name a package")?;
+        let lent = folder.path().join(name);
+        copy(package, &lent)?;
+        options.push(format!("--include={}", lent.display()));
+    }
+    if !packages.is_empty() {
+        options.push(format!("--setup-hook=mkdir -p \"$1{shown}\" && cp {shown}/* \"$1{shown}\""));
+        options.push(format!("--customize-hook=rm -r \"$1{shown}\""));
+    }
+    Ok((folder, options))
 }
 
 fn mmdebstrap(tree: &Path, variant: &str, packages: &str, options: &[String]) -> Result<()> {
