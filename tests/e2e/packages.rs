@@ -286,7 +286,7 @@ mod long {
         ),
         ("cairn-agent lend 200MiB --reserve 64MiB; echo lent=$?", "lent=0"),
         ("cairn-agent limit --upload 50Mbit/s; echo limited=$?", "limited=0"),
-        ("cairn-server image add /boot/initrd.img --name some; echo added=$?", "added=0"),
+        ("cairn-server image add /boot/vmlinuz --format raw --name some; echo added=$?", "added=0"),
         ("cairn-server volume create data --size 64MiB; echo made=$?", "made=0"),
         (
             "U='cairn-server cairn-agent'; systemctl restart $U; echo again=$(systemctl is-active $U)",
