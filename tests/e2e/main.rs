@@ -14,6 +14,7 @@ mod diskless;
 mod doctor;
 mod faults;
 mod file_systems;
+mod first_hour;
 mod lab;
 mod layouts;
 mod limits;

@@ -2,7 +2,7 @@
 //!
 //! No systemd runs there: units are looked at, not started.
 
-mod long {
+pub(crate) mod long {
     use std::{
         fs::{self, Permissions},
         os::unix::{
@@ -28,7 +28,7 @@ mod long {
     const COMMAND: Duration = Duration::from_secs(60);
 
     /// The package file of this name.
-    fn package(name: &str) -> PathBuf {
+    pub(crate) fn package(name: &str) -> PathBuf {
         let folder = paths::packages();
         let files = fs::read_dir(&folder)
             .unwrap_or_else(|error| panic!("{folder:?}: {error}; run `cargo xtask package`"));

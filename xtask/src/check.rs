@@ -111,8 +111,8 @@ fn tests(nextest: &Path, suite: Suite, depth: Depth) -> Command {
             "package(cairn-server) and (test(/^db::/) or binary(api) and not test(/^upgrade::/))",
             &[],
         ),
-        // Machines under emulation take a core each while they compute, and wait for each other a third of the time.
-        Suite::EndToEnd => ("binary(e2e)", &["--test-threads=3"]),
+        // They wait for most of their time; .config/nextest.toml says what may not run beside what.
+        Suite::EndToEnd => ("binary(e2e)", &["--test-threads=6"]),
     };
     let depth = match depth {
         Depth::Usual => " and not test(/(^|::)long::/)",

@@ -112,7 +112,7 @@ fn tiny_initramfs(packages: &Path, modules: &Path, initrd: &Path, work: &Path) -
 /// Debian with systemd, without documentation and translations, with these package files and what they need.
 pub(super) fn small(tree: &Path, ours: &[PathBuf]) -> Result<()> {
     let packages = "systemd-sysv,udev,dbus,login,linux-image-cloud-amd64,initramfs-tools,e2fsprogs,\
-                    iproute2,iputils-ping,less,nano";
+                    iproute2,iputils-ping,less,nano,wget";
     let leave_out = ["man", "doc", "locale", "info"]
         .map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*"));
     let (_lent, include) = lend(ours)?;
