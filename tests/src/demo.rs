@@ -79,7 +79,10 @@ pub fn run(options: &Options) -> Result<()> {
     cairn::binary("cairn-agent")?;
     let image = report.phase("image", || match &options.image {
         Some(path) => Ok(Image { path: path.clone(), root_offset: 0 }),
-        None => Variant::Small.image(),
+        None => {
+            say("a small Debian; the first time it is made, in a minute or two");
+            Variant::Small.image()
+        }
     })?;
     let mut site = report.phase("server", || Site::start("demo", NetworkBoot::Proxy))?;
     let outcome = run_in(&mut site, options, &image, &mut report);

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// The most that an error quotes of what a program said.
 const QUOTED_BYTES: usize = 4000;
@@ -30,6 +30,20 @@ where
 /// As [`run`].
 pub fn finish(command: &mut Command) -> Result<String> {
     feed(command, b"")
+}
+
+/// As [`finish`], for one that takes a minute: its progress goes to standard error as it comes.
+///
+/// # Errors
+/// As [`run`].
+pub fn show(command: &mut Command) -> Result<()> {
+    let shown = format!("{command:?}");
+    let status =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).status().with_context(|| {
+            format!("start {shown} (cargo xtask setup installs what the lab needs)")
+        })?;
+    ensure!(status.success(), "run {shown}: {status}");
+    Ok(())
 }
 
 /// As [`finish`], with `input` on standard input.

@@ -90,7 +90,7 @@ async fn upgrade_keeps_a_copy_of_the_database_before() {
         Db::open(&address).await.unwrap().close().await;
         let names: Vec<_> = fs::read_dir(&backups).unwrap().map(|it| it.unwrap().path()).collect();
         let copy = backups.join("cairn-schema-0010.db");
-        assert_eq!(names, [copy.clone()], "one copy, of the schema before");
+        assert_eq!(names, std::slice::from_ref(&copy), "one copy, of the schema before");
         assert_eq!(look(&copy).await, (10, 1));
         assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
     }

@@ -188,7 +188,7 @@ fn mmdebstrap(tree: &Path, variant: &str, packages: &str, options: &[String]) ->
         .args(["--mode=root", &format!("--variant={variant}"), &format!("--include={packages}")])
         .args(options)
         .args([RELEASE.as_ref(), tree.as_os_str()]);
-    tool::finish(&mut command).map(drop)
+    tool::show(&mut command)
 }
 
 fn only_entry(folder: &Path) -> Result<PathBuf> {
