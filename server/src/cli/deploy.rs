@@ -133,8 +133,7 @@ fn failure(install: &Install) -> String {
 
 async fn wait(client: &Client, made: Deployment) -> anyhow::Result<Deployment> {
     let bar = ProgressBar::new(0);
-    let style =
-        ProgressStyle::with_template("{msg} {wide_bar} {binary_bytes}/{binary_total_bytes}");
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %");
     if let Ok(style) = style {
         bar.set_style(style);
     }
@@ -156,8 +155,8 @@ async fn wait(client: &Client, made: Deployment) -> anyhow::Result<Deployment> {
 
 fn show(bar: &ProgressBar, installs: &[Install]) {
     let sum = |pick: fn(&Install) -> u64| installs.iter().map(pick).sum::<u64>();
-    bar.set_length(sum(|install| install.total));
-    bar.set_position(sum(|install| install.from_peers + install.from_server + install.rebuilt));
+    bar.set_length(sum(|_| 100));
+    bar.set_position(sum(|install| install.percent.into()));
     let phase = match installs {
         [one] => match &one.waits_for {
             Some(reason) => format!("waits: {reason}"),
