@@ -124,7 +124,7 @@ fn static_agent(programs: Programs) -> Result<PathBuf> {
     Ok(kept)
 }
 
-const STATIC_AGENT: [&str; 4] = ["rustc", "-pcairn-agent", "--bin=cairn-agent", "--quiet"];
+const STATIC_AGENT: [&str; 3] = ["rustc", "-pcairn-agent", "--bin=cairn-agent"];
 const STATIC_FLAGS: [&str; 4] = ["-C", "target-feature=+crt-static", "-C", "strip=symbols"];
 
 /// Checks that demo and static agent take every dependency as the tests built it.
