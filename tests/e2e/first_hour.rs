@@ -2,7 +2,7 @@
 //! becomes a client by the command that the server printed. Both are real systems with systemd, in QEMU.
 
 mod long {
-    use std::{path::Path, time::Duration};
+    use std::{path::PathBuf, time::Duration};
 
     use cairn_tests::{
         dhcpd::Dhcpd,
@@ -83,20 +83,37 @@ mod long {
         tool::run("cp", copy).unwrap();
         let mut hardware = Hardware::new("server", 1, &disk);
         hardware.tap = Some(lab.tap().unwrap());
-        // The image that the administrator brings along.
-        let lab_image = Variant::Small.image().unwrap();
-        hardware.extra = vec![
-            "-drive".into(),
-            format!("if=virtio,format=raw,readonly=on,file={}", lab_image.path.display()),
-        ];
+        let brought = brought_image(lab);
+        let drive = format!("if=virtio,format=raw,readonly=on,file={}", brought.display());
+        hardware.extra = vec!["-drive".into(), drive];
         Shell::sign_in(hardware.start(lab, OnReboot::Reboot).unwrap())
     }
 
-    fn blank(lab: &mut Lab, disk: &Path) -> Machine {
-        blank_disk(disk, 4 << 30).unwrap();
-        let mut hardware = Hardware::new("pc", 2, disk);
+    /// The image that the administrator brings along, on a disk without a partition table: behind one MiB of nothing. With
+    /// one, the server would find two file systems of the UUID of its own.
+    fn brought_image(lab: &Lab) -> PathBuf {
+        let image = Variant::Small.image().unwrap();
+        let disk = lab.dir().join("brought.raw");
+        let [from, to] = [("if", &image.path), ("of", &disk)]
+            .map(|(key, path)| format!("{key}={}", path.display()));
+        tool::run(
+            "dd",
+            [from.as_str(), to.as_str(), "bs=1M", "seek=1", "conv=sparse", "status=none"],
+        )
+        .unwrap();
+        disk
+    }
+
+    /// A PC with a blank disk for the system, and one with room to lend.
+    fn blank(lab: &mut Lab) -> (Machine, String) {
+        let [disk, lent] = ["pc.raw", "lent.raw"].map(|name| lab.dir().join(name));
+        blank_disk(&disk, 4 << 30).unwrap();
+        blank_disk(&lent, 40 << 30).unwrap();
+        let mut hardware = Hardware::new("pc", 2, &disk);
         hardware.tap = Some(lab.tap().unwrap());
-        hardware.start(lab, OnReboot::Reboot).unwrap()
+        let drive = format!("if=virtio,format=raw,file={}", lent.display());
+        hardware.extra = vec!["-drive".into(), drive];
+        (hardware.start(lab, OnReboot::Reboot).unwrap(), hardware.disk_serial())
     }
 
     #[test]
@@ -111,18 +128,21 @@ mod long {
         let join = server.read(setup, r"join: +(f=.*cairn-agent join https://\S+ \S+ --lend \S+)");
         server.run("test $(systemctl is-enabled cairn-server) = enabled");
         server.read(setup, "(Nothing was to do)");
-        server.run("cp --sparse=always /dev/vdb lab.raw");
+        server.run("dd if=/dev/vdb of=lab.raw bs=1M skip=1 conv=sparse status=none");
         server.run_for(INSTALL, "cairn-server image add lab.raw --name lab --format raw", "");
 
-        let disk = lab.dir().join("pc.raw");
-        let mut pc = blank(&mut lab, &disk);
+        let (mut pc, serial) = blank(&mut lab);
         let code = pc.wait_for(&[CODE_LINE], &[], BOOT).unwrap().remove(0).groups.remove(1);
         server.run(&format!("cairn-server machine approve {code}"));
-        server.run_for(INSTALL, &format!("cairn-server deploy lab --machine {code} --wait"), "");
+        let deploy =
+            format!("cairn-server deploy lab --machine {code} --disk serial:{serial} --wait");
+        server.run_for(INSTALL, &deploy, "");
         let mut pc = Shell::sign_in(pc);
+        pc.run("mkfs.ext4 -q /dev/vdb && mkdir /var/lib/cairn-agent");
+        pc.run("echo /dev/vdb /var/lib/cairn-agent ext4 defaults 0 2 >>/etc/fstab");
+        pc.run("mount /var/lib/cairn-agent");
         pc.run(&join);
         pc.run("test $(systemctl is-active cairn-agent) = active");
-        pc.run("cairn-agent lend 300MiB --reserve 64MiB");
         server.run("A=$(cairn-server agent list --json | grep -o '\"id\": *\"[0-9a-f]*' | grep -o '[0-9a-f]*$' | tail -1)");
         server.run("cairn-server agent approve $A");
         server.run("until cairn-server image show lab --json | grep -q '\"complete\": *true'; do sleep 1; done");

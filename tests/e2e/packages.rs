@@ -25,7 +25,7 @@ pub(crate) mod long {
 
     const START: Duration = Duration::from_secs(30);
     const BOOT: Duration = Duration::from_secs(300);
-    const COMMAND: Duration = Duration::from_secs(60);
+    const COMMAND: Duration = Duration::from_secs(240);
 
     /// The package file of this name.
     pub(crate) fn package(name: &str) -> PathBuf {
@@ -327,7 +327,7 @@ pub(crate) mod long {
             machine.send(&format!("{command}\n")).unwrap();
             if !answer.is_empty() {
                 machine
-                    .wait_for(&[&format!("^{answer}")], &[], COMMAND)
+                    .wait_for(&[answer], &[], COMMAND)
                     .unwrap_or_else(|error| panic!("{command}: {error:#}"));
             }
         }
