@@ -478,11 +478,11 @@ impl InstallProgress {
     }
 }
 
-/// `part` of `whole`, of `most`: nothing of nothing is nothing.
+/// `part` of `whole`, of `most`; nothing while the whole is not known.
 #[must_use]
 pub fn share(part: u64, whole: u64, most: u8) -> u8 {
     let most = u128::from(most);
-    let share = u128::from(part) * most / u128::from(whole.max(1));
+    let share = (u128::from(part) * most).checked_div(whole.into()).unwrap_or_default();
     u8::try_from(share.min(most)).unwrap_or(u8::MAX)
 }
 
@@ -581,7 +581,7 @@ mod tests {
         assert_eq!(all(InstallPhase::Verifying, Some(83)).percent(), 83);
         assert_eq!(all(InstallPhase::Done, None).percent(), 100);
         assert_eq!(InstallProgress { percent: None, ..InstallProgress::begin() }.percent(), 0);
-        assert_eq!([share(1, 3, 75), share(9, 3, 75), share(0, 0, 75)], [25, 75, 0]);
+        assert_eq!([share(1, 3, 75), share(9, 3, 75), share(9, 0, 75)], [25, 75, 0]);
     }
 
     #[test]
