@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -119,6 +120,69 @@ async fn database_of_a_newer_program_is_refused_and_left_alone() {
     assert!(!said.status.success() && text.contains("schema 9999"), "{text}");
     assert!(text.contains("newer cairn-server"), "{text}");
     assert!(fs::read(&path).unwrap() == before);
+}
+
+/// Block i holds the number i, every fourth nothing: what was registered with 0.1.
+fn registered_with_0_1() -> Vec<u8> {
+    let block = |number: u32| match number % 4 {
+        3 => vec![0; 4096],
+        _ => number.to_le_bytes().repeat(1024),
+    };
+    (0..256).flat_map(block).collect()
+}
+
+/// `cairn-server` with the data folder of a site of 0.1.
+struct Upgraded(tempfile::TempDir);
+
+impl Upgraded {
+    fn unpack() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let site = include_bytes!("../fixtures/site-0.1.tar.zst").as_slice();
+        let site = zstd::Decoder::new(site).unwrap();
+        tar::Archive::new(site).unpack(folder.path()).unwrap();
+        Self(folder)
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cairn-server"));
+        command.args(line.split(' ')).arg("--data-dir").arg(self.0.path());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn says(&self, line: &str) -> String {
+        let output = self.command(line).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// A server that ends with the test, however that ends.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn site_of_0_1_is_served_with_all_that_it_had() {
+    let site = Upgraded::unpack();
+    let any = "127.0.0.1:0";
+    let serve = format!("serve --listen {any} --boot-listen {any} --nbd {any}");
+    let mut server = Serving(site.command(&serve).stdout(Stdio::piped()).spawn().unwrap());
+    let lines = BufReader::new(server.0.stdout.take().unwrap()).lines();
+    let said: Vec<_> = lines.map_while(Result::ok).take(1).collect();
+    assert!(said[0].starts_with("ready: https://"), "no first start: {said:?}");
+    let copy = site.0.path().join("lab.raw");
+    site.says(&format!("image export lab {}", copy.display()));
+    assert!(fs::read(&copy).unwrap() == registered_with_0_1());
+    let agents: serde_json::Value = serde_json::from_str(&site.says("agent list --json")).unwrap();
+    assert_eq!(agents[0]["state"], "approved");
+    assert!(site.says("volume list").contains("data") && site.says("group list").contains("room"));
 }
 
 #[tokio::test]
