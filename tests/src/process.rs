@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// How long a process that was asked to end may take before it is killed.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be started.
 #[derive(Debug)]

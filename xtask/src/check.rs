@@ -112,7 +112,7 @@ fn tests(nextest: &Path, suite: Suite, depth: Depth) -> Command {
             &[],
         ),
         // They wait for most of their time; .config/nextest.toml says what may not run beside what.
-        Suite::EndToEnd => ("binary(e2e)", &["--test-threads=6"]),
+        Suite::EndToEnd => ("binary(e2e)", &["--test-threads=5"]),
     };
     let depth = match depth {
         Depth::Usual => " and not test(/(^|::)long::/)",
