@@ -34,7 +34,7 @@ enum Suite {
 pub(crate) fn run(depth: Depth) -> Result<ExitCode> {
     step::say(
         "cargo xtask test: installs the Debian packages that are missing, checks format, lints, documentation and licences, \
-         and runs all tests, with real machines in QEMU.\nOn 2 cores about 20 minutes, 14 where the demo was built before. \
+         and runs all tests, with real machines in QEMU.\nOn 2 cores about 25 minutes, 21 where the demo was built before. \
          A failed step stops no other; the verdict is at the end.",
     );
     let mut verdict = Verdict::default();

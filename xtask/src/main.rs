@@ -77,7 +77,7 @@ fn usage() -> Result<ExitCode> {
 fn demo(args: &[String]) -> Result<ExitCode> {
     step::say(
         "cargo xtask demo: installs the Debian packages that are missing, builds server and agent, makes a small Debian \
-         image, and shows it installed onto blank machines.\nOn 2 cores about 15 minutes the first time, 5 after that. \
+         image, and shows it installed onto blank machines.\nOn 2 cores about 10 minutes the first time, 5 after that. \
          Everything is below the folder target and in network namespaces of its own.",
     );
     setup::run(Purpose::Demo)?;
