@@ -167,7 +167,7 @@ pub fn configured(settings: &Settings) -> clap::Command {
         .mut_subcommand("lend", |lend| limits.fill(lend))
 }
 
-/// What was asked for.
+/// Parsed command line, with what its configuration file adds.
 #[derive(Debug)]
 pub struct Invocation {
     pub cli: Cli,
